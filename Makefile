@@ -1,0 +1,38 @@
+# make demo   environment, then the sample corpus from metadata to shards, then the report
+# make test   the default tests
+# make check  lint, format and types
+# make bench  the benchmarks, against peers, in one run each
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= runs/demo
+
+.PHONY: demo test test-all check bench clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/python shards/sample/serve.py --port 8765 -- $(BIN)/vila-data run recipes/sample.yaml --out $(OUT)
+	$(BIN)/vila-data check $(OUT)
+
+test: $(VENV)/.installed
+	$(BIN)/pytest
+
+test-all: $(VENV)/.installed
+	$(BIN)/pytest -m "slow or not slow"
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/download.py
+	$(BIN)/python benchmarks/score.py
+
+clean:
+	rm -rf $(VENV) .venvs runs .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,63 @@
+"""From published metadata to checked shards for vision-language training.
+
+    import vila_data as vd
+    recipe = vd.load_recipe("recipes/sample.yaml")
+    report = vd.run(recipe, out="runs/sample")
+    shards = vd.open_shards("runs/sample/shards/docs")
+
+Importing the package loads neither torch nor ray, nor anything else that is large.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vila_data.core.errors import DataError, RecipeError, RunError, StorageError, UsageError, VilaDataError
+    from vila_data.shard.read import Sample, ShardSetReader, open_shards
+    from vila_data.workflow.recipe import Recipe, load_recipe
+    from vila_data.workflow.report import RunReport
+    from vila_data.workflow.run import run
+
+_HOMES = {
+    "DataError": "core.errors",
+    "RecipeError": "core.errors",
+    "RunError": "core.errors",
+    "StorageError": "core.errors",
+    "UsageError": "core.errors",
+    "VilaDataError": "core.errors",
+    "Recipe": "workflow.recipe",
+    "RunReport": "workflow.report",
+    "Sample": "shard.read",
+    "ShardSetReader": "shard.read",
+    "load_recipe": "workflow.recipe",
+    "open_shards": "shard.read",
+    "run": "workflow.run",
+}
+
+__all__ = [
+    "DataError",
+    "Recipe",
+    "RecipeError",
+    "RunError",
+    "RunReport",
+    "Sample",
+    "ShardSetReader",
+    "StorageError",
+    "UsageError",
+    "VilaDataError",
+    "load_recipe",
+    "open_shards",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vila_data' has no attribute {name!r}")
+    return getattr(import_module(f"vila_data.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

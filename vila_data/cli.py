@@ -1,0 +1,139 @@
+"""The command `vila-data`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from vila_data.core.errors import VilaDataError
+
+app = typer.Typer(
+    name="vila-data",
+    help="From published metadata to checked shards for vision-language training.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RecipeArgument = Annotated[Path, typer.Argument(help="A recipe (YAML).", show_default=False)]
+PathArgument = Annotated[str, typer.Argument(help="A run, shard set, shard or recipe.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="JSON for programs instead of tables.")]
+Limit = Annotated[int | None, typer.Option(help="Take only the first rows of each corpus's metadata.")]
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    out: Annotated[str, typer.Option(help="Folder or URL of the run; relaunch with the same to resume.")],
+    runner: Annotated[
+        str, typer.Option(help="ray: the cluster at RAY_ADDRESS, or this machine; local: one process.")
+    ] = "ray",
+    limit: Limit = None,
+    only: Annotated[str | None, typer.Option(help="One stage: download, score, filter or shard.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done; write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make the recipe's shards; what is committed already is passed over."""
+    if dry_run:
+        _print_plan(recipe, out, limit, as_json)
+        return
+    from vila_data.core.store import Store
+    from vila_data.view.tables import print_run
+    from vila_data.workflow.progress import ConsoleWatch
+    from vila_data.workflow.report import read_run_json
+    from vila_data.workflow.run import run as run_recipe
+
+    with ConsoleWatch(Console(stderr=True)) as watch:
+        report = run_recipe(recipe, out, runner=runner, limit=limit, only=only, watch=watch)
+    totals = read_run_json(Store(out))
+    assert totals is not None
+    if as_json:
+        _print_json(totals)
+        return
+    console = Console()
+    print_run(console, totals)
+    for name, manifest in report.sets.items():
+        empty = "" if manifest.samples else " (empty: every record was dropped; the funnel says why)"
+        console.print(f"{name}: {report.out}/shards/{name}{empty}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    out: Annotated[str | None, typer.Option(help="A run, to see what is committed there already.")] = None,
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Print what a run will do: parts, records, bytes, hours, and what is committed."""
+    _print_plan(recipe, out, limit, as_json)
+
+
+@app.command()
+def inspect(path: PathArgument, as_json: Json = False) -> None:
+    """Show what lies at a path."""
+    from vila_data.view import tables
+    from vila_data.workflow.inspection import inspect as look
+
+    kind, value = look(path)
+    if as_json:
+        _print_json({"kind": kind, **value})
+        return
+    show = {
+        "recipe": tables.print_tree,
+        "run": tables.print_run,
+        "set": tables.print_set,
+        "shard": tables.print_shard,
+    }[kind]
+    show(Console(), value)
+
+
+@app.command()
+def check(path: PathArgument, as_json: Json = False) -> None:
+    """Are the bytes what manifests and receipts say? Exit 1 and a list where not."""
+    from vila_data.workflow.inspection import check as find_problems
+
+    problems = list(find_problems(path))
+    if as_json:
+        _print_json({"path": path, "problems": problems})
+    else:
+        for problem in problems:
+            print(problem)
+        print(f"{path}: {'all well' if not problems else f'{len(problems)} problems'}")
+    if problems:
+        raise typer.Exit(1)
+
+
+def _print_plan(recipe: Path, out: str | None, limit: int | None, as_json: bool) -> None:
+    from vila_data.view.tables import print_tree
+    from vila_data.workflow.forecast import forecast
+
+    tree = forecast(recipe, out, limit)
+    if as_json:
+        _print_json(tree)
+    else:
+        print_tree(Console(soft_wrap=True), tree)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def main() -> None:
+    """Run the command; an error made for users is one message, exit 1 (data) or 2 (call)."""
+    try:
+        app()
+    except VilaDataError as error:
+        print(f"vila-data: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("vila-data: interrupted; the same command resumes", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

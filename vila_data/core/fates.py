@@ -1,0 +1,121 @@
+"""What became of each record and image, and the counts of it.
+
+Every input has exactly one fate: ``kept``, ``dropped`` with a rule's name, or
+``failed`` with an error class. The names below are the fixed lists; columns and
+the funnel hold no others.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+from vila_data.core.errors import DataError
+
+FateName = Literal["kept", "dropped", "failed"]
+
+RECORD_REASONS: Final[tuple[str, ...]] = (
+    "malformed_json",
+    "truncated_file",
+    "missing_field",
+    "wrong_type",
+    "no_text",
+    "bad_matched_text_index",
+)
+"""Why a metadata row is no record."""
+
+IMAGE_ERRORS: Final[tuple[str, ...]] = (
+    "bad_url",
+    "address_refused",
+    "dns",
+    "connect",
+    "tls",
+    "timeout",
+    "connection_lost",
+    "http_status",
+    "too_many_redirects",
+    "bad_response",
+    "too_large",
+    "robots_txt",
+    "opted_out",
+    "not_an_image",
+    "too_many_pixels",
+    "truncated_image",
+    "undecodable_image",
+    "upstream",
+)
+"""Why an image was not downloaded (VILA.md section 2: answered 200 and decodes).
+
+bad_url            not http or https, no host, or not a URL at all
+address_refused    the host's address is loopback, private, link-local, multicast or a metadata service
+dns, connect, tls  no address; no connection; a certificate that does not verify
+timeout            total or idle time limit reached
+connection_lost    reset or closed before the whole body came
+http_status        an answer other than 200 after redirects; see the column http_code
+bad_response       headers or encoding that cannot be read (header flood, broken gzip …)
+too_large          body above download.max_bytes
+robots_txt         robots.txt of the origin disallows the URL
+opted_out          X-Robots-Tag carries a directive of download.opt_out
+not_an_image       the bytes are no image of a known format
+too_many_pixels    above download.max_pixels; not decoded
+truncated_image    the image ends early
+undecodable_image  any other failure of the decoder
+upstream           a corpus that was downloaded already has no bytes for it
+"""
+
+
+class Funnel:
+    """Counts of fates by stage and reason, for records and images of one corpus.
+
+    Stages are added in the data's path's order; `close` asserts that each stage's
+    outcomes sum to what entered it.
+    """
+
+    def __init__(self) -> None:
+        self._stages: dict[tuple[str, str], Counter[str]] = {}
+
+    def add(self, stage: str, unit: Literal["records", "images"], fate: str, count: int = 1) -> None:
+        """Count `count` items; `fate` is ``kept``, ``dropped:<rule>`` or ``failed:<error>``."""
+        if count:
+            self._stages.setdefault((stage, unit), Counter())[fate] += count
+        else:
+            self._stages.setdefault((stage, unit), Counter())
+
+    def merge(self, rows: Mapping[str, Mapping[str, Mapping[str, int]]]) -> None:
+        """Add the counts of `as_dict` of another funnel."""
+        for stage, units in rows.items():
+            for unit, fates in units.items():
+                self._stages.setdefault((stage, unit), Counter()).update(fates)
+
+    def total(self, stage: str, unit: str) -> int:
+        """Items that entered `stage`."""
+        return sum(self._stages.get((stage, unit), Counter()).values())
+
+    def kept(self, stage: str, unit: str) -> int:
+        """Items that left `stage` for the next."""
+        return self._stages.get((stage, unit), Counter())["kept"]
+
+    def check(self, stage: str, unit: str, entered: int) -> None:
+        """Assert that the fates of `stage` sum to `entered`.
+
+        Raises:
+            DataError: they do not; the message has both numbers.
+        """
+        found = self.total(stage, unit)
+        if found != entered:
+            raise DataError(f"funnel: {stage}: {entered} {unit} entered, the fates of {found} are known")
+
+    def as_dict(self) -> dict[str, dict[str, dict[str, int]]]:
+        """{stage: {unit: {fate: count}}}, stages in the order in which they were added."""
+        result: dict[str, dict[str, dict[str, int]]] = {}
+        for (stage, unit), fates in self._stages.items():
+            result.setdefault(stage, {})[unit] = dict(sorted(fates.items()))
+        return result
+
+    @classmethod
+    def from_dict(cls, rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Funnel:
+        """The inverse of `as_dict`."""
+        funnel = cls()
+        funnel.merge(rows)
+        return funnel

@@ -1,0 +1,70 @@
+"""Names of files in a run directory (the contract of shards/FORMAT.md), and the unit of work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One slice of a corpus's metadata: raw rows `start` to `stop` of `file`.
+
+    label:   prefix of the record ids of this file, unique in the corpus.
+    records: records expected in the slice (after preselection).
+    inputs:  fingerprint of the file, the slice and how records are read from it.
+    cut:     (score, id) of the last row that preselection keeps, None: all rows.
+    """
+
+    corpus: str
+    index: int
+    file: str
+    label: str
+    start: int
+    stop: int
+    records: int
+    inputs: str
+    cut: tuple[float, int] | None = None
+
+    @property
+    def name(self) -> str:
+        """``part-NNNNN``."""
+        return f"part-{self.index:05d}"
+
+    def images_tar(self) -> str:
+        """Records and their images as downloaded."""
+        return f"download/{self.corpus}/{self.name}.tar"
+
+    def images_table(self) -> str:
+        """core.schemas.DOWNLOAD_IMAGES."""
+        return f"download/{self.corpus}/{self.name}.parquet"
+
+    def records_table(self) -> str:
+        """core.schemas.DOWNLOAD_RECORDS."""
+        return f"download/{self.corpus}/{self.name}.records.parquet"
+
+    def scores_table(self) -> str:
+        """core.schemas.SCORE_IMAGES."""
+        return f"score/{self.corpus}/{self.name}.parquet"
+
+    def fates_table(self) -> str:
+        """core.schemas.FATES."""
+        return f"filter/{self.corpus}/{self.name}.parquet"
+
+    def receipt(self, stage: str) -> str:
+        """The receipt of this part for ``download``, ``score`` or ``filter``."""
+        return f"{stage}/{self.corpus}/{self.name}.json"
+
+
+def record_key(corpus: str, part: int, row: int) -> str:
+    """Key of a record in a download tar and of its sample: no dot, unique in a run."""
+    return f"{corpus}-{part:05d}-{row:06d}"
+
+
+def parts_list(corpus: str) -> str:
+    """The corpus's parts, as laid out by the first run."""
+    return f"download/{corpus}/parts.json"
+
+
+def shard_stem(name: str, index: int) -> str:
+    """Path of a shard without suffix."""
+    return f"shards/{name}/{name}-{index:06d}"

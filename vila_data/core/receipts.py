@@ -1,0 +1,132 @@
+"""Receipts: the JSON that is written last for a part and makes its outputs valid.
+
+A unit of work writes its outputs into a scratch folder, commits them one by one
+and then the receipt. Whoever is killed in between leaves no receipt, so the work
+is done again and gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vila_data.core.errors import StorageError
+from vila_data.core.records import canonical_json
+from vila_data.core.store import Store
+
+_CHUNK = 1 << 20
+
+
+def fingerprint(value: Any) -> str:
+    """16 hex digits of the sha256 of a JSON value's canonical spelling."""
+    return hashlib.sha256(canonical_json({"value": value})).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a unit of work took in, counted and put out.
+
+    inputs: fingerprint of everything that its outputs depend on.
+    counts: stage counters; funnel rows under "funnel".
+    outputs: {path: {"bytes": int, "sha256": hex}}, paths relative to the store.
+    """
+
+    inputs: str
+    counts: dict[str, Any] = field(default_factory=dict)
+    outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def fingerprint(self) -> str:
+        """Fingerprint of the outputs: what later stages depend on."""
+        return fingerprint(self.outputs)
+
+
+def read_receipt(store: Store, path: str) -> Receipt | None:
+    """The receipt at `path`, or None where there is none or it is no receipt."""
+    if store.size(path) is None:
+        return None
+    try:
+        value = json.loads(store.read(path))
+        return Receipt(value["inputs"], value["counts"], value["outputs"])
+    except (ValueError, KeyError, TypeError, StorageError):
+        return None
+
+
+def valid_receipt(store: Store, path: str, inputs: str) -> Receipt | None:
+    """The receipt at `path` if it is for `inputs` and each output is there with its size."""
+    receipt = read_receipt(store, path)
+    if receipt is None or receipt.inputs != inputs:
+        return None
+    for output, facts in receipt.outputs.items():
+        if store.size(output) != facts["bytes"]:
+            return None
+    return receipt
+
+
+class Outputs:
+    """Files being made by one unit of work: local until the block ends, then committed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._paths: dict[str, Path] = {}
+        self.counts: dict[str, Any] = {}
+        self.receipt: Receipt | None = None
+
+    def path(self, final: str) -> Path:
+        """Local path at which to write the file that will be `final` in the store."""
+        local = self.folder / f"{len(self._paths):03d}"
+        self._paths[final] = local
+        return local
+
+    def items(self) -> list[tuple[str, Path]]:
+        """(final path, local path) in the order in which they were asked for."""
+        return list(self._paths.items())
+
+
+@contextmanager
+def committing(store: Store, receipt_path: str, inputs: str) -> Iterator[Outputs]:
+    """Write the outputs of a unit of work, then its receipt; all or nothing.
+
+    Set `counts` inside the block; `receipt` is set when it ends.
+
+    Raises:
+        StorageError: no space left, or the store cannot be written; no receipt then.
+    """
+    with store.scratch() as folder:
+        outputs = Outputs(folder)
+        try:
+            yield outputs
+        except OSError as error:
+            raise StorageError(f"{store.location(receipt_path)}: {error.strerror or error}") from error
+        facts = {final: _facts(local) for final, local in outputs.items()}
+        for final, local in outputs.items():
+            store.commit_file(local, final)
+        outputs.receipt = Receipt(inputs, outputs.counts, facts)
+        write_receipt(store, receipt_path, outputs.receipt)
+
+
+def write_receipt(store: Store, path: str, receipt: Receipt) -> None:
+    """Write a receipt, atomically."""
+    value: Mapping[str, Any] = {
+        "inputs": receipt.inputs,
+        "counts": receipt.counts,
+        "outputs": receipt.outputs,
+    }
+    store.commit_bytes(json.dumps(value, indent=1, sort_keys=True).encode() + b"\n", path)
+
+
+def _facts(local: Path) -> dict[str, Any]:
+    return {"bytes": local.stat().st_size, "sha256": sha256_of(local)}
+
+
+def sha256_of(local: Path) -> str:
+    """Hex sha256 of a local file, read in pieces."""
+    digest = hashlib.sha256()
+    with open(local, "rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

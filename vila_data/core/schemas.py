@@ -1,0 +1,95 @@
+"""Columns of every table in a run directory. One place, so that stages meet only here.
+
+`row` is a record's place in its part; with `image_index` it joins all tables of a part.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pyarrow as pa
+
+SCHEMA_VERSION: Final = 1
+
+DOWNLOAD_IMAGES: Final = pa.schema(
+    [
+        pa.field("row", pa.int32(), nullable=False),
+        pa.field("record_id", pa.string(), nullable=False),
+        pa.field("image_index", pa.int32(), nullable=False),
+        pa.field("url", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),  # ok | failed
+        pa.field("error", pa.string()),  # core.fates.IMAGE_ERRORS, null if ok
+        pa.field("http_code", pa.int32()),
+        pa.field("sha256", pa.string()),  # of the stored JPEG, hex
+        pa.field("width", pa.int32()),  # of the stored JPEG, pixels
+        pa.field("height", pa.int32()),
+        pa.field("bytes", pa.int64()),
+        pa.field("original_width", pa.int32()),  # as served, EXIF orientation applied
+        pa.field("original_height", pa.int32()),
+        pa.field("original_bytes", pa.int64()),
+        pa.field("phash", pa.string()),  # 64 bits, hex
+        pa.field("matched_text_index", pa.int32()),  # as published
+        pa.field("offset", pa.int64()),  # of the JPEG's bytes in the part's tar
+    ]
+)
+"""download/<corpus>/part-NNNNN.parquet: one row an image, in record and image order."""
+
+DOWNLOAD_RECORDS: Final = pa.schema(
+    [
+        pa.field("row", pa.int32(), nullable=False),
+        pa.field("record_id", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),  # ok | failed
+        pa.field("error", pa.string()),  # core.fates.RECORD_REASONS, null if ok
+        pa.field("detail", pa.string()),  # file, line and problem of a failed record
+        pa.field("n_images", pa.int32(), nullable=False),
+        pa.field("n_texts", pa.int32(), nullable=False),
+        pa.field("text_chars", pa.int64(), nullable=False),
+        pa.field("json_bytes", pa.int64(), nullable=False),
+        pa.field("offset", pa.int64()),  # of the record's block in the part's tar: JSON, then its images
+        pa.field("size", pa.int64()),
+    ]
+)
+"""download/<corpus>/part-NNNNN.records.parquet: one row a metadata row, in order."""
+
+SCORE_IMAGES: Final = pa.schema(
+    [
+        pa.field("row", pa.int32(), nullable=False),
+        pa.field("record_id", pa.string(), nullable=False),
+        pa.field("image_index", pa.int32(), nullable=False),
+        pa.field("scored", pa.bool_(), nullable=False),  # false: no bytes, or a cheap rule drops it
+        pa.field("similarity", pa.float32()),  # to its caption, or to its published sentence
+        pa.field("matched_text_index", pa.int32()),  # as published
+        pa.field("assigned_text_index", pa.int32()),  # fresh linear assignment
+        pa.field("assigned_similarity", pa.float32()),
+        pa.field("similarities", pa.list_(pa.float32())),  # documents: to every sentence
+    ]
+)
+"""score/<corpus>/part-NNNNN.parquet: one row an image, the same rows as DOWNLOAD_IMAGES."""
+
+FATES: Final = pa.schema(
+    [
+        pa.field("row", pa.int32(), nullable=False),
+        pa.field("record_id", pa.string(), nullable=False),
+        pa.field("image_index", pa.int32()),  # null: the record itself
+        pa.field("fate", pa.string(), nullable=False),  # kept | dropped | failed
+        pa.field("reason", pa.string()),  # rule or error, null if kept
+        pa.field("stage", pa.string(), nullable=False),  # stage in which it was decided: download | filter
+        pa.field("text_index", pa.int32()),  # of a kept image: the sentence that it stands before
+        pa.field("similarity", pa.float32()),  # of a kept image: to that sentence
+    ]
+)
+"""filter/<corpus>/part-NNNNN.parquet: each record's row, followed by its images' rows."""
+
+SHARD_INDEX: Final = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("record_id", pa.string(), nullable=False),
+        pa.field("n_images", pa.int32(), nullable=False),
+        pa.field("text_chars", pa.int64(), nullable=False),
+        pa.field("members", pa.list_(pa.string()), nullable=False),  # in tar order
+        pa.field("offsets", pa.list_(pa.int64()), nullable=False),  # of each member's bytes
+        pa.field("sizes", pa.list_(pa.int64()), nullable=False),
+        pa.field("similarities", pa.list_(pa.float32()), nullable=False),  # one an image, null if not scored
+    ]
+)
+"""shards/<set>/<set>-NNNNNN.parquet: one row a sample, in tar order."""

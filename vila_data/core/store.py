@@ -1,0 +1,173 @@
+"""Where a run lies: any fsspec URL, read by range and written atomically.
+
+A file appears under its name whole or not at all: it is written to a temporary
+file on the same file system and renamed, or, on an object store, uploaded in one
+put, which is atomic there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from vila_data.core.errors import StorageError
+
+SCRATCH_DIR = ".scratch"
+
+
+class Store:
+    """A directory tree at `url`; paths are relative, with forward slashes."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url if "://" in url else os.path.abspath(url)
+        try:
+            fs, root = fsspec.core.url_to_fs(self.url)
+        except (ValueError, ImportError) as error:
+            raise StorageError(f"{url}: cannot be opened as a store: {error}") from error
+        self._fs: Any = fs
+        self._root = str(root).rstrip("/")
+        self.is_local = isinstance(fs, LocalFileSystem)
+
+    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
+        return (Store, (self.url,))
+
+    def location(self, path: str) -> str:
+        """Full URL or local path of `path`, for messages and for other programs."""
+        return f"{self.url.rstrip('/')}/{path}" if path else self.url
+
+    def exists(self, path: str) -> bool:
+        """Whether a file or folder is there."""
+        with self._failing(path):
+            return bool(self._fs.exists(self._at(path)))
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a file; None where there is none."""
+        with self._failing(path):
+            try:
+                return int(self._fs.info(self._at(path))["size"])
+            except FileNotFoundError:
+                return None
+
+    def files(self, path: str) -> list[str]:
+        """Relative paths of all files below a folder, sorted; empty where there is none."""
+        with self._failing(path):
+            self._fs.invalidate_cache()
+            try:
+                found = self._fs.find(self._at(path))
+            except FileNotFoundError:
+                return []
+        prefix = len(self._root) + 1
+        return sorted(name[prefix:] for name in found if not name[prefix:].startswith(SCRATCH_DIR + "/"))
+
+    def read(self, path: str) -> bytes:
+        """A whole file."""
+        with self._failing(path):
+            data: bytes = self._fs.cat_file(self._at(path))
+            return data
+
+    def read_range(self, path: str, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`.
+
+        Raises:
+            StorageError: the file is shorter than that, or cannot be read.
+        """
+        with self._failing(path):
+            if self.is_local:
+                with open(self._at(path), "rb", buffering=0) as stream:
+                    data = os.pread(stream.fileno(), size, offset)
+            else:
+                data = self._fs.cat_file(self._at(path), start=offset, end=offset + size)
+        if len(data) != size:
+            raise StorageError(f"{self.location(path)}: {len(data)} of {size} bytes at offset {offset}")
+        return data
+
+    @contextmanager
+    def open_read(self, path: str) -> Iterator[Any]:
+        """A seekable binary stream."""
+        with self._failing(path), self._fs.open(self._at(path), "rb", block_size=4 << 20) as stream:
+            yield stream
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A fresh local folder for temporary files, gone afterwards.
+
+        For a local store it lies inside the store, so that a commit is a rename.
+        """
+        with self._failing(""):
+            if self.is_local:
+                base = Path(self._root) / SCRATCH_DIR
+                base.mkdir(parents=True, exist_ok=True)
+                folder = base / uuid.uuid4().hex
+                folder.mkdir()
+            else:
+                folder = Path(tempfile.mkdtemp(prefix="vila-data-"))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def commit_file(self, local: Path, path: str) -> None:
+        """Put a finished local file under its final name, atomically, replacing what was there."""
+        with self._failing(path):
+            if self.is_local:
+                target = Path(self._at(path))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with open(local, "rb+") as stream:
+                    os.fsync(stream.fileno())
+                os.replace(local, target)
+            else:
+                self._fs.makedirs(os.path.dirname(self._at(path)), exist_ok=True)
+                self._fs.put_file(str(local), self._at(path))
+
+    def commit_bytes(self, data: bytes, path: str) -> None:
+        """Put a small file under its final name, atomically."""
+        with self.scratch() as folder:
+            local = folder / "file"
+            with self._failing(path):
+                local.write_bytes(data)
+            self.commit_file(local, path)
+
+    def remove(self, path: str) -> None:
+        """Delete a file or folder; nothing happens where there is none."""
+        with self._failing(path):
+            try:
+                self._fs.rm(self._at(path), recursive=True)
+            except FileNotFoundError:
+                return
+
+    def clear_scratch(self) -> None:
+        """Delete temporary files that a killed run left behind."""
+        if self.is_local:
+            shutil.rmtree(Path(self._root) / SCRATCH_DIR, ignore_errors=True)
+
+    def _at(self, path: str) -> str:
+        return f"{self._root}/{path}" if path else self._root
+
+    @contextmanager
+    def _failing(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise StorageError(f"{self.location(path)}: no such file") from error
+        except (OSError, _boto_error()) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise StorageError(f"{self.location(path)}: {reason}") from error
+
+
+def _boto_error() -> type[Exception]:
+    """botocore's base error where s3fs is installed; it is no OSError."""
+    try:
+        from botocore.exceptions import BotoCoreError
+    except ImportError:
+        return OSError
+    error: type[Exception] = BotoCoreError
+    return error

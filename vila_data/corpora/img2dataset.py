@@ -1,0 +1,79 @@
+"""Pairs that img2dataset has downloaded already: NNNNN.tar beside NNNNN.parquet and NNNNN_stats.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vila_data.core.errors import DataError
+from vila_data.core.layout import Part
+from vila_data.core.records import BadRecord, ImageRef, Record
+from vila_data.core.tarcodec import Member, walk_file
+from vila_data.corpora.config import Img2datasetConfig
+from vila_data.corpora.source import FileScan, file_fingerprint, open_binary
+
+_IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+
+
+class Img2datasetSource:
+    """One record a row of the parquet; rows that failed there stay failed, with their status."""
+
+    def __init__(self, config: Img2datasetConfig) -> None:
+        self._config = config
+
+    def scan(self, file: str, max_rows: int | None) -> FileScan:
+        """Rows of the parquet beside a tar; all three files must be there."""
+        stem = _stem(file)
+        fs, path = fsspec.core.url_to_fs(stem)
+        for suffix, meaning in ((".parquet", "its rows"), ("_stats.json", "img2dataset did not finish it")):
+            if not fs.exists(path + suffix):
+                raise DataError(
+                    f"{file}: {stem}{suffix} is not there ({meaning}): remove the tar or finish the download"
+                )
+        with open_binary(stem + ".parquet") as stream:
+            try:
+                rows = pq.ParquetFile(stream).metadata.num_rows
+            except pa.ArrowInvalid as error:
+                raise DataError(f"{stem}.parquet: not a parquet file: {error}") from error
+        rows = rows if max_rows is None else min(rows, max_rows)
+        return FileScan(file, rows, file_fingerprint(file) + file_fingerprint(stem + ".parquet"))
+
+    def read(self, part: Part) -> Iterator[Record | BadRecord]:
+        """Pairs of the parquet's rows `part.start` to `part.stop`, with their images' bytes."""
+        with open_binary(_stem(part.file) + ".parquet") as stream:
+            table = pq.read_table(stream).slice(part.start, part.stop - part.start)
+        with open_binary(part.file) as tar:
+            members = {member.name: member for member in walk_file(tar, part.file, strict=False)}
+            for row, value in enumerate(table.to_pylist(), part.start):
+                yield _pair(part, row, value, tar, members)
+
+
+def _pair(part: Part, row: int, value: dict[str, Any], tar: Any, members: dict[str, Member]) -> Record | BadRecord:
+    key = str(value.get("key") or f"{row:09d}")
+    record_id = f"{part.label}-{key}"
+    text = value.get("caption")
+    url = value.get("url")
+    if not isinstance(text, str) or not text.strip():
+        return BadRecord(record_id, "no_text", f"{part.file}: key {key}: no caption")
+    if not isinstance(url, str):
+        return BadRecord(record_id, "missing_field", f"{part.file}: key {key}: no url")
+    data, problem = None, None
+    if value.get("status") not in (None, "success"):
+        problem = str(value.get("error_message") or value["status"])
+    else:
+        member = next((members[f"{key}.{suffix}"] for suffix in _IMAGE_SUFFIXES if f"{key}.{suffix}" in members), None)
+        if member is None:
+            problem = "no image member in the tar"
+        else:
+            tar.seek(member.offset)
+            data = tar.read(member.size)
+    image = ImageRef(url=url, matched_text_index=0, data=data, upstream_error=problem)
+    return Record(record_id, "pair", (text,), (image,))
+
+
+def _stem(file: str) -> str:
+    return file.removesuffix(".tar")

@@ -1,0 +1,127 @@
+"""MMC4: one JSON document a line, in .jsonl, .jsonl.gz or .jsonl.zip.
+
+Line format: VILA.md section 7. An image may share a sentence with others; a
+document may have more images than sentences.
+"""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+from vila_data.core.errors import DataError
+from vila_data.core.layout import Part
+from vila_data.core.records import BadRecord, ImageRef, Record
+from vila_data.corpora.config import Mmc4Config
+from vila_data.corpora.source import FileScan, file_fingerprint, open_binary
+
+_BROKEN_CONTAINER = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile)
+
+
+class _RowError(Exception):
+    def __init__(self, reason: str, problem: str) -> None:
+        self.reason = reason
+        super().__init__(problem)
+
+
+class Mmc4Source:
+    """Documents of MMC4, or of anything written in its line format."""
+
+    def __init__(self, config: Mmc4Config) -> None:
+        self._config = config
+
+    def scan(self, file: str, max_rows: int | None) -> FileScan:
+        """Count lines; a container that breaks off counts one row more, which will fail."""
+        rows = sum(1 for _ in itertools.islice(_lines(file), max_rows))
+        return FileScan(file, rows, file_fingerprint(file))
+
+    def read(self, part: Part) -> Iterator[Record | BadRecord]:
+        """Documents of lines `part.start` to `part.stop`; blank lines are failed records too."""
+        for number, line in enumerate(itertools.islice(_lines(part.file), part.start, part.stop), part.start + 1):
+            record_id = f"{part.label}-{number:06d}"
+            try:
+                if isinstance(line, _RowError):
+                    raise line
+                yield _document(record_id, _parse(line))
+            except _RowError as error:
+                yield BadRecord(record_id, error.reason, f"{part.file}:{number}: {error}")
+
+
+def _lines(file: str) -> Iterator[bytes | _RowError]:
+    try:
+        with open_binary(file) as raw:
+            if file.endswith(".zip"):
+                with zipfile.ZipFile(raw) as archive:
+                    for name in archive.namelist():
+                        with archive.open(name) as stream:
+                            yield from stream
+            elif file.endswith(".gz"):
+                with gzip.GzipFile(fileobj=raw) as stream:
+                    yield from stream
+            else:
+                yield from raw
+    except _BROKEN_CONTAINER as error:
+        yield _RowError("truncated_file", f"the file cannot be read further: {error}")
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error}") from error
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise _RowError("malformed_json", f"not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise _RowError("wrong_type", f"a {type(value).__name__} stands where a document should")
+    return value
+
+
+def _document(record_id: str, value: dict[str, Any]) -> Record:
+    texts = _field(value, "text_list", list)
+    if not all(isinstance(text, str) for text in texts):
+        raise _RowError("wrong_type", "text_list holds something that is no string")
+    if not texts:
+        raise _RowError("no_text", "text_list is empty")
+    infos = _field(value, "image_info", list)
+    source_url = value.get("url")
+    return Record(
+        record_id=record_id,
+        kind="document",
+        texts=tuple(texts),
+        images=tuple(_image(index, info, len(texts)) for index, info in enumerate(infos)),
+        source_url=source_url if isinstance(source_url, str) else None,
+    )
+
+
+def _image(index: int, info: Any, n_texts: int) -> ImageRef:
+    if not isinstance(info, dict):
+        raise _RowError("wrong_type", f"image_info[{index}] is no object")
+    url = _field(info, "raw_url", str, f"image_info[{index}].")
+    matched = info.get("matched_text_index")
+    if matched is not None and (type(matched) is not int or not 0 <= matched < n_texts):
+        raise _RowError(
+            "bad_matched_text_index",
+            f"image_info[{index}].matched_text_index is {matched!r}; the document has {n_texts} sentences",
+        )
+    sim = info.get("matched_sim")
+    name = info.get("image_name")
+    return ImageRef(
+        url=url,
+        matched_text_index=matched,
+        matched_sim=float(sim) if isinstance(sim, (int, float)) else None,
+        name=name if isinstance(name, str) else None,
+    )
+
+
+def _field(value: dict[str, Any], key: str, kind: type, where: str = "") -> Any:
+    if key not in value:
+        raise _RowError("missing_field", f"{where}{key} is missing")
+    if not isinstance(value[key], kind):
+        found = type(value[key]).__name__
+        raise _RowError("wrong_type", f"{where}{key} is a {found}, not a {kind.__name__}")
+    return value[key]

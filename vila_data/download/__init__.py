@@ -1,0 +1,1 @@
+"""urls -> bytes -> verified, resized JPEG."""

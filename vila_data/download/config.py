@@ -1,0 +1,49 @@
+"""The recipe's `download:` section."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from vila_data.core.config import StrictModel
+
+Seconds = Annotated[float, Field(gt=0, le=3600, strict=False)]
+
+
+class ResizeConfig(StrictModel):
+    """Shorter side in pixels; JPEG quality 1 to 100."""
+
+    shorter_side_px: Annotated[int, Field(ge=1, le=8192)] = 336
+    only_if_larger: bool = True
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 90
+
+
+class DownloadConfig(StrictModel):
+    """How images are fetched and what is stored of them.
+
+    timeout_s:           a whole attempt, redirects included, without waiting for a slot.
+    idle_timeout_s:      longest pause while connecting or reading.
+    retries:             further attempts after time-outs, resets, 429 and 5xx.
+    concurrency:         requests in flight a task; per_host: of them to one host name.
+    max_bytes:           of a body, also after decompression.
+    max_pixels:          width times height, read from the header before decoding.
+    allow_private_hosts: host or host:port that may have private addresses.
+    opt_out:             X-Robots-Tag directives honoured.
+    contact:             mail or web address put into the User-Agent.
+    resize:              None keeps the size.
+    """
+
+    timeout_s: Seconds = 10.0
+    idle_timeout_s: Seconds = 5.0
+    retries: Annotated[int, Field(ge=0, le=20)] = 2
+    concurrency: Annotated[int, Field(ge=1, le=4096)] = 256
+    per_host: Annotated[int, Field(ge=1, le=1024)] = 8
+    max_bytes: Annotated[int, Field(ge=1, le=2**31 - 1)] = 20_000_000
+    max_pixels: Annotated[int, Field(ge=1, le=2**31 - 1)] = 89_478_485
+    allow_private_hosts: list[Annotated[str, Field(min_length=1)]] = []
+    opt_out: list[Annotated[str, Field(min_length=1)]] = ["noai", "noimageai", "noindex"]
+    robots_txt: bool = True
+    resize: ResizeConfig | None = ResizeConfig()
+    contact: Annotated[str, Field(pattern=r"^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$")] | None = None
+    engine: Literal["builtin", "img2dataset"] = "builtin"

@@ -1,0 +1,157 @@
+"""The filter stage for one part: columns in, fates out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from vila_data.core.errors import DataError
+from vila_data.core.layout import Part
+from vila_data.core.receipts import Receipt, committing
+from vila_data.core.schemas import FATES
+from vila_data.core.store import Store
+from vila_data.filter import duplicates
+from vila_data.filter.config import Rules
+from vila_data.filter.rules import (
+    FAILED,
+    KEPT,
+    OUTCOMES,
+    RECORD_OUTCOMES,
+    PartColumns,
+    image_outcomes,
+    read_columns,
+    record_outcomes,
+    worth_scoring,
+)
+
+_IMAGE_COLUMNS = [
+    "row",
+    "record_id",
+    "image_index",
+    "status",
+    "error",
+    "sha256",
+    "original_width",
+    "original_height",
+    "matched_text_index",
+]
+_RECORD_COLUMNS = ["row", "record_id", "status", "error"]
+_SCORE_COLUMNS = ["scored", "similarity", "matched_text_index", "assigned_text_index", "assigned_similarity"]
+
+
+@dataclass(frozen=True)
+class _Tables:
+    images: pa.Table
+    records: pa.Table
+    columns: PartColumns
+
+
+def images_worth_scoring(store: Store, part: Part, rules: Rules) -> NDArray[np.bool_]:
+    """bool[images of the part]: those that no rule on `download`'s columns drops."""
+    return worth_scoring(_read(store, part, rules, scored=False).columns, rules)
+
+
+def part_digests(store: Store, part: Part, rules: Rules, scored: bool) -> NDArray[np.void]:
+    """Digests of the part's images that pass every rule but the duplicates'."""
+    tables = _read(store, part, rules, scored)
+    return duplicates.digests(tables.images.column("sha256"), image_outcomes(tables.columns, rules.images) == KEPT)
+
+
+def filter_part(
+    store: Store, part: Part, rules: Rules, scored: bool, copies: NDArray[np.bool_] | None, inputs: str
+) -> Receipt:
+    """Write the part's fates and their counts.
+
+    copies: of `duplicates.later_copies`, one entry an image of `part_digests`; None keeps duplicates.
+
+    Raises:
+        DataError: the counts of fates do not sum to the part's rows.
+    """
+    tables = _read(store, part, rules, scored)
+    images = image_outcomes(tables.columns, rules.images)
+    if copies is not None:
+        images[np.flatnonzero(images == KEPT)[copies]] = OUTCOMES.index("exact_duplicate")
+    records = record_outcomes(tables.columns, images, rules)
+    images[(images == KEPT) & (records[tables.columns.row] != KEPT)] = OUTCOMES.index("record_dropped")
+    with committing(store, part.receipt("filter"), inputs) as outputs:
+        table = _fates(tables, images, records)
+        pq.write_table(table, outputs.path(part.fates_table()), compression="zstd")
+        outputs.counts = {
+            "images": _count(images[images != FAILED], OUTCOMES),
+            "records": _count(records[records != FAILED], RECORD_OUTCOMES),
+        }
+        if table.num_rows != len(images) + len(records):
+            raise DataError(
+                f"{part.fates_table()}: {table.num_rows} fates for {len(images)} images and {len(records)} records"
+            )
+    assert outputs.receipt is not None
+    return outputs.receipt
+
+
+def _read(store: Store, part: Part, rules: Rules, scored: bool) -> _Tables:
+    with store.open_read(part.images_table()) as stream:
+        images = pq.read_table(stream, columns=_IMAGE_COLUMNS)
+    with store.open_read(part.records_table()) as stream:
+        records = pq.read_table(stream, columns=_RECORD_COLUMNS)
+    scores = None
+    if scored:
+        with store.open_read(part.scores_table()) as stream:
+            scores = pq.read_table(stream, columns=_SCORE_COLUMNS)
+    return _Tables(images, records, read_columns(images, records, scores, rules))
+
+
+def _fates(tables: _Tables, images: NDArray[np.int8], records: NDArray[np.int8]) -> pa.Table:
+    """FATES rows: each record, then its images."""
+    n, m = len(images), len(records)
+    kept = images == KEPT
+    order = np.lexsort((np.r_[np.full(m, -1), np.arange(n)], np.r_[np.arange(m), tables.columns.row]))
+    names = [_names(records, RECORD_OUTCOMES, tables.records), _names(images, OUTCOMES, tables.images)]
+    similarity = np.where(kept, tables.columns.similarity, np.nan)
+    table = pa.table(
+        {
+            "row": pa.concat_arrays([_whole(tables.records, "row"), _whole(tables.images, "row")]),
+            "record_id": pa.concat_arrays([_whole(tables.records, "record_id"), _whole(tables.images, "record_id")]),
+            "image_index": pa.concat_arrays([pa.nulls(m, pa.int32()), _whole(tables.images, "image_index")]),
+            "fate": pa.array([fate for part in names for fate, _, _ in part], pa.string()),
+            "reason": pa.array([reason for part in names for _, reason, _ in part], pa.string()),
+            "stage": pa.array([stage for part in names for _, _, stage in part], pa.string()),
+            "text_index": pa.concat_arrays(
+                [pa.nulls(m, pa.int32()), pa.array(tables.columns.text_index.astype(np.int32), mask=~kept)]
+            ),
+            "similarity": pa.concat_arrays(
+                [pa.nulls(m, pa.float32()), pa.array(similarity.astype(np.float32), mask=np.isnan(similarity))]
+            ),
+        },
+        schema=FATES,
+    )
+    return table.take(pa.array(order))
+
+
+def _names(outcomes: NDArray[np.int8], names: tuple[str, ...], table: pa.Table) -> list[tuple[str, str | None, str]]:
+    errors = table.column("error").to_pylist()
+    result: list[tuple[str, str | None, str]] = []
+    for code, error in zip(outcomes.tolist(), errors, strict=True):
+        if code == KEPT:
+            result.append(("kept", None, "filter"))
+        elif code == FAILED:
+            result.append(("failed", error, "download"))
+        else:
+            result.append(("dropped", names[code], "filter"))
+    return result
+
+
+def _count(outcomes: NDArray[np.int8], names: tuple[str, ...]) -> dict[str, int]:
+    counts = np.bincount(outcomes, minlength=len(names)).tolist()
+    return {
+        ("kept" if code == KEPT else f"dropped:{name}"): counts[code]
+        for code, name in enumerate(names)
+        if code != FAILED and (counts[code] or code == KEPT)
+    }
+
+
+def _whole(table: pa.Table, name: str) -> pa.Array:
+    return table.column(name).combine_chunks()

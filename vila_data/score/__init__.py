@@ -1,0 +1,1 @@
+"""Models to columns: CLIP similarities of a part's images and texts."""

@@ -1,0 +1,92 @@
+"""From a decoded picture to a model's input, in exact numbers, with Pillow and numpy.
+
+Values pass through a table of 256 entries a channel: the rescaling and normalising
+of each of the 256 levels is computed once, in the order of the model's own recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+RESAMPLING: Final = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Preprocess:
+    """How a picture becomes `pixels_CHW`.
+
+    mode:  "squash" resizes straight to height x width; "pad_square" first puts the picture in
+           the middle of a square of `pad_colour`; "crop" resizes the shorter side to
+           `shorter_side` and cuts height x width out of the middle (black where it is smaller).
+    table: [3, 256] float32, the model's value of each level of each channel.
+    """
+
+    mode: Literal["squash", "pad_square", "crop"]
+    height: int
+    width: int
+    resampling: Image.Resampling
+    table: NDArray[np.float32]
+    shorter_side: int = 0
+    pad_colour: tuple[int, int, int] = (255, 255, 255)
+
+    @property
+    def side(self) -> int:
+        """The shorter side, in pixels, to which a picture is resized."""
+        return self.shorter_side if self.mode == "crop" else min(self.height, self.width)
+
+    def __call__(self, rgb_HWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """[3, height, width] float32 of a picture [H, W, 3] uint8."""
+        image = Image.fromarray(rgb_HWC)
+        if self.mode == "crop":
+            levels_HWC = self._crop(image)
+        else:
+            if self.mode == "pad_square":
+                image = self._square(image)
+            levels_HWC = np.asarray(self._resize(image, self.width, self.height))
+        pixels_CHW = np.empty((3, self.height, self.width), np.float32)
+        for channel in range(3):
+            np.take(self.table[channel], levels_HWC[:, :, channel], out=pixels_CHW[channel], mode="clip")
+        return pixels_CHW
+
+    def _resize(self, image: Image.Image, width: int, height: int) -> Image.Image:
+        return image if image.size == (width, height) else image.resize((width, height), self.resampling)
+
+    def _square(self, image: Image.Image) -> Image.Image:
+        side = max(image.size)
+        canvas = Image.new("RGB", (side, side), self.pad_colour)
+        canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        return canvas
+
+    def _crop(self, image: Image.Image) -> NDArray[np.uint8]:
+        short, long = sorted(image.size)
+        other = int(self.shorter_side * long / short)
+        wide = image.width > image.height
+        image = self._resize(image, *((other, self.shorter_side) if wide else (self.shorter_side, other)))
+        left, top = (image.width - self.width) // 2, (image.height - self.height) // 2
+        return np.asarray(image.crop((left, top, left + self.width, top + self.height)))
+
+
+def level_table(mean: Sequence[float], std: Sequence[float], scale: float | None = None) -> NDArray[np.float32]:
+    """[3, 256] (level * scale - mean) / std, in float32 after the scaling, as transformers computes it.
+
+    Args:
+        mean, std: three values each; on the scale of the levels after `scale`.
+        scale: factor on the levels 0 to 255; None leaves them.
+    """
+    levels = np.arange(256, dtype=np.float64)
+    values = (levels if scale is None else levels * scale).astype(np.float32)
+    table = (values[None, :] - np.asarray(mean, np.float32)[:, None]) / np.asarray(std, np.float32)[:, None]
+    return table.astype(np.float32)

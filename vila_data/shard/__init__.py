@@ -1,0 +1,1 @@
+"""Fates and bytes to shards: layout, writing, index, manifest, check."""

@@ -1,0 +1,154 @@
+"""Are a set's bytes what its manifest says, and is each sample whole?
+
+Finds a missing or foreign shard, a wrong size, a flipped byte, a tar cut at a member
+boundary, a wrong count, a key twice, members that are not adjacent, and an index or
+a JSON that names what is not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vila_data.core.errors import DataError, StorageError
+from vila_data.core.store import Store
+from vila_data.core.tarcodec import walk_file
+from vila_data.shard.manifest import Manifest, ShardFacts, parse_manifest
+
+_CHUNK = 4 << 20
+
+
+def check_set(store: Store, folder: str) -> Iterator[str]:
+    """One sentence for each thing that is wrong with the set in `folder`; nothing if all is well."""
+    path = f"{folder}/manifest.json".lstrip("/")
+    if store.size(path) is None:
+        yield f"{store.location(path)}: missing: the set is not finished, or is none"
+        return
+    try:
+        manifest = parse_manifest(store.read(path), store.location(path))
+    except DataError as error:
+        yield str(error)
+        return
+    yield from _foreign(store, folder, manifest)
+    keys: dict[str, str] = {}
+    for shard in manifest.shards:
+        yield from _check_shard(store, f"{folder}/{shard.name}".lstrip("/"), shard, keys)
+
+
+def check_tar(store: Store, path: str) -> Iterator[str]:
+    """What is wrong with a single tar, of which no manifest is asked."""
+    try:
+        with store.open_read(path) as stream:
+            samples = _samples(stream, store.location(path))
+    except (DataError, StorageError) as error:
+        yield str(error)
+        return
+    yield from _twice(samples, store.location(path), {})
+
+
+def _foreign(store: Store, folder: str, manifest: Manifest) -> Iterator[str]:
+    known = {shard.name for shard in manifest.shards}
+    for path in store.files(folder):
+        name = path.rsplit("/", 1)[-1]
+        if name.endswith(".tar") and name not in known:
+            yield f"{store.location(path)}: not in the manifest"
+
+
+def _check_shard(store: Store, path: str, shard: ShardFacts, keys: dict[str, str]) -> Iterator[str]:
+    where = store.location(path)
+    size = store.size(path)
+    if size is None:
+        yield f"{where}: missing"
+        return
+    if size != shard.bytes:
+        yield f"{where}: {size} bytes; the manifest says {shard.bytes}"
+    elif _sha256(store, path) != shard.sha256:
+        yield f"{where}: sha256 is not the manifest's: bytes have changed"
+    try:
+        with store.open_read(path) as stream:
+            samples = _samples(stream, where)
+            yield from _twice(samples, where, keys)
+            yield from _broken_json(samples, stream, where)
+    except (DataError, StorageError) as error:
+        yield str(error)
+        return
+    if len(samples) != shard.samples:
+        yield f"{where}: {len(samples)} samples; the manifest says {shard.samples}"
+    images = sum(name.endswith(".jpg") for _, members in samples for name, _, _ in members)
+    if images != shard.images:
+        yield f"{where}: {images} images; the manifest says {shard.images}"
+    yield from _check_index(store, path.replace(".tar", ".parquet"), shard, samples)
+
+
+_Samples = list[tuple[str, list[tuple[str, int, int]]]]
+"""(key, its adjacent members as (name, offset, size)) in the tar's order."""
+
+
+def _samples(stream: Any, where: str) -> _Samples:
+    samples: _Samples = []
+    for member in walk_file(stream, where):
+        key = member.name.split(".", 1)[0]
+        if not samples or samples[-1][0] != key:
+            samples.append((key, []))
+        samples[-1][1].append((member.name, member.offset, member.size))
+    return samples
+
+
+def _twice(samples: _Samples, where: str, keys: dict[str, str]) -> Iterator[str]:
+    for key, members in samples:
+        if key in keys:
+            yield f"{where}: key {key} stands there twice (also in {keys[key]})"
+        keys[key] = where
+        names = [name for name, _, _ in members]
+        if len(set(names)) != len(names):
+            yield f"{where}: key {key}: a member stands there twice"
+
+
+def _broken_json(samples: _Samples, stream: Any, where: str) -> Iterator[str]:
+    for key, members in samples:
+        named = {name: (offset, size) for name, offset, size in members}
+        if f"{key}.json" not in named:
+            yield f"{where}: key {key}: no {key}.json"
+            continue
+        offset, size = named[f"{key}.json"]
+        stream.seek(offset)
+        try:
+            value = json.loads(stream.read(size))
+            wanted = [name for name in value.get("images", [f"{key}.jpg"]) if name is not None]
+        except (ValueError, AttributeError, TypeError) as error:
+            yield f"{where}: {key}.json: {error}"
+            continue
+        pictures = [name for name in named if name.endswith(".jpg")]
+        if sorted(wanted) != sorted(pictures):
+            yield f"{where}: key {key}: its JSON names {len(wanted)} images, the tar has {len(pictures)}"
+
+
+def _check_index(store: Store, path: str, shard: ShardFacts, samples: _Samples) -> Iterator[str]:
+    where = store.location(path)
+    if store.size(path) is None:
+        yield f"{where}: missing"
+        return
+    if _sha256(store, path) != shard.index_sha256:
+        yield f"{where}: sha256 is not the manifest's: bytes have changed"
+    try:
+        with store.open_read(path) as stream:
+            rows = pq.read_table(stream, columns=["key", "members", "offsets", "sizes"]).to_pylist()
+    except (pa.ArrowInvalid, OSError, KeyError) as error:
+        yield f"{where}: not an index: {error}"
+        return
+    found = [(row["key"], list(zip(row["members"], row["offsets"], row["sizes"], strict=False))) for row in rows]
+    if found != samples:
+        yield f"{where}: does not describe the members of its tar"
+
+
+def _sha256(store: Store, path: str) -> str:
+    digest = hashlib.sha256()
+    with store.open_read(path) as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,210 @@
+"""Which sample goes where: a seeded shuffle of all kept records, cut into even shards.
+
+Made from columns alone. The order is a function of the seed, the set's name and
+the kept records; the cut, of a bound on each sample's size, so that no shard passes
+its limit. Memory: about 100 bytes an image of the set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from vila_data.core.layout import Part
+from vila_data.core.store import Store
+from vila_data.core.tarcodec import BLOCK, member_bytes
+from vila_data.shard.config import View
+
+_JSON_BYTES_A_SAMPLE = 800
+_JSON_BYTES_AN_IMAGE = 500
+_JSON_BYTES_A_TEXT = 8
+
+
+@dataclass(frozen=True)
+class SampleRefs:
+    """Samples in order (s of them), each with its kept images (k in all) in reading order.
+
+    part, row:      the record; offset, json_bytes: its JSON member in the part's tar, header first.
+    images_end:     int64[s], where each sample's images end among the k.
+    image_offset, image_bytes, digest: where an image's bytes lie, and the first 64 bits of their sha256.
+    text_index:     the sentence it stands before; similarity: to that sentence, NaN if not scored.
+    size_bound:     int64[s], bytes that the sample takes in a tar at most.
+    """
+
+    part: NDArray[np.int32]
+    row: NDArray[np.int32]
+    offset: NDArray[np.int64]
+    json_bytes: NDArray[np.int64]
+    size_bound: NDArray[np.int64]
+    images_end: NDArray[np.int64]
+    image_index: NDArray[np.int32]
+    image_offset: NDArray[np.int64]
+    image_bytes: NDArray[np.int64]
+    digest: NDArray[np.uint64]
+    text_index: NDArray[np.int32]
+    similarity: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def images_of(self, sample: int) -> range:
+        """Positions of a sample's images among the k."""
+        return range(int(self.images_end[sample - 1]) if sample else 0, int(self.images_end[sample]))
+
+    def take(self, order: NDArray[np.int64]) -> SampleRefs:
+        """The samples of `order`, in that order."""
+        ends = self.images_end
+        starts = np.r_[0, ends[:-1]] if len(ends) else ends
+        counts = (ends - starts)[order]
+        new_ends = np.cumsum(counts)
+        images = np.arange(int(new_ends[-1]) if len(new_ends) else 0) + np.repeat(
+            starts[order] - (new_ends - counts), counts
+        )
+        values = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            values[entry.name] = value[order] if entry.name in _PER_SAMPLE else value[images]
+        values["images_end"] = new_ends
+        return SampleRefs(**values)
+
+
+_PER_SAMPLE = {"part", "row", "offset", "json_bytes", "size_bound", "images_end"}
+
+
+def lay_out(store: Store, parts: Iterable[Part], view: View, name: str, seed: int, max_bytes: int) -> list[SampleRefs]:
+    """The samples of each shard of a set, in order; an empty list where nothing was kept."""
+    refs = _joined([_part_refs(store, part, view) for part in parts])
+    if not len(refs):
+        return []
+    shuffled = refs.take(shuffle(len(refs), seed, name))
+    cuts = even_cuts(shuffled.size_bound, max_bytes)
+    return [shuffled.take(np.arange(first, last)) for first, last in itertools.pairwise(cuts)]
+
+
+def shuffle(count: int, seed: int, name: str) -> NDArray[np.int64]:
+    """A permutation of `count` items that depends on seed and name alone (PCG64)."""
+    key = int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:16], "big")
+    return np.random.Generator(np.random.PCG64(key)).permutation(count)
+
+
+def even_cuts(sizes: NDArray[np.int64], max_bytes: int) -> list[int]:
+    """Bounds of the fewest runs of about equal size that stay within `max_bytes` (single items aside)."""
+    limit = max_bytes - 2 * BLOCK
+    ends = np.cumsum(sizes)
+    total = int(ends[-1])
+    fewest = max(1, -(-total // limit))
+    for shards in range(fewest, len(sizes) + 1):
+        cuts = np.searchsorted(ends, np.arange(1, shards) * (total / shards), side="right")
+        bounds = np.unique(np.r_[0, cuts, len(sizes)])
+        weights = np.diff(np.r_[0, ends][bounds])
+        if np.all((weights <= limit) | (np.diff(bounds) == 1)):
+            return [int(bound) for bound in bounds]
+    return list(range(len(sizes) + 1))
+
+
+def _part_refs(store: Store, part: Part, view: View) -> SampleRefs:
+    with store.open_read(part.fates_table()) as stream:
+        fates = pq.read_table(stream, columns=["row", "image_index", "fate", "text_index", "similarity"])
+    with store.open_read(part.records_table()) as stream:
+        records = pq.read_table(stream, columns=["row", "n_texts", "offset", "json_bytes"])
+    with store.open_read(part.images_table()) as stream:
+        images = pq.read_table(stream, columns=["row", "image_index", "offset", "bytes", "sha256"])
+    is_image = pc.is_valid(fates.column("image_index"))
+    is_kept = pc.equal(fates.column("fate"), "kept")
+    kept_rows = fates.filter(pc.and_(is_kept, pc.invert(is_image))).column("row").to_numpy()
+    # The image rows of `fates` and of `images` are the same rows in the same order.
+    kept_images = fates.filter(is_image).column("fate").to_numpy(zero_copy_only=False) == "kept"
+    chosen = (
+        fates.filter(is_image)
+        .filter(pa.array(kept_images))
+        .append_column("offset", images.column("offset").filter(pa.array(kept_images)))
+    )
+    bytes_, digest = images.filter(pa.array(kept_images)).column("bytes"), _digests(images, kept_images)
+    refs = _document_refs(part, records, kept_rows, chosen, bytes_.to_numpy().astype(np.int64), digest)
+    return _one_image_each(refs) if view == "pairs" else refs
+
+
+def _document_refs(
+    part: Part,
+    records: pa.Table,
+    rows: NDArray[np.int64],
+    images: pa.Table,
+    image_bytes: NDArray[np.int64],
+    digest: NDArray[np.uint64],
+) -> SampleRefs:
+    image_row = images.column("row").to_numpy()
+    image_index = images.column("image_index").to_numpy()
+    text_index = images.column("text_index").to_numpy()
+    reading = np.lexsort((image_index, text_index, image_row))  # VILA.md section 3: (a(i), original order)
+    ends = np.searchsorted(image_row, rows, side="right").astype(np.int64)
+    starts = np.searchsorted(image_row, rows, side="left")
+    counts = ends - starts
+    json_bytes = records.column("json_bytes").to_numpy()[rows].astype(np.int64)
+    n_texts = records.column("n_texts").to_numpy()[rows]
+    padded = np.r_[0, np.cumsum(member_bytes_of(image_bytes))]
+    # A pair's text stands in its .txt and its .json, hence twice the record's JSON.
+    text_bound = 2 * json_bytes + _JSON_BYTES_A_SAMPLE + _JSON_BYTES_AN_IMAGE * counts + _JSON_BYTES_A_TEXT * n_texts
+    return SampleRefs(
+        part=np.full(len(rows), part.index, np.int32),
+        row=rows.astype(np.int32),
+        offset=records.column("offset").to_numpy(zero_copy_only=False)[rows].astype(np.int64),
+        json_bytes=json_bytes,
+        size_bound=member_bytes_of(text_bound) + 2 * BLOCK + padded[ends] - padded[starts],
+        images_end=np.cumsum(counts),
+        image_index=image_index[reading].astype(np.int32),
+        image_offset=images.column("offset").to_numpy()[reading].astype(np.int64),
+        image_bytes=image_bytes[reading],
+        digest=digest[reading],
+        text_index=text_index[reading].astype(np.int32),
+        similarity=images.column("similarity").to_numpy(zero_copy_only=False)[reading].astype(np.float32),
+    )
+
+
+def _one_image_each(refs: SampleRefs) -> SampleRefs:
+    """A sample for each image; the record is repeated."""
+    counts = np.diff(np.r_[0, refs.images_end])
+    sample = np.repeat(np.arange(len(refs)), counts)
+    text_bound = 2 * refs.json_bytes[sample] + _JSON_BYTES_A_SAMPLE + _JSON_BYTES_AN_IMAGE
+    values = {entry.name: getattr(refs, entry.name) for entry in fields(refs)}
+    values |= {name: values[name][sample] for name in _PER_SAMPLE}
+    values["images_end"] = np.arange(1, len(sample) + 1)
+    values["size_bound"] = member_bytes_of(text_bound) + 2 * BLOCK + member_bytes_of(refs.image_bytes)
+    return SampleRefs(**values)
+
+
+def _joined(pieces: Sequence[SampleRefs]) -> SampleRefs:
+    if not pieces:
+        return _nothing()
+    shifts = np.cumsum([0, *(len(piece.image_index) for piece in pieces[:-1])])
+    values = {
+        entry.name: np.concatenate([getattr(piece, entry.name) for piece in pieces]) for entry in fields(SampleRefs)
+    }
+    values["images_end"] = np.concatenate(
+        [piece.images_end + shift for piece, shift in zip(pieces, shifts, strict=True)]
+    )
+    return SampleRefs(**values)
+
+
+def _nothing() -> SampleRefs:
+    values: dict[str, Any] = {entry.name: np.empty(0, np.int64) for entry in fields(SampleRefs)}
+    return SampleRefs(**values)
+
+
+def member_bytes_of(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """`tarcodec.member_bytes` of an array."""
+    assert member_bytes(1) == 2 * BLOCK
+    return BLOCK + (sizes + BLOCK - 1) // BLOCK * BLOCK
+
+
+def _digests(images: pa.Table, mask: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    hexes = images.column("sha256").filter(pa.array(mask)).to_pylist()
+    return np.array([int(value[:16], 16) for value in hexes], dtype=np.uint64)

@@ -1,0 +1,133 @@
+"""Write one shard and its index."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vila_data.core.errors import DataError
+from vila_data.core.layout import Part, record_key, shard_stem
+from vila_data.core.receipts import Receipt, committing
+from vila_data.core.records import Record, record_from_json
+from vila_data.core.schemas import SHARD_INDEX
+from vila_data.core.store import Store
+from vila_data.core.tarcodec import BLOCK, TarWriter
+from vila_data.shard.config import View
+from vila_data.shard.layout import SampleRefs
+from vila_data.shard.samples import KeptImage, Members, interleaved, pair
+
+_READS_AHEAD = 32
+_READERS = 8
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """One shard to write: set, number, view, samples, and the parts that they lie in."""
+
+    name: str
+    index: int
+    view: View
+    corpus: str
+    samples: SampleRefs
+    parts: dict[int, Part]
+    inputs: str
+
+
+def receipt_path(name: str, index: int) -> str:
+    """The receipt of a shard; in a folder of its own, since readers list the shards' folder."""
+    return f"shards/{name}/.receipts/{name}-{index:06d}.json"
+
+
+def write_shard(store: Store, job: ShardJob) -> Receipt:
+    """Write `<set>-NNNNNN.tar`, its index and its receipt.
+
+    Raises:
+        DataError: an image's bytes are not those that were downloaded.
+    """
+    stem = shard_stem(job.name, job.index)
+    with committing(store, receipt_path(job.name, job.index), job.inputs) as outputs:
+        rows: list[dict[str, Any]] = []
+        with open(outputs.path(f"{stem}.tar"), "wb", buffering=1 << 20) as stream:
+            tar = TarWriter(stream)
+            for sample, (record, images) in enumerate(_read_ahead(store, job)):
+                rows.append(_add(tar, job, sample, record, images))
+            tar.finish()
+        pq.write_table(pa.Table.from_pylist(rows, SHARD_INDEX), outputs.path(f"{stem}.parquet"), compression="zstd")
+        outputs.counts = {"samples": len(rows), "images": sum(row["n_images"] for row in rows)}
+    assert outputs.receipt is not None
+    return outputs.receipt
+
+
+def _add(tar: TarWriter, job: ShardJob, sample: int, record: Record, images: list[KeptImage]) -> dict[str, Any]:
+    key = record_key(job.name, int(job.samples.part[sample]), int(job.samples.row[sample]))
+    members: Members
+    if job.view == "pairs":
+        key = f"{key}-{images[0].image_index:03d}"
+        members = pair(key, job.corpus, record, images[0])
+        text_chars = len(record.texts[images[0].text_index])
+    else:
+        members = interleaved(key, job.corpus, record, images)
+        text_chars = sum(map(len, record.texts))
+    placed = [tar.add(name, content) for name, content in members]
+    return {
+        "key": key,
+        "record_id": record.record_id,
+        "n_images": len(images),
+        "text_chars": text_chars,
+        "members": [member.name for member in placed],
+        "offsets": [member.offset for member in placed],
+        "sizes": [member.size for member in placed],
+        "similarities": [image.similarity for image in images],
+    }
+
+
+def _read_ahead(store: Store, job: ShardJob) -> Iterator[tuple[Record, list[KeptImage]]]:
+    """Samples in order; on an object store, some range reads are under way at once."""
+    if store.is_local:
+        for sample in range(len(job.samples)):
+            yield _read(store, job, sample)
+        return
+    with ThreadPoolExecutor(_READERS) as pool:
+        waiting: deque[Future[tuple[Record, list[KeptImage]]]] = deque()
+        for sample in range(len(job.samples)):
+            waiting.append(pool.submit(_read, store, job, sample))
+            if len(waiting) >= _READS_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _read(store: Store, job: ShardJob, sample: int) -> tuple[Record, list[KeptImage]]:
+    """A record and its kept images, by one range read."""
+    refs = job.samples
+    tar = job.parts[int(refs.part[sample])].images_tar()
+    start, json_bytes = int(refs.offset[sample]), int(refs.json_bytes[sample])
+    images = refs.images_of(sample)
+    stop = max([start + BLOCK + json_bytes, *(int(refs.image_offset[i] + refs.image_bytes[i]) for i in images)])
+    data = store.read_range(tar, start, stop - start)
+    record = record_from_json(data[BLOCK : BLOCK + json_bytes])
+    return record, [_image(refs, i, data, start, store.location(tar)) for i in images]
+
+
+def _image(refs: SampleRefs, i: int, data: bytes, start: int, tar: str) -> KeptImage:
+    at = int(refs.image_offset[i]) - start
+    jpeg = data[at : at + int(refs.image_bytes[i])]
+    sha256 = hashlib.sha256(jpeg).hexdigest()
+    if int(sha256[:16], 16) != int(refs.digest[i]):
+        raise DataError(f"{tar}: the image at byte {refs.image_offset[i]} is not the one that was downloaded")
+    similarity = refs.similarity[i]
+    return KeptImage(
+        image_index=int(refs.image_index[i]),
+        text_index=int(refs.text_index[i]),
+        similarity=None if np.isnan(similarity) else float(similarity),
+        sha256=sha256,
+        jpeg=jpeg,
+    )

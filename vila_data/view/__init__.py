@@ -1,0 +1,1 @@
+"""Looking at what there is: tables for people, JSON for programs."""

@@ -1,0 +1,98 @@
+"""Tables on the terminal. Each one shows what `--json` gives; nothing is computed here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.tree import Tree
+
+
+def print_run(console: Console, value: dict[str, Any]) -> None:
+    """A run: its funnel a corpus, and its sets."""
+    state = "finished" if value["finished"] else "not finished"
+    console.print(f"[bold]{value['name']}[/bold] ({state}, recipe {value['recipe']})", highlight=False)
+    for corpus, stages in value["funnel"].items():
+        console.print(_funnel_table(corpus, stages))
+    if value["sets"]:
+        console.print(_sets_table(value["sets"]))
+    if value.get("seconds"):
+        times = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in value["seconds"].items())
+        console.print(f"last launch: {times}", highlight=False)
+
+
+def print_set(console: Console, value: dict[str, Any]) -> None:
+    """A shard set: a row a shard."""
+    table = Table(title=f"{value['set']}: {value['view']} of {value['corpus']}", title_justify="left")
+    for heading in ("shard", "samples", "images", "MB", "sha256"):
+        table.add_column(heading, justify="left" if heading in ("shard", "sha256") else "right")
+    for shard in value["shards"]:
+        table.add_row(
+            shard["name"], f"{shard['samples']:,}", f"{shard['images']:,}", _mb(shard["bytes"]), shard["sha256"][:12]
+        )
+    table.add_section()
+    table.add_row("all", f"{value['samples']:,}", f"{value['images']:,}", _mb(value["bytes"]), "")
+    console.print(table)
+
+
+def print_shard(console: Console, value: dict[str, Any]) -> None:
+    """A shard: a row a sample."""
+    table = Table(title=value["shard"], title_justify="left")
+    for heading in ("key", "record", "members", "bytes", "text"):
+        table.add_column(heading, justify="right" if heading in ("members", "bytes") else "left", overflow="ellipsis")
+    for sample in value["samples"]:
+        table.add_row(
+            sample["key"],
+            sample["record_id"],
+            str(len(sample["members"])),
+            f"{sum(sample['members'].values()):,}",
+            sample["text"],
+        )
+    console.print(table)
+    if value["more"]:
+        console.print(f"… and {value['more']:,} more samples", highlight=False)
+
+
+def print_tree(console: Console, value: dict[str, Any]) -> None:
+    """A plan or recipe, given as {"label": str, "children": [...]}."""
+    console.print(_tree(value), highlight=False)
+
+
+def _tree(value: dict[str, Any], parent: Tree | None = None) -> Tree:
+    node = Tree(value["label"]) if parent is None else parent.add(value["label"])
+    for child in value.get("children", ()):
+        _tree(child, node)
+    return node
+
+
+def _funnel_table(corpus: str, stages: dict[str, Any]) -> Table:
+    table = Table(title=corpus, title_justify="left")
+    for heading in ("stage", "of", "fate", "count", "share"):
+        table.add_column(heading, justify="right" if heading in ("count", "share") else "left")
+    for stage, units in stages.items():
+        for unit, fates in units.items():
+            table.add_section()
+            total = sum(fates.values())
+            first = True
+            for fate, count in sorted(fates.items(), key=lambda entry: (entry[0] != "kept", -entry[1], entry[0])):
+                share = f"{count / total:.1%}" if total else ""
+                name = fate.replace(":", ": ", 1)
+                table.add_row(stage if first else "", f"{total:,} {unit}" if first else "", name, f"{count:,}", share)
+                first = False
+    return table
+
+
+def _sets_table(sets: dict[str, Any]) -> Table:
+    table = Table(title="shard sets", title_justify="left")
+    for heading in ("set", "shards", "samples", "images", "MB"):
+        table.add_column(heading, justify="left" if heading == "set" else "right")
+    for name, found in sets.items():
+        table.add_row(
+            name, f"{found['shards']:,}", f"{found['samples']:,}", f"{found['images']:,}", _mb(found["bytes"])
+        )
+    return table
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:,.1f}"

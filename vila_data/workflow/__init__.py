@@ -1,0 +1,1 @@
+"""Recipe to plan to run: what is to be done, and who does it."""

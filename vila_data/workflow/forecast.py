@@ -1,0 +1,118 @@
+"""What a run would do, as a tree: parts, records, bytes, hours, and what is committed already."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+
+from vila_data.core.errors import VilaDataError
+from vila_data.core.store import Store
+from vila_data.score.clip import clip_fingerprint
+from vila_data.shard.manifest import read_manifest
+from vila_data.workflow import lock, tasks
+from vila_data.workflow.plan import CorpusPlan, corpus_inputs, plan_corpus, scan_here
+from vila_data.workflow.recipe import Recipe, load_recipe
+from vila_data.workflow.tasks import Work
+
+IMAGES_A_DOCUMENT: Final = 5.7
+"""Mean of MMC4 (VILA.md section 7); a guess until a part is downloaded."""
+STORED_BYTES_AN_IMAGE: Final = 40_000
+"""JPEG of 336 px, quality 90; a guess until a part is downloaded."""
+IMAGES_A_SECOND_A_CORE: Final = 80.0
+"""img2dataset's published rate on the open web, where links are slow (PEERS.md section 2)."""
+
+Node = dict[str, Any]
+
+
+def forecast(
+    recipe: Recipe | str | os.PathLike[str], out: str | os.PathLike[str] | None, limit: int | None = None
+) -> Node:
+    """The tree of a run as {"label": str, "children": [...], numbers …}; nothing is written.
+
+    Raises:
+        UsageError: the recipe is wrong, or `out` holds another recipe's run.
+        DataError: a corpus has no records.
+    """
+    value = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    store = Store(os.fspath(out)) if out is not None else None
+    clip = clip_fingerprint(value.score.clip) if value.score.clip else None
+    inputs = corpus_inputs(value)
+    fingerprints = lock.stage_fingerprints(value, limit, inputs, clip)
+    if store is not None:
+        lock.check_same_run(store, lock.lock_value(value, limit, fingerprints, inputs, clip))
+    work = Work(store or Store("memory://nothing-is-here"), value, clip)
+    plans = {
+        name: plan_corpus(work.store, name, config, inputs[name], limit, scan_here)
+        for name, config in value.corpora.items()
+    }
+    children = [_corpus_node(work, plan) for plan in plans.values()]
+    children += [_set_node(work, name) for name in value.shards]
+    where = f" in {store.url}" if store is not None else ""
+    return {
+        "label": f"{value.name}{where} (recipe {fingerprints['recipe']}, seed {value.seed})",
+        "recipe": fingerprints["recipe"],
+        "children": children,
+    }
+
+
+def _corpus_node(work: Work, plan: CorpusPlan) -> Node:
+    config = work.recipe.corpora[plan.name]
+    downloads = [tasks.committed_download(work, part) for part in plan.parts]
+    done = [receipt for receipt in downloads if receipt is not None]
+    images, bytes_ = _expected_images(plan, config.kind, done)
+    selected = f", {plan.expected:,} selected" if plan.expected != plan.rows else ""
+    children = [_stage_node("download", len(plan.parts), len(done))]
+    hours = images / IMAGES_A_SECOND_A_CORE / 3600
+    children[0]["label"] += f"; about {images:,} images, {bytes_ / 1e9:.2f} GB stored, {hours:.2f} core hours"
+    if work.scored:
+        scored = sum(
+            receipt is not None and tasks.committed_score(work, part, receipt) is not None
+            for part, receipt in zip(plan.parts, downloads, strict=True)
+        )
+        children.append(_stage_node("score", len(plan.parts), scored))
+    filtered = sum(work.store.size(part.receipt("filter")) is not None for part in plan.parts)
+    children.append(_stage_node("filter", len(plan.parts), filtered))
+    return {
+        "label": f"corpus {plan.name} ({config.kind}): {plan.rows:,} rows in {len(config.files)} files{selected}",
+        "corpus": plan.name,
+        "rows": plan.rows,
+        "records": plan.expected,
+        "parts": len(plan.parts),
+        "images_expected": images,
+        "bytes_expected": bytes_,
+        "core_hours_expected": round(hours, 4),
+        "children": children,
+    }
+
+
+def _stage_node(stage: str, parts: int, done: int) -> Node:
+    return {"label": f"{stage}: {parts} parts, {done} committed", "stage": stage, "parts": parts, "committed": done}
+
+
+def _set_node(work: Work, name: str) -> Node:
+    config = work.recipe.shards[name]
+    try:
+        manifest = read_manifest(work.store, name)
+    except VilaDataError:
+        manifest = None
+    state = (
+        "to be written"
+        if manifest is None
+        else f"{len(manifest.shards)} shards, {manifest.samples:,} samples committed"
+    )
+    return {
+        "label": f"set {name}: {config.view} of {config.corpus}, at most {config.max_mb} MB a shard; {state}",
+        "set": name,
+        "committed": 0 if manifest is None else len(manifest.shards),
+    }
+
+
+def _expected_images(plan: CorpusPlan, kind: str, done: list[Any]) -> tuple[int, int]:
+    """Images and bytes expected: from the parts downloaded so far, else from published means."""
+    records = sum(sum(receipt.counts["records"].values()) for receipt in done)
+    if records:
+        images = sum(sum(receipt.counts["images"].values()) for receipt in done)
+        stored = sum(receipt.counts["bytes_stored"] for receipt in done)
+        return round(images / records * plan.expected), round(stored / records * plan.expected)
+    images = round(plan.expected * (IMAGES_A_DOCUMENT if kind == "mmc4" else 1))
+    return images, images * STORED_BYTES_AN_IMAGE

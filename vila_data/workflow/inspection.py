@@ -1,0 +1,152 @@
+"""`inspect` and `check`: what lies at a path, and whether it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from vila_data.core.errors import UsageError
+from vila_data.core.receipts import read_receipt
+from vila_data.core.store import Store
+from vila_data.core.tarcodec import walk_file
+from vila_data.shard.check import check_set, check_tar
+from vila_data.shard.manifest import parse_manifest
+from vila_data.workflow.forecast import forecast
+from vila_data.workflow.lock import LOCK, read_lock
+from vila_data.workflow.report import read_run_json
+
+Kind = Literal["recipe", "run", "set", "shard"]
+_SAMPLES_SHOWN: Final = 50
+_TEXT_SHOWN: Final = 60
+_CHUNK: Final = 4 << 20
+
+
+def kind_of(path: str) -> Kind:
+    """What lies at a path.
+
+    Raises:
+        UsageError: nothing that this program makes or reads.
+    """
+    if path.endswith((".yaml", ".yml")):
+        return "recipe"
+    if path.endswith(".tar"):
+        return "shard"
+    store = Store(path)
+    if store.size("manifest.json") is not None:
+        return "set"
+    if store.size(LOCK) is not None:
+        return "run"
+    raise UsageError(f"{path}: no recipe (.yaml), run ({LOCK}), shard set (manifest.json) or shard (.tar)")
+
+
+def inspect(path: str | os.PathLike[str]) -> tuple[Kind, dict[str, Any]]:
+    """What lies at `path`, as a kind and JSON values."""
+    text = os.fspath(path)
+    kind = kind_of(text)
+    if kind == "recipe":
+        return kind, forecast(text, None)
+    if kind == "run":
+        return kind, _inspect_run(Store(text))
+    if kind == "set":
+        store = Store(text)
+        parse_manifest(store.read("manifest.json"), store.location("manifest.json"))
+        value: dict[str, Any] = json.loads(store.read("manifest.json"))
+        return kind, value
+    return kind, _inspect_shard(text)
+
+
+def check(path: str | os.PathLike[str]) -> Iterator[str]:
+    """One sentence for each thing that is wrong at `path`: a run, a set or a shard."""
+    text = os.fspath(path)
+    kind = kind_of(text)
+    if kind == "recipe":
+        raise UsageError(f"{text}: is a recipe; check reads runs, shard sets and shards (plan reads recipes)")
+    if kind == "shard":
+        folder, name = os.path.split(text)
+        yield from check_tar(Store(folder or "."), name)
+    elif kind == "set":
+        yield from check_set(Store(text), "")
+    else:
+        yield from _check_run(Store(text))
+
+
+def _inspect_run(store: Store) -> dict[str, Any]:
+    totals = read_run_json(store)
+    if totals is not None:
+        return totals
+    lock = read_lock(store) or {}
+    return {
+        "name": lock["recipe"]["name"],
+        "recipe": lock["fingerprints"]["recipe"],
+        "finished": False,
+        "funnel": {},
+        "sets": {},
+        "seconds": {},
+        "committed": {
+            stage: sum(path.endswith(".json") and "part-" in path for path in store.files(stage))
+            for stage in ("download", "score", "filter")
+        },
+    }
+
+
+def _inspect_shard(path: str) -> dict[str, Any]:
+    folder, name = os.path.split(path)
+    store = Store(folder or ".")
+    samples: dict[str, dict[str, Any]] = {}
+    with store.open_read(name) as stream:
+        for member in list(walk_file(stream, path)):
+            key, suffix = member.name.split(".", 1)
+            sample = samples.setdefault(key, {"key": key, "record_id": "", "members": {}, "text": ""})
+            sample["members"][suffix] = member.size
+            if suffix == "json" and len(samples) <= _SAMPLES_SHOWN:
+                stream.seek(member.offset)
+                sample.update(_words(json.loads(stream.read(member.size))))
+    shown = list(samples.values())[:_SAMPLES_SHOWN]
+    return {"shard": path, "n_samples": len(samples), "samples": shown, "more": len(samples) - len(shown)}
+
+
+def _words(value: dict[str, Any]) -> dict[str, str]:
+    texts = [text for text in value.get("texts", [value.get("caption")]) if text]
+    text = texts[0] if texts else ""
+    return {
+        "record_id": str(value.get("source", {}).get("record_id", "")),
+        "text": text if len(text) <= _TEXT_SHOWN else text[: _TEXT_SHOWN - 1] + "…",
+    }
+
+
+def _check_run(store: Store) -> Iterator[str]:
+    read_lock(store)
+    files = store.files("")
+    for path in files:
+        if path.endswith(".json") and (path.split("/")[-1].startswith("part-") or "/.receipts/" in path):
+            yield from _check_receipt(store, path)
+    sets = {path.split("/")[1] for path in files if path.startswith("shards/") and path.count("/") >= 2}
+    for name in sorted(sets):
+        yield from check_set(store, f"shards/{name}")
+
+
+def _check_receipt(store: Store, path: str) -> Iterator[str]:
+    receipt = read_receipt(store, path)
+    if receipt is None:
+        yield f"{store.location(path)}: not a receipt"
+        return
+    for output, facts in receipt.outputs.items():
+        size = store.size(output)
+        if size is None:
+            yield f"{store.location(output)}: missing; {Path(path).name} says it is there"
+        elif size != facts["bytes"]:
+            yield f"{store.location(output)}: {size} bytes; its receipt says {facts['bytes']}"
+        elif not output.startswith("shards/") and _sha256(store, output) != facts["sha256"]:
+            yield f"{store.location(output)}: sha256 is not its receipt's: bytes have changed"
+
+
+def _sha256(store: Store, path: str) -> str:
+    digest = hashlib.sha256()
+    with store.open_read(path) as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

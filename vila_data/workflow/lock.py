@@ -1,0 +1,139 @@
+"""recipe.lock.yaml: what a run directory was made from, and whether a recipe may go on in it.
+
+Downloads and scores cost days; a recipe that would throw them away is refused. Rules,
+shards, packs, blends and resources may change: they are derived again in seconds or hours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from vila_data.core.errors import DataError, UsageError
+from vila_data.core.receipts import fingerprint
+from vila_data.core.store import Store
+from vila_data.workflow.recipe import Recipe
+
+LOCK = "recipe.lock.yaml"
+_HARMLESS = {
+    "download": {"concurrency", "per_host", "timeout_s", "idle_timeout_s", "retries", "contact"},
+    "score": {"clip.batch_size"},
+}
+"""Keys that change how work is done, not what comes out of it."""
+
+
+def stage_fingerprints(
+    recipe: Recipe, limit: int | None, inputs: dict[str, list[str]], clip: str | None
+) -> dict[str, str]:
+    """Fingerprints by stage. inputs: file fingerprints by corpus; clip: of the model's bytes."""
+    value = recipe.model_dump(mode="json")
+    corpora = {
+        name: {key: entry for key, entry in config.items() if key != "files"} | {"inputs": inputs[name]}
+        for name, config in value["corpora"].items()
+    }
+    download = fingerprint([corpora, limit, _without(value["download"], _HARMLESS["download"])])
+    score = {"model": clip, "embeddings": recipe.score.clip.embeddings} if recipe.score.clip else None
+    return {
+        "download": download,
+        "score": fingerprint([download, score]),
+        "filter": fingerprint([download, score, value["filter"]]),
+        "recipe": fingerprint([value["name"], download, score, value["filter"], value["shards"], value["seed"]]),
+    }
+
+
+def lock_value(
+    recipe: Recipe, limit: int | None, fingerprints: dict[str, str], inputs: dict[str, list[str]], clip: str | None
+) -> dict[str, Any]:
+    """The content of recipe.lock.yaml."""
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "limit": limit,
+        "inputs": inputs,
+        "clip": clip,
+        "fingerprints": fingerprints,
+    }
+
+
+def read_lock(store: Store) -> dict[str, Any] | None:
+    """The lock of a run directory, or None where nothing was run yet.
+
+    Raises:
+        DataError: the file is there and is no lock.
+    """
+    if store.size(LOCK) is None:
+        return None
+    try:
+        value = yaml.safe_load(store.read(LOCK))
+        Recipe.model_validate(value["recipe"], strict=False)
+    except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{store.location(LOCK)}: not a recipe lock: {error}") from error
+    lock: dict[str, Any] = value
+    return lock
+
+
+def write_lock(store: Store, value: dict[str, Any]) -> None:
+    """Write recipe.lock.yaml if it would change."""
+    data = yaml.safe_dump(value, sort_keys=False, width=120).encode()
+    if store.size(LOCK) != len(data) or store.read(LOCK) != data:
+        store.commit_bytes(data, LOCK)
+
+
+def check_same_run(store: Store, new: dict[str, Any]) -> None:
+    """Refuse a recipe that would throw away what the run directory holds.
+
+    Raises:
+        UsageError: names each key that differs, and the ways on.
+    """
+    old = read_lock(store)
+    if old is None:
+        strangers = [path for path in store.files("") if path]
+        if strangers:
+            raise UsageError(f"{store.url}: not empty and not a run ({strangers[0]} …): choose another --out")
+        return
+    differing = list(_differences(old, new))
+    if differing:
+        raise UsageError(
+            f"{store.url}: holds the run of another recipe; it differs in\n  "
+            + "\n  ".join(differing)
+            + "\nchoose another --out, or delete that folder, or set these keys back (filter, shards, pack, blend "
+            "and resources may change in place)"
+        )
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+    before, after = old["recipe"], new["recipe"]
+    if before["name"] != after["name"]:
+        yield f"name: {before['name']!r} there, {after['name']!r} here"
+    if old["limit"] != new["limit"]:
+        yield f"--limit: {old['limit']} there, {new['limit']} here"
+    for section in ("corpora", "download", "score"):
+        there, here = _flat(before[section]), _flat(after[section])
+        for key in sorted(there.keys() | here.keys()):
+            if (
+                key in _HARMLESS.get(section, ())
+                or key.endswith((".files", "clip.model"))
+                or there.get(key) == here.get(key)
+            ):
+                continue
+            yield f"{section}.{key}: {there.get(key)!r} there, {here.get(key)!r} here"
+    for name in sorted(old["inputs"].keys() & new["inputs"].keys()):
+        if old["inputs"][name] != new["inputs"][name]:
+            yield f"corpora.{name}.files: the metadata files have changed"
+    if old["clip"] != new["clip"] and before["score"]["clip"] and after["score"]["clip"]:
+        yield f"score.clip.model: the weights differ ({old['clip']} there, {new['clip']} here)"
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, entry in value.items():
+        if isinstance(entry, dict):
+            result |= _flat(entry, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = entry
+    return result
+
+
+def _without(value: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+    return {key: entry for key, entry in value.items() if key not in keys}

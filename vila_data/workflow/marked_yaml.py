@@ -1,0 +1,185 @@
+"""YAML with line numbers, and validation messages that use them.
+
+An error names file, line and key, what was found, and the nearest right name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from vila_data.core.errors import RecipeError
+
+Location = tuple[str | int, ...]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class MarkedValue:
+    """A YAML file's value, and the line on which each key or list entry stands."""
+
+    def __init__(self, file: str, text: str) -> None:
+        self.file = file
+        self._lines: dict[Location, int] = {(): 1}
+        try:
+            node = yaml.compose(text, Loader=yaml.SafeLoader)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            line = mark.line + 1 if mark else 1
+            raise RecipeError(f"{file}:{line}", f"not YAML: {getattr(error, 'problem', error)}") from error
+        self.value: Any = self._build(node, ()) if node is not None else None
+
+    def where(self, location: Location) -> str:
+        """``file:line dotted.key`` of a location, or of the nearest one above it that is there."""
+        known = location
+        while known not in self._lines:
+            known = known[:-1]
+        key = ".".join(str(step) for step in location)
+        return f"{self.file}:{self._lines[known]} {key}".rstrip()
+
+    def _build(self, node: yaml.Node, location: Location) -> Any:
+        if isinstance(node, yaml.MappingNode):
+            result: dict[str, Any] = {}
+            for key_node, value_node in node.value:
+                key = str(key_node.value)
+                here = (*location, key)
+                self._lines[here] = key_node.start_mark.line + 1
+                if key in result:
+                    raise RecipeError(self.where(here), "this key stands here a second time")
+                result[key] = self._build(value_node, here)
+            return result
+        if isinstance(node, yaml.SequenceNode):
+            items = []
+            for index, item in enumerate(node.value):
+                here = (*location, index)
+                self._lines[here] = item.start_mark.line + 1
+                items.append(self._build(item, here))
+            return items
+        loader = yaml.SafeLoader("")
+        try:
+            return loader.construct_object(node)  # type: ignore[no-untyped-call]
+        except ValueError as error:
+            raise RecipeError(self.where(location), f"{node.value!r} cannot be read: {error}") from error
+
+
+def validate(marked: MarkedValue, model: type[Model]) -> Model:
+    """The value as `model`.
+
+    Raises:
+        RecipeError: the first problem in the file's order, and how many more there are.
+    """
+    if not isinstance(marked.value, dict):
+        found = "nothing" if marked.value is None else f"a {type(marked.value).__name__}"
+        raise RecipeError(f"{marked.file}:1", f"a recipe is a mapping of keys; found {found}")
+    try:
+        # JSON mode is strict on types and still takes lists for tuples.
+        return model.model_validate_json(json.dumps(marked.value, default=str))
+    except ValidationError as error:
+        problems = sorted(
+            (_describe(marked, model, dict(detail)) for detail in error.errors(include_url=False)),
+            key=lambda problem: _line(problem[0]),
+        )
+        where, text = problems[0]
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise RecipeError(where, text + more) from error
+
+
+def nearest(name: str, names: typing.Iterable[str]) -> str:
+    """``; nearest: x`` for the most similar of `names`, or all of them if none is near."""
+    names = list(names)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f"; nearest: {close[0]}"
+    return f"; one of: {', '.join(names)}" if names else ""
+
+
+def _describe(marked: MarkedValue, model: type[BaseModel], detail: dict[str, Any]) -> tuple[str, str]:
+    location, names = _walk(model, detail["loc"])
+    where = marked.where(location)
+    kind, found = detail["type"], detail.get("input")
+    if kind == "extra_forbidden":
+        return where, f"unknown key {location[-1]!r}{nearest(str(location[-1]), names)}"
+    if kind == "missing":
+        return where, f"missing: {location[-1]!r} is required here"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        context = detail["ctx"]
+        tags = [tag.strip().strip("'") for tag in context.get("expected_tags", "").split(",")]
+        key = context["discriminator"].strip("'")
+        if kind == "union_tag_not_found":
+            return where, f"missing: {key!r} is required here"
+        return f"{where}.{key}", f"found {context['tag']!r}{nearest(context['tag'], tags)}"
+    if kind == "literal_error":
+        expected = [name.strip().strip("'") for name in detail["ctx"]["expected"].replace(" or ", ", ").split(",")]
+        return where, f"found {found!r}{nearest(str(found), expected)}"
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return where, f"{message[0].lower()}{message[1:]}; found {found!r}" if kind != "value_error" else message
+
+
+def _walk(annotation: Any, location: Location) -> tuple[Location, list[str]]:
+    """A pydantic location without union tags, and the keys that are right at its last step."""
+    clean: list[str | int] = []
+    names: list[str] = []
+    for step in location:
+        members = _members(annotation)
+        tagged = [member for member in members if _tag(member) == step]
+        if tagged and len(members) > 1:
+            annotation = tagged[0]
+            continue
+        clean.append(step)
+        names = [name for member in members if _is_model(member) for name in member.model_fields]
+        annotation = next((found for member in members if (found := _child(member, step)) is not None), Any)
+    return tuple(clean), names
+
+
+def _members(annotation: Any) -> list[Any]:
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _members(typing.get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        return [member for entry in typing.get_args(annotation) for member in _members(entry)]
+    return [annotation]
+
+
+def _child(annotation: Any, step: str | int) -> Any:
+    if _is_model(annotation):
+        field = annotation.model_fields.get(step)
+        return field.annotation if field else None
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is dict:
+        return arguments[1]
+    return arguments[0] if arguments else None
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _tag(annotation: Any) -> Any:
+    if not _is_model(annotation) or "kind" not in annotation.model_fields:
+        return None
+    return typing.get_args(annotation.model_fields["kind"].annotation)[0]
+
+
+def _line(where: str) -> int:
+    number = where.split(" ", 1)[0].rsplit(":", 1)[-1]
+    return int(number) if number.isdigit() else 0
+
+
+def read_marked(path: Path) -> MarkedValue:
+    """Parse a file.
+
+    Raises:
+        RecipeError: it is not there, not UTF-8, or not YAML.
+    """
+    try:
+        return MarkedValue(str(path), path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError(str(path), "no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(str(path), f"cannot be read: {error}") from error

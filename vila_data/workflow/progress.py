@@ -1,0 +1,94 @@
+"""Progress of long work: bars on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Watch(Protocol):
+    """Told by a run how far it is. `items` are images, or shards."""
+
+    def stage(self, name: str, total: int, done: int) -> None:
+        """A stage begins: `total` tasks, `done` of them committed by an earlier launch."""
+        ...
+
+    def advance(self, name: str, items: int) -> None:
+        """One task of the stage is done, with `items` in it."""
+        ...
+
+
+class Silence:
+    """Nothing is shown."""
+
+    def stage(self, name: str, total: int, done: int) -> None:
+        """See `Watch`."""
+
+    def advance(self, name: str, items: int) -> None:
+        """See `Watch`."""
+
+
+class ConsoleWatch:
+    """Bars on a terminal; elsewhere a line when a stage begins, ends, and every ten seconds."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._totals: dict[str, list[int]] = {}
+        self._last_line = 0.0
+        self._bars: Progress | None = None
+        self._tasks: dict[str, object] = {}
+
+    def __enter__(self) -> ConsoleWatch:
+        if self._console.is_terminal:
+            self._bars = Progress(
+                TextColumn("{task.description:<10}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self._console,
+            )
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def stage(self, name: str, total: int, done: int) -> None:
+        """See `Watch`."""
+        known = self._totals.get(name)
+        if known is not None:
+            known[0] += done
+            known[1] += total
+        else:
+            self._totals[name] = [done, total, 0]
+        done, total, _ = self._totals[name]
+        if self._bars is None:
+            earlier = f", {done} committed already" if done else ""
+            self._console.print(f"{name}: {total} tasks{earlier}", highlight=False)
+        elif name in self._tasks:
+            self._bars.update(self._tasks[name], completed=done, total=total)  # type: ignore[arg-type]
+        else:
+            self._tasks[name] = self._bars.add_task(name, completed=done, total=total, note="")
+
+    def advance(self, name: str, items: int) -> None:
+        """See `Watch`."""
+        entry = self._totals[name]
+        entry[0] += 1
+        entry[2] += items
+        done, total, seen = entry
+        if self._bars is not None:
+            self._bars.update(self._tasks[name], completed=done, note=f"{seen:,} items")  # type: ignore[arg-type]
+        elif done == total or time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            self._console.print(f"{name}: {done} of {total} tasks, {seen:,} items", highlight=False)

@@ -1,0 +1,106 @@
+"""What a run did: the funnel of each corpus, its sets, and run.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vila_data.core.fates import Funnel
+from vila_data.core.receipts import Receipt
+from vila_data.core.store import Store
+from vila_data.shard.manifest import Manifest
+from vila_data.workflow.plan import CorpusPlan
+
+RUN_JSON = "run.json"
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """A run's totals.
+
+    funnel:  {corpus: {stage: {"records" | "images": {fate: count}}}}, asserted to sum.
+    sets:    the finished shard sets' manifests.
+    seconds: wall time of this launch by stage.
+    """
+
+    name: str
+    out: str
+    finished: bool
+    funnel: dict[str, dict[str, dict[str, dict[str, int]]]]
+    sets: dict[str, Manifest]
+    seconds: dict[str, float]
+    versions: dict[str, str]
+    recipe: str
+
+
+def corpus_funnel(plan: CorpusPlan, receipts: Mapping[str, Sequence[Receipt | None]], scored: bool) -> Funnel:
+    """The funnel of a corpus from its receipts; each stage's fates sum to what entered it.
+
+    Raises:
+        DataError: they do not.
+    """
+    funnel = Funnel()
+    downloads = [receipt for receipt in receipts["download"] if receipt is not None]
+    if len(downloads) < len(plan.parts):
+        return funnel
+    read = _sum(downloads, "records")
+    entered = sum(read.values())
+    funnel.add("select", "records", "kept", entered)
+    funnel.add("select", "records", "dropped:preselect", plan.rows - entered)
+    funnel.check("select", "records", plan.rows)
+    _add(funnel, "download", "records", read)
+    funnel.check("download", "records", funnel.kept("select", "records"))
+    _add(funnel, "download", "images", _sum(downloads, "images"))
+    filters = [receipt for receipt in receipts.get("filter", ()) if receipt is not None]
+    if len(filters) < len(plan.parts):
+        return funnel
+    for unit in ("images", "records"):
+        _add(funnel, "filter", unit, _sum(filters, unit))
+        funnel.check("filter", unit, funnel.kept("download", unit))
+    return funnel
+
+
+def write_run_json(store: Store, report: RunReport) -> None:
+    """Write the totals; the only file of a run that holds times."""
+    value = {
+        "name": report.name,
+        "recipe": report.recipe,
+        "finished": report.finished,
+        "funnel": report.funnel,
+        "sets": {
+            name: {
+                "shards": len(found.shards),
+                "samples": found.samples,
+                "images": found.images,
+                "bytes": found.bytes,
+            }
+            for name, found in report.sets.items()
+        },
+        "seconds": report.seconds,
+        "versions": report.versions,
+    }
+    store.commit_bytes(json.dumps(value, indent=1).encode() + b"\n", RUN_JSON)
+
+
+def read_run_json(store: Store) -> dict[str, Any] | None:
+    """The totals of a run, or None where it has none yet."""
+    if store.size(RUN_JSON) is None:
+        return None
+    value: dict[str, Any] = json.loads(store.read(RUN_JSON))
+    return value
+
+
+def _sum(receipts: Sequence[Receipt], unit: str) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for receipt in receipts:
+        for fate, count in receipt.counts[unit].items():
+            total[fate] = total.get(fate, 0) + count
+    return total
+
+
+def _add(funnel: Funnel, stage: str, unit: Any, counts: dict[str, int]) -> None:
+    funnel.add(stage, unit, "kept", 0)
+    for fate, count in sorted(counts.items()):
+        funnel.add(stage, unit, "kept" if fate == "ok" else fate, count)
