@@ -16,7 +16,17 @@ REPO = ROOT.parent
 FILES = sorted(ROOT.rglob("*.py"))
 CODE = FILES + sorted((REPO / "benchmarks").glob("*.py")) + sorted((REPO / "shards").rglob("*.py"))
 
-FLOOR = {"core": 0, "corpora": 1, "download": 2, "score": 2, "filter": 2, "shard": 2, "view": 3, "workflow": 4, "cli": 5}
+FLOOR = {
+    "core": 0,
+    "corpora": 1,
+    "download": 2,
+    "score": 2,
+    "filter": 2,
+    "shard": 2,
+    "view": 3,
+    "workflow": 4,
+    "cli": 5,
+}
 """A module imports from its own room and from lower floors; rooms of one floor never meet."""
 
 
@@ -50,7 +60,12 @@ def test_every_room_has_a_floor() -> None:
 def test_no_import_cycles() -> None:
     modules = {".".join(file.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__"): file for file in FILES}
     graph = {
-        name: {target for found in imports(file) for target in (found, found.rsplit(".", 1)[0]) if target in modules and target != name}
+        name: {
+            target
+            for found in imports(file)
+            for target in (found, found.rsplit(".", 1)[0])
+            if target in modules and target != name
+        }
         for name, file in modules.items()
         if name != "vila_data"
     }
@@ -90,7 +105,9 @@ def test_ray_is_imported_in_one_file() -> None:
 
 def test_importing_the_package_is_light() -> None:
     probe = "import sys, vila_data; print(sorted({'torch', 'ray', 'pyarrow', 'transformers'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 def test_loading_a_recipe_needs_neither_torch_nor_ray() -> None:

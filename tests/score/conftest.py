@@ -1,26 +1,15 @@
-"""Small parts as the download stage leaves them, and where the real data lies."""
+"""Fixtures of the score stage: a store, a part's records, tiny models, and where the real data lies."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
-from vila_data.core.layout import Part, record_key
-from vila_data.core.receipts import committing
-from vila_data.core.records import ImageRef, Record, record_to_json
-from vila_data.core.schemas import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS
 from vila_data.core.store import Store
-from vila_data.core.tarcodec import TarWriter
+
+from .parts import Item, document, jpeg, pair
 
 
 @pytest.fixture
@@ -29,75 +18,6 @@ def shared() -> Path:
     if not folder or not Path(folder, "realdata").is_dir():
         pytest.skip("VILA_DATA_SHARED names no folder with realdata")
     return Path(folder)
-
-
-def jpeg(seed: int, size: tuple[int, int] = (40, 30)) -> bytes:
-    """A smooth random picture."""
-    noise = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
-    stream = BytesIO()
-    Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(stream, "JPEG", quality=90)
-    return stream.getvalue()
-
-
-@dataclass(frozen=True)
-class Item:
-    """A record to put in a part: one JPEG or None (download failed) an image."""
-
-    record: Record
-    jpegs: tuple[bytes | None, ...]
-
-
-def document(name: str, texts: Sequence[str], jpegs: Sequence[bytes | None], matched: Sequence[int | None]) -> Item:
-    images = tuple(ImageRef(f"http://a.test/{name}/{i}.jpg", m) for i, m in enumerate(matched))
-    return Item(Record(name, "document", tuple(texts), images), tuple(jpegs))
-
-
-def pair(name: str, text: str, data: bytes | None) -> Item:
-    return Item(Record(name, "pair", (text,), (ImageRef(f"http://a.test/{name}.jpg"),)), (data,))
-
-
-def write_part(store: Store, items: Sequence[Item | None], corpus: str = "docs", index: int = 0) -> Part:
-    """A committed download of `items`; None stands for a metadata row that is no record."""
-    part = Part(corpus, index, "meta.jsonl", "meta", 0, len(items), len(items), f"inputs-{index}")
-    images, records = [], []
-    with committing(store, part.receipt("download"), "test") as outputs:
-        with open(outputs.path(part.images_tar()), "wb") as stream:
-            tar = TarWriter(stream)
-            for row, item in enumerate(items):
-                start = tar.position
-                if item is None:
-                    records.append((row, f"bad-{row}", "failed", "malformed_json", "line", 0, 0, 0, 0, None, None))
-                    continue
-                key = record_key(corpus, index, row)
-                data = record_to_json(item.record)
-                tar.add(f"{key}.json", data)
-                for number, (ref, content) in enumerate(zip(item.record.images, item.jpegs, strict=True)):
-                    head = (row, item.record.record_id, number, ref.url)
-                    if content is None:
-                        images.append((*head, "failed", "timeout", *[None] * 9, ref.matched_text_index, None))
-                        continue
-                    member = tar.add(f"{key}.{number}.jpg", content)
-                    width, height = Image.open(BytesIO(content)).size
-                    sha = hashlib.sha256(content).hexdigest()
-                    facts = (sha, width, height, len(content), width, height, len(content), "0" * 16)
-                    images.append((*head, "ok", None, 200, *facts, ref.matched_text_index, member.offset))
-                counts = (len(item.jpegs), len(item.record.texts), sum(map(len, item.record.texts)), len(data))
-                block = (start, tar.position - start)
-                records.append((row, item.record.record_id, "ok", None, None, *counts, *block))
-            tar.finish()
-        for path, schema, rows in (
-            (part.images_table(), DOWNLOAD_IMAGES, images),
-            (part.records_table(), DOWNLOAD_RECORDS, records),
-        ):
-            columns = [
-                pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), schema, strict=True)
-            ]
-            pq.write_table(pa.Table.from_arrays(columns, schema=schema), outputs.path(path))
-    return part
-
-
-def read_table(store: Store, path: str) -> list[dict[str, object]]:
-    return pq.read_table(BytesIO(store.read(path))).to_pylist()
 
 
 @pytest.fixture
@@ -121,4 +41,17 @@ def mixed() -> list[Item | None]:
     ]
 
 
-Build = Callable[[Sequence[Item | None]], Part]
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny transformers CLIP."""
+    from .tiny_clip import write_transformers
+
+    return write_transformers(tmp_path_factory.mktemp("clip") / "transformers")
+
+
+@pytest.fixture(scope="session")
+def onnx_folder(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights as ONNX graphs."""
+    from .tiny_clip import write_onnx
+
+    return write_onnx(tmp_path_factory.mktemp("clip") / "onnx", clip_folder)

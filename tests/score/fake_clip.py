@@ -1,4 +1,4 @@
-"""A model that costs nothing: vectors from the items' bytes, every call counted."""
+"""A model that costs nothing: vectors from the items' bytes, every call counted (unless memory is measured)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 class FakeClip:
     image_side = 16
 
-    def __init__(self, batch_size: int = 4, dim: int = 8, fingerprint: str = "f" * 16) -> None:
+    def __init__(self, batch_size: int = 4, dim: int = 8, fingerprint: str = "f" * 16, count: bool = True) -> None:
+        self._count = count
         self.batch_size = batch_size
         self.dim = dim
         self.fingerprint = fingerprint
@@ -23,13 +24,15 @@ class FakeClip:
         return np.ascontiguousarray(rgb_HWC[:8, :8].transpose(2, 0, 1), dtype=np.float32)
 
     def embed_images(self, pixels_CHW: list[np.ndarray]) -> np.ndarray:
-        self.images.update(pixels.tobytes() for pixels in pixels_CHW)
-        self.calls.append(("images", len(pixels_CHW)))
+        if self._count:
+            self.images.update(pixels.tobytes() for pixels in pixels_CHW)
+            self.calls.append(("images", len(pixels_CHW)))
         return np.stack([self._vector(pixels.tobytes()) for pixels in pixels_CHW])
 
     def embed_texts(self, texts: list[str]) -> np.ndarray:
-        self.texts.update(texts)
-        self.calls.append(("texts", len(texts)))
+        if self._count:
+            self.texts.update(texts)
+            self.calls.append(("texts", len(texts)))
         return np.stack([self._vector(text.encode()) for text in texts])
 
     def _vector(self, data: bytes) -> np.ndarray:

@@ -50,9 +50,7 @@ def test_best_of_all_assignments(matrix: np.ndarray) -> None:
         assert sum(float(matrix[i, t]) for i, t in enumerate(chosen)) == pytest.approx(best, abs=1e-6)
         return
     # some `texts` of the images form the best one-to-one assignment, the others are at their maximum
-    best = max(
-        sum(float(matrix[i, t]) for t, i in enumerate(p)) for p in itertools.permutations(range(images), texts)
-    )
+    best = max(sum(float(matrix[i, t]) for t, i in enumerate(p)) for p in itertools.permutations(range(images), texts))
     maxima = [i for i in range(images) if matrix[i, chosen[i]] == matrix[i].max()]
     found = max(
         (

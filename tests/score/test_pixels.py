@@ -31,7 +31,7 @@ def picture(width: int, height: int) -> np.ndarray:
 @pytest.mark.parametrize(("width", "height"), [(32, 32), (40, 30), (31, 57), (200, 33), (33, 200), (5, 9), (32, 33)])
 def test_equal_to_transformers_clip(width: int, height: int) -> None:
     module = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
-    processor = module.CLIPImageProcessorPil(**{k: v for k, v in OPENAI.items()})
+    processor = module.CLIPImageProcessorPil(**OPENAI)
     rgb = picture(width, height)
     expected = processor(Image.fromarray(rgb), return_tensors="np")["pixel_values"][0]
     np.testing.assert_array_equal(preprocess_of(OPENAI)(rgb), expected)

@@ -57,7 +57,7 @@ def write_transformers(folder: Path, seed: int = 0) -> Path:
 def write_onnx(folder: Path, source: Path) -> Path:
     """The model at `source` as image.onnx and text.onnx; pictures are squashed, values scaled as at `source`."""
     folder.mkdir()
-    model = CLIPModel.from_pretrained(source, attn_implementation="eager").eval()
+    model = CLIPModel.from_pretrained(source, attn_implementation="eager")
     pixels_NCHW = torch.zeros(2, 3, SIDE, SIDE)
     ids_NT = torch.randint(0, 50, (2, 7))
     ids_NT[:, -1] = model.config.text_config.eos_token_id
@@ -109,7 +109,7 @@ def _export(
 ) -> None:
     dims: dict[int, Any] = {axis: torch.export.Dim(name) for axis, name in axes.items()}
     torch.onnx.export(
-        module,
+        module.eval(),
         inputs,
         path,
         input_names=names,

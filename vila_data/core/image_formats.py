@@ -11,7 +11,6 @@ import struct
 import zlib
 from typing import Final
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -149,7 +148,7 @@ def _rgb(image: Image.Image) -> Pixels:
     if image.mode == "RGB" and "transparency" not in image.info:
         return np.asarray(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return cv2.merge([_eight_bits(np.asarray(image))] * 3)
+        return np.repeat(_eight_bits(np.asarray(image))[:, :, None], 3, axis=2)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGB", rgba.size, (255, 255, 255))
@@ -168,4 +167,5 @@ def _eight_bits(values: npt.NDArray[np.generic]) -> Pixels:
         scale = 1 / 257 if floats.size and float(floats.max()) > 255 else 1.0
         if values.dtype == np.uint16:
             scale = 1 / 257
-    return np.clip(np.rint(floats * scale), 0, 255).astype(np.uint8)
+    whole: Pixels = np.clip(np.rint(floats * scale), 0, 255).astype(np.uint8)
+    return whole

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 import cv2
 import numpy as np
@@ -152,7 +152,7 @@ def _store(rgb: Pixels, width: int, height: int, orientation: int, plan: _Plan) 
         raise ImageError("too_many_pixels")  # JPEG cannot say it
     jpeg: bytes = simplejpeg.encode_jpeg(upright, plan.jpeg_quality, "RGB", "420")
     gray = cv2.cvtColor(_resize(upright, _HASH_SIDE, _HASH_SIDE, cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
-    return StoredImage(jpeg, out_width, out_height, width, height, perceptual_hash(gray))
+    return StoredImage(jpeg, out_width, out_height, width, height, perceptual_hash(cast(Pixels, gray)))
 
 
 def _scaled(side: int, scale: int) -> int:
@@ -199,8 +199,7 @@ def _resize(pixels: Pixels, width: int, height: int, method: int | None = None) 
     ratio = max(pixels.shape[0] / height, pixels.shape[1] / width)
     if method is None:
         method = cv2.INTER_AREA if ratio > _LINEAR_RATIO else cv2.INTER_LINEAR if ratio > 1 else cv2.INTER_CUBIC
-    resized: Pixels = cv2.resize(pixels, (width, height), interpolation=method)
-    return resized
+    return cast(Pixels, cv2.resize(pixels, (width, height), interpolation=method))
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:

@@ -41,8 +41,8 @@ class DownloadConfig(StrictModel):
     per_host: Annotated[int, Field(ge=1, le=1024)] = 8
     max_bytes: Annotated[int, Field(ge=1, le=2**31 - 1)] = 20_000_000
     max_pixels: Annotated[int, Field(ge=1, le=2**31 - 1)] = 89_478_485
-    allow_private_hosts: list[Annotated[str, Field(min_length=1)]] = []
-    opt_out: list[Annotated[str, Field(min_length=1)]] = ["noai", "noimageai", "noindex"]
+    allow_private_hosts: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
+    opt_out: list[Annotated[str, Field(min_length=1)]] = Field(default=["noai", "noimageai", "noindex"])
     robots_txt: bool = True
     resize: ResizeConfig | None = ResizeConfig()
     contact: Annotated[str, Field(pattern=r"^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$")] | None = None

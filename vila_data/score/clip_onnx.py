@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vila_data.core.errors import RunError, UsageError
-from vila_data.score.clip import ITEMS_A_THREAD, files_fingerprint, model_folder, spread, unit_length
 from vila_data.score.config import ClipConfig
+from vila_data.score.model import ITEMS_A_THREAD, files_fingerprint, model_folder, spread, unit_length
 from vila_data.score.pixels import RESAMPLING, Preprocess, level_table
 
 _FILES: Final = ("image.onnx", "text.onnx", "tokenizer.json", "config.json")

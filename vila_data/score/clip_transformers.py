@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vila_data.core.errors import RunError
-from vila_data.score.clip import ITEMS_A_THREAD, spread, unit_length
 from vila_data.score.config import ClipConfig
 from vila_data.score.hub import Source, find_model, model_fingerprint, read_preprocess
+from vila_data.score.model import ITEMS_A_THREAD, spread, unit_length
 
 _STAGED: Final = 64
 """Pictures copied to a GPU at a time: while it computes on some, the next are copied."""
@@ -121,7 +121,7 @@ def _load(source: Source) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call,unused-ignore]
     try:
         model = AutoModel.from_pretrained(source.name, revision=source.revision)
         tokenizer = AutoTokenizer.from_pretrained(source.name, revision=source.revision)

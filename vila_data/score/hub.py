@@ -12,7 +12,7 @@ from typing import Any, Final
 from PIL import Image
 
 from vila_data.core.errors import RunError, UsageError
-from vila_data.score.clip import PREPROCESSING, files_fingerprint, model_folder
+from vila_data.score.model import PREPROCESSING, files_fingerprint, model_folder
 from vila_data.score.pixels import Preprocess, level_table
 
 _BACKEND: Final = "transformers"

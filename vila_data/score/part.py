@@ -26,10 +26,11 @@ from vila_data.core.receipts import Receipt, committing, read_receipt
 from vila_data.core.schemas import SCORE_IMAGES
 from vila_data.core.store import Store
 from vila_data.score.assignment import assign
-from vila_data.score.clip import Clip, cpu_count
+from vila_data.score.clip import Clip
 from vila_data.score.config import ScoreConfig
 from vila_data.score.embeddings import EmbeddingFiles, embedding_paths
 from vila_data.score.feed import Feed, FeedStats
+from vila_data.score.model import cpu_count
 from vila_data.score.reading import Event, Job, Pixels, Reader
 from vila_data.score.rows import count_rows, read_rows
 from vila_data.score.slots import UNUSED

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 
 from vila_data.core.errors import DataError, StorageError
 from vila_data.core.store import Store
-from vila_data.core.tarcodec import walk_file
+from vila_data.core.tarcodec import BLOCK, member_bytes, walk_file
+from vila_data.shard.energon import tar_index
 from vila_data.shard.manifest import Manifest, ShardFacts, parse_manifest
 
 _CHUNK = 4 << 20
@@ -30,10 +31,15 @@ def check_set(store: Store, folder: str) -> Iterator[str]:
         yield f"{store.location(path)}: missing: the set is not finished, or is none"
         return
     try:
-        manifest = parse_manifest(store.read(path), store.location(path))
+        data = store.read(path)
+        manifest = parse_manifest(data, store.location(path))
     except DataError as error:
         yield str(error)
         return
+    totals = {name: json.loads(data).get(name) for name in ("samples", "images", "bytes")}
+    for name, total in totals.items():
+        if total != getattr(manifest, name):
+            yield f"{store.location(path)}: {name} is {total}; its shards sum to {getattr(manifest, name)}"
     yield from _foreign(store, folder, manifest)
     keys: dict[str, str] = {}
     for shard in manifest.shards:
@@ -79,14 +85,19 @@ def _check_shard(store: Store, path: str, shard: ShardFacts, keys: dict[str, str
         return
     if len(samples) != shard.samples:
         yield f"{where}: {len(samples)} samples; the manifest says {shard.samples}"
-    images = sum(name.endswith(".jpg") for _, members in samples for name, _, _ in members)
+    images = sum(map(_images, samples))
     if images != shard.images:
         yield f"{where}: {images} images; the manifest says {shard.images}"
-    yield from _check_index(store, path.replace(".tar", ".parquet"), shard, samples)
+    yield from _check_index(store, f"{path.removesuffix('.tar')}.parquet", shard, samples)
+    yield from _check_tar_index(store, f"{path}.idx", samples)
 
 
 _Samples = list[tuple[str, list[tuple[str, int, int]]]]
 """(key, its adjacent members as (name, offset, size)) in the tar's order."""
+
+
+def _images(sample: tuple[str, list[tuple[str, int, int]]]) -> int:
+    return sum(name.endswith(".jpg") for name, _, _ in sample[1])
 
 
 def _samples(stream: Any, where: str) -> _Samples:
@@ -119,12 +130,12 @@ def _broken_json(samples: _Samples, stream: Any, where: str) -> Iterator[str]:
         stream.seek(offset)
         try:
             value = json.loads(stream.read(size))
-            wanted = [name for name in value.get("images", [f"{key}.jpg"]) if name is not None]
+            wanted = sorted(name for name in value.get("images", [f"{key}.jpg"]) if name is not None)
         except (ValueError, AttributeError, TypeError) as error:
             yield f"{where}: {key}.json: {error}"
             continue
-        pictures = [name for name in named if name.endswith(".jpg")]
-        if sorted(wanted) != sorted(pictures):
+        pictures = sorted(name for name in named if name.endswith(".jpg"))
+        if wanted != pictures:
             yield f"{where}: key {key}: its JSON names {len(wanted)} images, the tar has {len(pictures)}"
 
 
@@ -137,13 +148,22 @@ def _check_index(store: Store, path: str, shard: ShardFacts, samples: _Samples) 
         yield f"{where}: sha256 is not the manifest's: bytes have changed"
     try:
         with store.open_read(path) as stream:
-            rows = pq.read_table(stream, columns=["key", "members", "offsets", "sizes"]).to_pylist()
+            rows = pq.read_table(stream, columns=["key", "n_images", "members", "offsets", "sizes"]).to_pylist()
     except (pa.ArrowInvalid, OSError, KeyError) as error:
         yield f"{where}: not an index: {error}"
         return
     found = [(row["key"], list(zip(row["members"], row["offsets"], row["sizes"], strict=False))) for row in rows]
-    if found != samples:
+    if found != samples or [row["n_images"] for row in rows] != list(map(_images, samples)):
         yield f"{where}: does not describe the members of its tar"
+
+
+def _check_tar_index(store: Store, path: str, samples: _Samples) -> Iterator[str]:
+    starts = [members[0][1] - BLOCK for _, members in samples]
+    end = max((offset - BLOCK + member_bytes(size) for _, members in samples for _, offset, size in members), default=0)
+    if store.size(path) is None:
+        yield f"{store.location(path)}: missing"
+    elif store.read(path) != tar_index(starts, end):
+        yield f"{store.location(path)}: does not describe the members of its tar"
 
 
 def _sha256(store: Store, path: str) -> str:

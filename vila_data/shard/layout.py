@@ -97,18 +97,28 @@ def shuffle(count: int, seed: int, name: str) -> NDArray[np.int64]:
 
 
 def even_cuts(sizes: NDArray[np.int64], max_bytes: int) -> list[int]:
-    """Bounds of the fewest runs of about equal size that stay within `max_bytes` (single items aside)."""
-    limit = max_bytes - 2 * BLOCK
+    """Bounds of the fewest runs that stay within `max_bytes` (single items aside), the largest as small as can be."""
+    high = max_bytes - 2 * BLOCK
     ends = np.cumsum(sizes)
-    total = int(ends[-1])
-    fewest = max(1, -(-total // limit))
-    for shards in range(fewest, len(sizes) + 1):
-        cuts = np.searchsorted(ends, np.arange(1, shards) * (total / shards), side="right")
-        bounds = np.unique(np.r_[0, cuts, len(sizes)])
-        weights = np.diff(np.r_[0, ends][bounds])
-        if np.all((weights <= limit) | (np.diff(bounds) == 1)):
-            return [int(bound) for bound in bounds]
-    return list(range(len(sizes) + 1))
+    fewest = _filled(ends, high)
+    low = int(ends[-1]) // (len(fewest) - 1)
+    while low < high:
+        middle = (low + high) // 2
+        if len(_filled(ends, middle)) > len(fewest):
+            low = middle + 1
+        else:
+            high = middle
+    return _filled(ends, high)
+
+
+def _filled(ends: NDArray[np.int64], limit: int) -> list[int]:
+    """Bounds of runs filled up to `limit` one after the other; an item above it is a run of its own."""
+    bounds, before = [0], 0
+    while bounds[-1] < len(ends):
+        stop = max(bounds[-1] + 1, int(np.searchsorted(ends, before + limit, side="right")))
+        bounds.append(stop)
+        before = int(ends[stop - 1])
+    return bounds
 
 
 def _part_refs(store: Store, part: Part, view: View) -> SampleRefs:

@@ -146,8 +146,8 @@ def _wids_meta(manifest: Manifest) -> dict[str, Any]:
 def _remove_strangers(store: Store, name: str, shards: int) -> None:
     stems = {shard_stem(name, index) for index in range(shards)}
     for path in store.files(f"shards/{name}"):
-        stem = path.replace("/.receipts/", "/").rsplit(".", 1)[0]
-        if path.endswith((".tar", ".parquet")) or "/.receipts/" in path:
+        stem = path.replace("/.receipts/", "/").removesuffix(".idx").rsplit(".", 1)[0]
+        if path.endswith((".tar", ".tar.idx", ".parquet")) or "/.receipts/" in path:
             if stem not in stems:
                 store.remove(path)
         elif "/.nv-meta/" in path:

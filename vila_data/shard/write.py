@@ -21,6 +21,7 @@ from vila_data.core.schemas import SHARD_INDEX
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import BLOCK, TarWriter
 from vila_data.shard.config import View
+from vila_data.shard.energon import tar_index
 from vila_data.shard.layout import SampleRefs
 from vila_data.shard.samples import KeptImage, Members, interleaved, pair
 
@@ -47,10 +48,10 @@ def receipt_path(name: str, index: int) -> str:
 
 
 def write_shard(store: Store, job: ShardJob) -> Receipt:
-    """Write `<set>-NNNNNN.tar`, its index and its receipt.
+    """Write `<set>-NNNNNN.tar`, its index (ours, and Energon's) and its receipt.
 
     Raises:
-        DataError: an image's bytes are not those that were downloaded.
+        DataError: an image's bytes are not those that were downloaded, or a record cannot be read.
     """
     stem = shard_stem(job.name, job.index)
     with committing(store, receipt_path(job.name, job.index), job.inputs) as outputs:
@@ -59,6 +60,8 @@ def write_shard(store: Store, job: ShardJob) -> Receipt:
             tar = TarWriter(stream)
             for sample, (record, images) in enumerate(_read_ahead(store, job)):
                 rows.append(_add(tar, job, sample, record, images))
+            starts = [row["offsets"][0] - BLOCK for row in rows]
+            outputs.path(f"{stem}.tar.idx").write_bytes(tar_index(starts, tar.position))
             tar.finish()
         pq.write_table(pa.Table.from_pylist(rows, SHARD_INDEX), outputs.path(f"{stem}.parquet"), compression="zstd")
         outputs.counts = {"samples": len(rows), "images": sum(row["n_images"] for row in rows)}
@@ -113,7 +116,10 @@ def _read(store: Store, job: ShardJob, sample: int) -> tuple[Record, list[KeptIm
     images = refs.images_of(sample)
     stop = max([start + BLOCK + json_bytes, *(int(refs.image_offset[i] + refs.image_bytes[i]) for i in images)])
     data = store.read_range(tar, start, stop - start)
-    record = record_from_json(data[BLOCK : BLOCK + json_bytes])
+    try:
+        record = record_from_json(data[BLOCK : BLOCK + json_bytes])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{store.location(tar)}: no record at byte {start}: {error!r}") from error
     return record, [_image(refs, i, data, start, store.location(tar)) for i in images]
 
 

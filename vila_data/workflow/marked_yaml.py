@@ -63,7 +63,7 @@ class MarkedValue:
             return items
         loader = yaml.SafeLoader("")
         try:
-            return loader.construct_object(node)  # type: ignore[no-untyped-call]
+            return loader.construct_object(node)
         except ValueError as error:
             raise RecipeError(self.where(location), f"{node.value!r} cannot be read: {error}") from error
 
@@ -81,11 +81,12 @@ def validate(marked: MarkedValue, model: type[Model]) -> Model:
         # JSON mode is strict on types and still takes lists for tuples.
         return model.model_validate_json(json.dumps(marked.value, default=str))
     except ValidationError as error:
+        details = [dict(detail) for detail in error.errors(include_url=False)]
         problems = sorted(
-            (_describe(marked, model, dict(detail)) for detail in error.errors(include_url=False)),
-            key=lambda problem: _line(problem[0]),
+            ((detail["type"] != "extra_forbidden", *_describe(marked, model, detail)) for detail in details),
+            key=lambda problem: (problem[0], _line(problem[1])),  # a misspelt key explains a missing one
         )
-        where, text = problems[0]
+        _, where, text = problems[0]
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise RecipeError(where, text + more) from error
 

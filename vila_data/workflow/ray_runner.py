@@ -52,7 +52,7 @@ class RayRunner:
         """See `Runner.run`. Only some tasks a core are submitted ahead; Ray places them."""
         shared = ray.put(work)
         flow = _Flow([_Actors(step, shared) if step.resources.num_gpus else _Tasks(step, shared) for step in steps])
-        ahead = max(1, int(ray.cluster_resources().get("CPU", 1))) * _TASKS_AHEAD + 2
+        ahead = max(1, int(_cluster("CPU"))) * _TASKS_AHEAD + 2
         todo = enumerate(jobs)
         for number, job in itertools.islice(todo, ahead):
             flow.start(number, job)
@@ -123,12 +123,12 @@ class _Actors:
 
     def __init__(self, step: Step, work: Any) -> None:
         self.step, self._work = step, work
-        gpus = ray.cluster_resources().get("GPU", 0.0)
+        gpus = _cluster("GPU")
         count = step.resources.max_tasks or int(gpus / step.resources.num_gpus)
         if count < 1 or gpus < step.resources.num_gpus:
             raise RunError(f"resources.{step.stage}: asks for {step.resources.num_gpus} GPU; the cluster has {gpus:g}")
-        remote = ray.remote(_Caller).options(max_restarts=-1, max_task_retries=_RETRIES, **_options(step.resources))
-        self._actors = [remote.remote() for _ in range(count)]
+        remote: Any = ray.remote(_Caller).options(max_restarts=-1, max_task_retries=_RETRIES, **_options(step.resources))
+        self._actors: list[Any] = [remote.remote() for _ in range(count)]
         self._calls: dict[Any, int] = {}
 
     def submit(self, job: Any, results: list[Any]) -> Any:
@@ -161,6 +161,11 @@ def _call(step: Step, work: Work, job: Any, results: list[Any]) -> Any:
     result = step.function(work, job, *results, report)
     report("tasks", 1)
     return result
+
+
+def _cluster(resource: str) -> float:
+    total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return total.get(resource, 0.0)
 
 
 def _options(resources: StageResources) -> dict[str, Any]:

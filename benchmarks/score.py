@@ -1,0 +1,265 @@
+"""The score stage against the same model alone: pairs/s, the share of time that the model waits, peak memory.
+
+    python benchmarks/score.py --json benchmarks/results/score.json
+    python benchmarks/score.py --clip DIR --photos DIR
+    python benchmarks/score.py --backend transformers --random-vit-l-336      (the shape of CLIP ViT-L/14-336; on a GPU)
+
+"alone" feeds the same model the same pictures, decoded and preprocessed beforehand and held in memory: what a
+pipeline that never keeps its model waiting would reach. Both are measured in turn, in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from vila_data.core.images import decode_rgb
+from vila_data.core.layout import Part, record_key
+from vila_data.core.receipts import committing
+from vila_data.core.records import ImageRef, Record, record_to_json
+from vila_data.core.schemas import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS
+from vila_data.core.store import Store
+from vila_data.core.tarcodec import TarWriter
+from vila_data.score.clip import Clip, load_clip
+from vila_data.score.config import ClipConfig, ScoreConfig
+from vila_data.score.feed import FeedStats
+from vila_data.score.model import cpu_count
+from vila_data.score.part import score_part
+
+SAMPLE = Path(__file__).resolve().parent.parent / "shards/sample/clip"
+WORDS = ["a", "the", "red", "blue", "small", "large", "dog", "cat", "child", "street", "water", "tree", "runs", "stands", "near", "under", "with", "two", "old", "green"]
+
+
+def pictures(folder: Path | None, count: int) -> Iterator[bytes]:
+    """`count` JPEGs of distinct bytes: photos of a folder, or drawn, each with a comment of its own."""
+    found = [path.read_bytes() for path in sorted(folder.glob("*.jp*g"))] if folder else [drawn(i) for i in range(64)]
+    for number in range(count):
+        comment = b"%012d" % number
+        data = found[number % len(found)]
+        yield data[:2] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + data[2:]
+
+
+def drawn(seed: int) -> bytes:
+    """A picture of 500 x 375 with edges and noise, about as large as a photo of that size."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((500, 375), Image.Resampling.BICUBIC)
+    noisy = np.asarray(coarse, np.int16) + rng.integers(-25, 25, (375, 500, 3))
+    stream = BytesIO()
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=90)
+    return stream.getvalue()
+
+
+def caption(number: int) -> str:
+    rng = np.random.default_rng(number)
+    return " ".join(rng.choice(WORDS, 12)) + f" {number}"
+
+
+def write_part(store: Store, folder: Path | None, count: int) -> Part:
+    """A part of `count` pairs, as the download stage leaves it."""
+    part = Part("pairs", 0, "bench", "bench", 0, count, count, "bench")
+    images, records = [], []
+    with committing(store, part.receipt("download"), "bench") as outputs:
+        with open(outputs.path(part.images_tar()), "wb") as stream:
+            tar = TarWriter(stream)
+            for row, data in enumerate(pictures(folder, count)):
+                name, key, start = f"bench:{row}", record_key("pairs", 0, row), tar.position
+                record = Record(name, "pair", (caption(row),), (ImageRef(f"http://bench.test/{row}.jpg"),))
+                content = record_to_json(record)
+                tar.add(f"{key}.json", content)
+                offset = tar.add(f"{key}.0.jpg", data).offset
+                size, sha = tar.position - start, hashlib.sha256(data).hexdigest()
+                images.append(
+                    {"row": row, "record_id": name, "image_index": 0, "url": "", "status": "ok", "sha256": sha}
+                    | {"bytes": len(data), "offset": offset}
+                )
+                records.append(
+                    {"row": row, "record_id": name, "status": "ok", "n_images": 1, "n_texts": 1, "text_chars": 0}
+                    | {"json_bytes": len(content), "offset": start, "size": size}
+                )
+            tar.finish()
+        for path, schema, rows in (
+            (part.images_table(), DOWNLOAD_IMAGES, images),
+            (part.records_table(), DOWNLOAD_RECORDS, records),
+        ):
+            pq.write_table(pa.Table.from_pylist(rows, schema=schema), outputs.path(path))
+    return part
+
+
+def write_random_vit_l_336(folder: Path) -> Path:
+    """A transformers folder with the shape of openai/clip-vit-large-patch14-336 and random weights."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+
+    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<bos>", "<eos>"]
+    tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    ends = [("<bos>", len(tokens) - 2), ("<eos>", len(tokens) - 1)]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A <eos>", special_tokens=ends)
+    ids = {"bos_token_id": ends[0][1], "eos_token_id": ends[1][1], "pad_token_id": ends[1][1]}
+    text = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    torch.manual_seed(0)
+    model = CLIPModel(
+        CLIPConfig(
+            text_config={**text, "vocab_size": 49408, "max_position_embeddings": 77, **ids},
+            vision_config={**vision, "image_size": 336, "patch_size": 14},
+            projection_dim=768,
+        )
+    )
+    model.save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<eos>", model_max_length=77
+    ).save_pretrained(folder)
+    value = {
+        "size": {"shortest_edge": 336},
+        "crop_size": {"height": 336, "width": 336},
+        "do_center_crop": True,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(value))
+    return folder
+
+
+def alone(clip: Clip, pixels: list[Any], texts: list[str]) -> float:
+    """Seconds of the model on inputs that lie ready, in the batches that the pipeline uses."""
+    begun, batch = time.perf_counter(), clip.batch_size
+    for at in range(0, len(pixels), batch):
+        clip.embed_images(pixels[at : at + batch])
+        clip.embed_texts(texts[at : at + batch])
+    return time.perf_counter() - begun
+
+
+def speed(config: ClipConfig, photos: Path | None, pairs: int, repeats: int) -> dict[str, Any]:
+    clip = load_clip(config)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder)
+        part = write_part(store, photos, pairs)
+        held = [clip.prepare(decode_rgb(data, 2 * clip.image_side)) for data in pictures(photos, min(pairs, 256))]
+        pixels = [held[number % len(held)] for number in range(pairs)]
+        texts = [caption(number) for number in range(pairs)]
+        clip.embed_images(held[: clip.batch_size])
+        rows = []
+        for _ in range(repeats):
+            stats = FeedStats()
+            begun = time.perf_counter()
+            score_part(store, part, None, clip, ScoreConfig(clip=config), "bench", stats=stats)
+            task = time.perf_counter() - begun
+            rows.append((pairs / task, pairs / alone(clip, pixels, texts), stats.waiting_share, stats.model / task))
+    pipeline, model, waiting, busy = (statistics.median(column) for column in zip(*rows, strict=True))
+    return {
+        "pairs": pairs,
+        "repeats": repeats,
+        "pipeline_pairs_per_s": round(pipeline, 1),
+        "model_alone_pairs_per_s": round(model, 1),
+        "pipeline_share_of_model_alone": round(pipeline / model, 3),
+        "model_waits_for_input_share": round(waiting, 4),
+        "model_waits_for_input_share_worst": round(max(row[2] for row in rows), 4),
+        "model_busy_share": round(busy, 4),
+        "per_run": [[round(value, 4) for value in row] for row in rows],
+    }
+
+
+def memory(arguments: list[str], counts: list[int]) -> dict[str, float]:
+    """Peak resident MiB of a process that scores one part of so many records."""
+    found = {}
+    for count in counts:
+        with tempfile.TemporaryDirectory() as folder:
+            for step in ("write", "score"):
+                command = [sys.executable, __file__, *arguments, "--task", step, folder, str(count)]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found[str(count)] = round(float(done.stdout) / 1024, 1)
+    return found
+
+
+def run_task(config: ClipConfig, photos: Path | None, step: str, folder: str, count: int) -> None:
+    """One step of `memory`, in a process of its own: writing the part must not count."""
+    store = Store(folder)
+    if step == "write":
+        write_part(store, photos, count)
+        return
+    part = Part("pairs", 0, "bench", "bench", 0, count, count, "bench")
+    score_part(store, part, None, load_clip(config), ScoreConfig(clip=config), "bench")
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def conditions(config: ClipConfig, photos: Path | None) -> dict[str, Any]:
+    import transformers
+
+    facts = {
+        "model": Path(config.model).name,
+        "backend": config.backend,
+        "batch_size": config.batch_size,
+        "pictures": f"{len(list(photos.glob('*.jp*g')))} photos" if photos else "drawn, 500 x 375",
+        "cpus": cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "transformers": transformers.__version__,
+    }
+    if config.backend == "onnx":
+        import onnxruntime
+
+        return facts | {"onnxruntime": onnxruntime.__version__, "device": "cpu"}
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return facts | {"torch": torch.__version__, "device": device}
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", choices=["onnx", "transformers"], default="onnx")
+    parser.add_argument("--clip", type=Path, default=SAMPLE, help="model folder; default: the sample's")
+    parser.add_argument("--photos", type=Path, help="folder of JPEGs; default: drawn pictures")
+    parser.add_argument("--random-vit-l-336", action="store_true", help="random weights in the shape of ViT-L/14-336")
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--pairs", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--records", type=int, nargs="*", default=[1_000, 10_000], help="sizes for peak memory")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--task", nargs=3, metavar=("STEP", "FOLDER", "COUNT"), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    with tempfile.TemporaryDirectory() as folder:
+        model = write_random_vit_l_336(Path(folder, "random-vit-l-336")) if args.random_vit_l_336 else args.clip
+        config = ClipConfig(backend=args.backend, model=str(model), batch_size=args.batch_size)
+        if args.task:
+            run_task(config, args.photos, args.task[0], args.task[1], int(args.task[2]))
+            return
+        result: dict[str, Any] = {"conditions": conditions(config, args.photos)}
+        result |= speed(config, args.photos, args.pairs, args.repeats)
+        given = ["--backend", args.backend, "--clip", str(model), "--batch-size", str(args.batch_size)]
+        given += ["--photos", str(args.photos)] if args.photos else []
+        result["peak_memory_mib_by_records"] = memory(given, args.records)
+    text = json.dumps(result, indent=1)
+    print(text)
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(text + os.linesep)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Both backends on one tiny random CLIP: the same vectors, whatever the batch; clear errors where files are wrong."""
+
+from __future__ import annotations
+
+import shutil
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vila_data.core.errors import DataError, RunError, UsageError
+from vila_data.score.clip import Clip, clip_fingerprint, load_clip
+from vila_data.score.config import ClipConfig
+from vila_data.score.model import cpu_count, unit_length
+
+from .parts import jpeg
+
+TEXTS = ["a dog", "", "a text that is surely longer than the two dozen bytes that are read", "é 你好", "a dog"]
+
+
+def config_for(backend: str, clip_folder: Path, onnx_folder: Path, **values: object) -> ClipConfig:
+    folder = clip_folder if backend == "transformers" else onnx_folder
+    return ClipConfig.model_validate({"backend": backend, "model": str(folder), **values})
+
+
+def pictures() -> list[np.ndarray]:
+    """[32, 32, 3], which both folders' preprocessing leaves at its size."""
+    return [np.asarray(Image.open(BytesIO(jpeg(seed, (32, 32))))) for seed in range(7)]
+
+
+def embed(clip: Clip, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    pixels = [clip.prepare(rgb) for rgb in pictures()]
+    images = [clip.embed_images(pixels[at : at + batch]) for at in range(0, len(pixels), batch)]
+    texts = [clip.embed_texts(TEXTS[at : at + batch]) for at in range(0, len(TEXTS), batch)]
+    return np.concatenate(images), np.concatenate(texts)
+
+
+@pytest.mark.parametrize("backend", ["transformers", "onnx"])
+def test_bits_do_not_depend_on_batch_or_threads(backend: str, clip_folder: Path, onnx_folder: Path) -> None:
+    found = []
+    for threads in (1, 2, 5):
+        clip = load_clip(config_for(backend, clip_folder, onnx_folder), threads)
+        found += [embed(clip, batch) for batch in (1, 3, 64)]
+    for images, texts in found:
+        assert images.dtype == texts.dtype == np.float32
+        assert images.shape == (7, clip.dim)
+        assert images.tobytes() == found[0][0].tobytes()
+        assert texts.tobytes() == found[0][1].tobytes()
+        np.testing.assert_allclose(np.linalg.norm(texts, axis=1), 1, atol=1e-6)
+    assert (found[0][1][0] == found[0][1][4]).all()
+    assert np.ptp(found[0][0] @ found[0][1].T) > 0.05  # the random model tells items apart, or this test proves nothing
+
+
+def test_backends_agree(clip_folder: Path, onnx_folder: Path) -> None:
+    one, two = (embed(load_clip(config_for(b, clip_folder, onnx_folder), 2), 64) for b in ("transformers", "onnx"))
+    np.testing.assert_allclose(one[0], two[0], atol=1e-5)
+    np.testing.assert_allclose(one[1], two[1], atol=1e-5)
+
+
+def test_transformers_equals_its_own_reference(clip_folder: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import AutoTokenizer, CLIPModel
+
+    processing = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
+    model = CLIPModel.from_pretrained(clip_folder).eval()
+    tokens = AutoTokenizer.from_pretrained(clip_folder)(
+        TEXTS, padding=True, truncation=True, max_length=24, return_tensors="pt"
+    )
+    images = [np.asarray(Image.open(BytesIO(jpeg(seed, (50 + seed, 37))))) for seed in range(4)]
+    processor = processing.CLIPImageProcessorPil.from_pretrained(clip_folder)
+    pixels = processor([Image.fromarray(rgb) for rgb in images], return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        output = model(pixel_values=pixels, **tokens)
+    clip = load_clip(ClipConfig(model=str(clip_folder)), 2)
+    ours = clip.embed_images([clip.prepare(rgb) for rgb in images])
+    np.testing.assert_allclose(ours, output.image_embeds.numpy(), atol=1e-5)
+    np.testing.assert_allclose(clip.embed_texts(TEXTS), output.text_embeds.numpy(), atol=1e-5)
+
+
+def test_batched_path_agrees(clip_folder: Path) -> None:
+    """The path that a GPU takes, run on the CPU: the same within the rounding of batches and padding."""
+    clip = load_clip(ClipConfig(model=str(clip_folder)), 2)
+    alone = embed(clip, 64)
+    clip._pool = None  # type: ignore[attr-defined]
+    clip.batch_size = 2
+    batched = embed(clip, 64)
+    np.testing.assert_allclose(alone[0], batched[0], atol=1e-5)
+    np.testing.assert_allclose(alone[1], batched[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["transformers", "onnx"])
+def test_fingerprint_is_of_the_bytes(backend: str, clip_folder: Path, onnx_folder: Path, tmp_path: Path) -> None:
+    config = config_for(backend, clip_folder, onnx_folder)
+    fingerprint = clip_fingerprint(config)
+    assert load_clip(config, 1).fingerprint == fingerprint
+    copy = tmp_path / "copy"
+    shutil.copytree(config.model, copy)
+    moved = config.model_copy(update={"model": str(copy), "batch_size": 3})
+    assert clip_fingerprint(moved) == fingerprint
+    (copy / "README.md").write_text("no part of the model")
+    assert clip_fingerprint(moved) == fingerprint
+    weights = copy / ("model.safetensors" if backend == "transformers" else "text.onnx")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert clip_fingerprint(moved) != fingerprint
+
+
+@pytest.mark.parametrize("backend", ["transformers", "onnx"])
+def test_missing_models(backend: str, clip_folder: Path, onnx_folder: Path, tmp_path: Path) -> None:
+    config = config_for(backend, clip_folder, onnx_folder)
+    absent = config.model_copy(update={"model": str(tmp_path / "absent")})
+    for call in (load_clip, clip_fingerprint):
+        with pytest.raises(UsageError, match=r"absent: no such folder"):
+            call(absent)
+    for path in Path(config.model).iterdir():
+        copy = tmp_path / f"without-{path.name}"
+        shutil.copytree(config.model, copy)
+        (copy / path.name).unlink()
+        broken = config.model_copy(update={"model": str(copy)})
+        if path.name == "tokenizer_config.json":  # transformers can do without
+            continue
+        for call in (load_clip, clip_fingerprint):
+            with pytest.raises(UsageError, match=f"without-{path.name}: lacks .*{path.name}"):
+                call(broken)
+
+
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [
+        ("transformers", "model.safetensors"),
+        ("transformers", "config.json"),
+        ("transformers", "preprocessor_config.json"),
+        ("onnx", "image.onnx"),
+        ("onnx", "text.onnx"),
+        ("onnx", "tokenizer.json"),
+        ("onnx", "config.json"),
+    ],
+)
+def test_damaged_models(backend: str, name: str, clip_folder: Path, onnx_folder: Path, tmp_path: Path) -> None:
+    config = config_for(backend, clip_folder, onnx_folder)
+    copy = tmp_path / "copy"
+    shutil.copytree(config.model, copy)
+    (copy / name).write_bytes((copy / name).read_bytes()[:50])
+    with pytest.raises(RunError, match="copy") as caught:
+        load_clip(config.model_copy(update={"model": str(copy)}), 1)
+    assert str(copy) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_hub_id_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UsageError, match="someone/no-such-clip: neither a folder nor a model"):
+        clip_fingerprint(ClipConfig(model="someone/no-such-clip"))
+
+
+def test_broken_vectors_are_errors() -> None:
+    for bad in (np.zeros((1, 3)), np.full((1, 3), np.nan)):
+        with pytest.raises(DataError, match="length 0 or not finite"):
+            unit_length(bad.astype(np.float32), "model")
+
+
+def test_cpu_count() -> None:
+    assert cpu_count() >= 1

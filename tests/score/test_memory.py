@@ -1,0 +1,48 @@
+"""Peak memory of a score task does not grow with the part."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import json, resource, sys, tempfile
+sys.path.insert(0, {tests!r})
+from score.fake_clip import FakeClip
+from score.parts import document, jpeg, write_part
+from vila_data.core.store import Store
+from vila_data.score.config import ClipConfig, ScoreConfig
+from vila_data.score.part import score_part
+mode, folder, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+store = Store(folder)
+from vila_data.core.layout import Part
+part = Part("docs", 0, "meta.jsonl", "meta", 0, count, count, "inputs-0")
+if mode == "write":
+    items = [document(f"d{{i}}", [f"sentence {{i}} {{j}}" for j in range(20)], [jpeg(2 * i), jpeg(2 * i + 1)], [0, 1])
+             for i in range(count)]
+    write_part(store, items)
+else:
+    config = ScoreConfig(clip=ClipConfig(model="fake", embeddings=True))
+    receipt = score_part(store, part, None, FakeClip(64, 256, count=False), config, "in")
+    facts = dict(receipt.counts, kib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    print(json.dumps(facts))
+"""
+
+
+@pytest.mark.slow
+def test_ten_times_the_records_in_the_same_memory(tmp_path: Path) -> None:
+    found = {}
+    script = SCRIPT.format(tests=str(Path(__file__).parent.parent))
+    for count in (1_000, 10_000):
+        for mode in ("write", "score"):
+            command = [sys.executable, "-c", script, mode, str(tmp_path / str(count)), str(count)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found[count] = json.loads(done.stdout)
+        assert found[count]["images_scored"] == 2 * count
+        assert found[count]["distinct_texts"] == 20 * count
+    print(found)
+    assert found[10_000]["kib"] <= 1.2 * found[1_000]["kib"], found

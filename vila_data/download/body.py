@@ -1,0 +1,117 @@
+"""A response's body while it arrives: bounded, decompressed, and on disk where memory is scarce."""
+
+from __future__ import annotations
+
+import tempfile
+import zlib
+from pathlib import Path
+from typing import IO
+
+from vila_data.download.outcome import FetchError
+
+
+class BodyMemory:
+    """The memory that all bodies of a task share; what is beyond `budget` bytes goes to files in `folder`."""
+
+    def __init__(self, folder: Path, budget: int = 64 << 20) -> None:
+        self.folder = folder
+        self.budget = budget
+        self.used = 0
+
+    def body(self, limit: int, encoding: str) -> Body:
+        """An empty body of at most `limit` bytes, with the Content-Encoding `encoding`."""
+        return Body(self, limit, encoding)
+
+
+class Body:
+    """Bytes of one response. Call `take` once, or `discard`."""
+
+    def __init__(self, memory: BodyMemory, limit: int, encoding: str) -> None:
+        self._memory = memory
+        self._limit = limit
+        self._decoder = _Decoder(encoding) if encoding not in ("", "identity") else None
+        self._chunks: list[bytes] = []
+        self._held = 0
+        self._file: IO[bytes] | None = None
+        self.size = 0
+
+    def add(self, chunk: bytes) -> None:
+        """Append received bytes.
+
+        Raises:
+            FetchError: too_large, or bad_response for broken compression.
+            OSError: no space for the file.
+        """
+        if self._decoder is not None:
+            chunk = self._decoder.decode(chunk, self._limit + 1 - self.size)
+        self.size += len(chunk)
+        if self.size > self._limit:
+            raise FetchError("too_large")
+        if self._file is None and self._memory.used + len(chunk) <= self._memory.budget:
+            self._chunks.append(chunk)
+            self._held += len(chunk)
+            self._memory.used += len(chunk)
+            return
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self._memory.folder)  # noqa: SIM115 (closed by discard)
+            self._file.writelines(self._chunks)
+            self._release()
+        self._file.write(chunk)
+
+    def finish(self) -> None:
+        """Check that compression ended well.
+
+        Raises:
+            FetchError: connection_lost, the compressed data is cut short.
+        """
+        if self._decoder is not None and self.size and not self._decoder.ended:
+            raise FetchError("connection_lost", retryable=True)
+
+    def take(self) -> bytes:
+        """The whole body, which gives its memory back."""
+        if self._file is None:
+            data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        else:
+            self._file.seek(0)
+            data = self._file.read()
+        self.discard()
+        return data
+
+    def discard(self) -> None:
+        """Give memory and file back."""
+        self._release()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _release(self) -> None:
+        self._memory.used -= self._held
+        self._held = 0
+        self._chunks = []
+
+
+class _Decoder:
+    """gzip and deflate (with or without zlib's header), never more than asked for."""
+
+    def __init__(self, encoding: str) -> None:
+        if encoding not in ("gzip", "x-gzip", "deflate"):
+            raise FetchError("bad_response")
+        self._inflate = zlib.decompressobj(15 if encoding == "deflate" else 31)
+        self._may_be_raw = encoding == "deflate"
+        self.ended = False
+
+    def decode(self, chunk: bytes, limit: int) -> bytes:
+        """At most `limit` bytes out of `chunk`; a caller that gets `limit` stops reading."""
+        if self.ended:
+            return b""
+        try:
+            decoded = self._inflate.decompress(chunk, limit)
+        except zlib.error as error:
+            if not self._may_be_raw:
+                raise FetchError("bad_response") from error
+            self._may_be_raw = False
+            self._inflate = zlib.decompressobj(-15)
+            return self.decode(chunk, limit)
+        self._may_be_raw = False
+        self.ended = self._inflate.eof
+        return decoded

@@ -1,0 +1,247 @@
+"""The first pass over a part: records to disk, distinct images to the network or straight to the decoder."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import struct
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from vila_data.core.images import ImageError, normalise
+from vila_data.core.records import BadRecord, ImageRef, Record, canonical_json, record_to_json
+from vila_data.download.body import BodyMemory
+from vila_data.download.config import DownloadConfig
+from vila_data.download.fetch import Fetcher, Network, parse_url
+from vila_data.download.outcome import Fetched, FetchError
+from vila_data.download.results import Results
+from vila_data.download.robots import Robots
+from vila_data.download.schedule import Schedule
+from vila_data.download.spool import Spool
+
+Progress = Callable[[int], None]
+
+_BATCH: Final = 32  # records read at once
+_LOOKAHEAD: Final = 16_384  # URLs known and unfinished
+_FRAME: Final = struct.Struct("<?I")  # whether it is a record, bytes of JSON
+
+
+@dataclass(frozen=True, slots=True)
+class _Picked:
+    """An image to look after; `data` as in ImageRef."""
+
+    number: int
+    url: str
+    data: bytes | None
+
+
+class Intake:
+    """A part's records and images on their way into `folder`.
+
+    records: spool of frames; images: for every image in record order its number in `results`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.results = Results()
+        self.images = array("i")
+        self.bodies = Spool(folder / "bodies")
+        self.rules = Spool(folder / "robots")
+        self._records = Spool(folder / "records")
+        self._urls = Spool(folder / "urls")
+        self._url_places = array("q")  # by image number: offset, size
+        self._frames = 0
+
+    def take(self, records: Iterator[Record | BadRecord], count: int) -> tuple[bool, list[_Picked], int]:
+        """Spool up to `count` records: whether there may be more, images to look after, images finished at once."""
+        picked: list[_Picked] = []
+        finished = taken = 0
+        for record in islice(records, count):
+            taken += 1
+            if isinstance(record, BadRecord):
+                content = canonical_json(
+                    {"record_id": record.record_id, "reason": record.reason, "detail": record.detail}
+                )
+                self._frame(False, content)
+                continue
+            self._frame(True, record_to_json(record))
+            for image in record.images:
+                found = self._pick(image)
+                if found is None:
+                    finished += 1
+                else:
+                    picked.append(found)
+        return taken == count, picked, finished
+
+    def _frame(self, good: bool, content: bytes) -> None:
+        self._records.append(_FRAME.pack(good, len(content)) + content)
+        self._frames += 1
+
+    def _pick(self, image: ImageRef) -> _Picked | None:
+        if image.upstream_error is not None or image.data is not None:
+            number, new = self.results.add(), True
+            text = b""
+        else:
+            text = image.url.encode("utf-8", "surrogatepass")
+            number, new = self.results.number(text)
+        self.images.append(number)
+        if not new:
+            return None
+        self._url_places.extend((self._urls.append(text), len(text)))
+        if image.upstream_error is not None:
+            self.results.fail(number, "upstream")
+            return None
+        return _Picked(number, image.url, image.data)
+
+    def url(self, number: int) -> str:
+        """The URL of an image that is fetched."""
+        offset, size = self._url_places[2 * number : 2 * number + 2]
+        return self._urls.read(offset, size).decode("utf-8", "surrogatepass")
+
+    def frames(self) -> Iterator[tuple[bool, bytes]]:
+        """(whether it is a record, its JSON) in order."""
+        with open(self.folder / "records", "rb") as stream:
+            for _ in range(self._frames):
+                good, size = _FRAME.unpack(stream.read(_FRAME.size))
+                yield good, stream.read(size)
+
+    def close(self) -> None:
+        """Close the scratch files."""
+        for spool in (self.bodies, self.rules, self._records, self._urls):
+            spool.close()
+
+
+class Decoding:
+    """Bodies into the spool as stored JPEGs, in threads, a bounded number at a time."""
+
+    def __init__(self, intake: Intake, config: DownloadConfig, done: Callable[[BaseException | None], None]) -> None:
+        self._intake = intake
+        self._config = config
+        self._done = done
+        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.threads = ThreadPoolExecutor(threads, thread_name_prefix="vila-decode")
+        self._gate = asyncio.Semaphore(2 * threads + 2)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def submit(self, number: int, take: Callable[[], bytes], http_code: int | None) -> None:
+        """Queue one body; waits while the queue is full."""
+        await self._gate.acquire()
+        task = asyncio.create_task(self._run(number, take, http_code))
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    async def _run(self, number: int, take: Callable[[], bytes], http_code: int | None) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self.threads, self._decode, number, take, http_code)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._gate.release()
+        self._done(None if task.cancelled() else task.exception())
+
+    def _decode(self, number: int, take: Callable[[], bytes], http_code: int | None) -> None:
+        data = take()
+        resize = self._config.resize
+        try:
+            image = normalise(
+                data,
+                max_pixels=self._config.max_pixels,
+                shorter_side_px=resize.shorter_side_px if resize else None,
+                only_if_larger=resize.only_if_larger if resize else True,
+                jpeg_quality=resize.jpeg_quality if resize else 90,
+            )
+        except ImageError as error:
+            self._intake.results.fail(number, error.error_class, http_code, len(data))
+            return
+        offset = self._intake.bodies.append(image.jpeg)
+        digest = hashlib.sha256(image.jpeg).digest()
+        self._intake.results.store(number, image, digest, offset, http_code, len(data))
+
+    async def stop(self) -> None:
+        """Drop what is queued and wait for what runs."""
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.threads.shutdown(wait=True)
+
+
+async def fetch_all(
+    intake: Intake,
+    records: Iterable[Record | BadRecord],
+    config: DownloadConfig,
+    network: Network,
+    progress: Progress,
+) -> None:
+    """Take in all records and finish all their images.
+
+    Raises:
+        OSError: no space left. RunError: out of file descriptors. Whatever `records` raises.
+    """
+    memory = BodyMemory(intake.folder)
+
+    def finished(error: BaseException | None = None) -> None:
+        if error is not None:
+            schedule.fail(error)
+        schedule.finished()
+        progress(1)
+
+    async def deliver(number: int, outcome: Fetched | FetchError) -> None:
+        if isinstance(outcome, FetchError):
+            intake.results.fail(number, outcome.error_class, outcome.http_code)
+            finished()
+        else:
+            intake.results.bytes_fetched += outcome.body.size
+            await decoding.submit(number, outcome.body.take, outcome.http_code)
+
+    async with Fetcher(config, network, memory) as fetcher:
+        robots = Robots(fetcher, intake.rules, config.timeout_s) if config.robots_txt else None
+        schedule = Schedule(config, fetcher, robots, intake.url, deliver, network.backoff_s)
+        decoding = Decoding(intake, config, finished)
+        reading = ThreadPoolExecutor(1, thread_name_prefix="vila-read")
+        try:
+            await _read_all(intake, iter(records), schedule, decoding, reading, progress)
+            await schedule.wait_below(1)
+        finally:
+            await schedule.stop()
+            await decoding.stop()
+            reading.shutdown(wait=True)
+
+
+async def _read_all(
+    intake: Intake,
+    records: Iterator[Record | BadRecord],
+    schedule: Schedule,
+    decoding: Decoding,
+    reading: ThreadPoolExecutor,
+    progress: Progress,
+) -> None:
+    loop = asyncio.get_running_loop()
+    more = True
+    while more:
+        more, picked, finished = await loop.run_in_executor(reading, intake.take, records, _BATCH)
+        if finished:
+            progress(finished)
+        for image in picked:
+            if image.data is not None:
+                schedule.unfinished += 1
+                await decoding.submit(image.number, _constant(image.data), None)
+                continue
+            url = parse_url(image.url)
+            if url is None:
+                intake.results.fail(image.number, "bad_url")
+                progress(1)
+            else:
+                schedule.add(image.number, url)
+        await schedule.wait_below(_LOOKAHEAD)
+
+
+def _constant(data: bytes) -> Callable[[], bytes]:
+    return lambda: data

@@ -1,0 +1,230 @@
+"""Which URL is asked for next: fair among hosts, bounded by host and in all, with redirects and retries.
+
+A URL that waits, for its host or for another attempt, is a number or a small object
+in a queue: it holds no slot, no task, no memory to speak of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from yarl import URL
+
+from vila_data.download.config import DownloadConfig
+from vila_data.download.fetch import Fetcher, parse_url
+from vila_data.download.outcome import Fetched, FetchError, Outcome, Redirected
+from vila_data.download.robots import Robots
+
+MAX_REDIRECTS: Final = 5
+_RETRY_AFTER_CAP_S: Final = 30.0
+
+Deliver = Callable[[int, "Fetched | FetchError"], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class _Job:
+    """A URL's way: `number` is its image, `first` its URL in the metadata, `url` where redirects have led it."""
+
+    number: int
+    first: URL
+    url: URL
+    hops: int = 0
+    attempt: int = 0
+    spent_s: float = 0.0
+    http_code: int | None = None
+
+
+@dataclass(slots=True)
+class _Host:
+    waiting: deque[int | _Job] = field(default_factory=deque)
+    active: int = 0
+    queued: bool = False  # in the ready line
+    opened: bool = False  # robots.txt is known: more than one at a time
+
+
+class Schedule:
+    """Runs requests and hands each image's last outcome to `deliver`, once.
+
+    read_url: the URL text of an image number; what waits keeps numbers only.
+    deliver:  awaited while the request still counts against `concurrency`, not against its
+        host: where it waits, fetching pauses.
+    """
+
+    def __init__(
+        self,
+        config: DownloadConfig,
+        fetcher: Fetcher,
+        robots: Robots | None,
+        read_url: Callable[[int], str],
+        deliver: Deliver,
+        backoff_s: float,
+    ) -> None:
+        self._config = config
+        self._fetcher = fetcher
+        self._robots = robots
+        self._read_url = read_url
+        self._deliver = deliver
+        self._backoff_s = backoff_s
+        self._hosts: dict[str, _Host] = {}
+        self._ready: deque[tuple[str, _Host]] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._active = 0
+        self.unfinished = 0
+        self._changed = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._stopped = False
+
+    def add(self, number: int, url: URL) -> None:
+        """Queue an image's URL."""
+        self.unfinished += 1
+        self._enqueue(url.raw_host or "", number)
+
+    async def wait_below(self, limit: int) -> None:
+        """Wait until fewer than `limit` URLs are unfinished.
+
+        Raises:
+            BaseException: what a request or a delivery raised.
+        """
+        while self._failure is None and self.unfinished >= limit:
+            self._changed.clear()
+            await self._changed.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    async def stop(self) -> None:
+        """Cancel what is under way."""
+        self._stopped = True
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _enqueue(self, name: str, item: int | _Job) -> None:
+        host = self._hosts.get(name)
+        if host is None:
+            host = self._hosts[name] = _Host()
+        host.waiting.append(item)
+        self._line_up(name, host)
+        self._pump()
+
+    def _line_up(self, name: str, host: _Host) -> None:
+        limit = self._config.per_host if host.opened or self._robots is None else 1
+        if host.waiting and not host.queued and host.active < limit:
+            host.queued = True
+            self._ready.append((name, host))
+
+    def _pump(self) -> None:
+        while self._ready and self._active < self._config.concurrency and not self._stopped:
+            name, host = self._ready.popleft()
+            host.queued = False
+            item = host.waiting.popleft()
+            host.active += 1
+            self._active += 1
+            self._line_up(name, host)
+            task = asyncio.create_task(self._run(item, name, host))
+            self._tasks.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._active -= 1
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self.fail(error)
+        self._pump()
+
+    async def _run(self, item: int | _Job, name: str, host: _Host) -> None:
+        """One request, and what follows from it."""
+        job = item if isinstance(item, _Job) else self._job(item)
+        try:
+            outcome = await self._request(job, name, host)
+        finally:
+            host.active -= 1
+            host.opened = True
+            if host.waiting:
+                self._line_up(name, host)
+            elif host.active == 0:
+                self._hosts.pop(name, None)
+        self._pump()
+        final: Fetched | FetchError | None
+        if isinstance(outcome, Redirected):
+            final = self._follow(job, outcome)
+        elif isinstance(outcome, FetchError):
+            final = self._retry(job, outcome)
+        else:
+            final = outcome
+        if final is not None:
+            if isinstance(final, FetchError):
+                final.http_code = final.http_code or job.http_code
+            await self._deliver(job.number, final)
+
+    def _job(self, number: int) -> _Job:
+        url = parse_url(self._read_url(number))
+        if url is None:
+            raise RuntimeError("a URL that was queued cannot be parsed again")
+        return _Job(number, url, url)
+
+    async def _request(self, job: _Job, name: str, host: _Host) -> Outcome:
+        loop = asyncio.get_running_loop()
+        try:
+            if self._robots is not None:
+                allowed = await self._robots.allows(job.url)
+                if not host.opened:
+                    host.opened = True
+                    self._line_up(name, host)
+                    self._pump()
+                if not allowed:
+                    return FetchError("robots_txt")
+            started = loop.time()
+            outcome = await self._fetcher.request(
+                job.url,
+                self._config.timeout_s - job.spent_s,
+                limit=self._config.max_bytes,
+                close=not host.waiting,
+            )
+        except FetchError as error:
+            return error
+        job.spent_s += loop.time() - started
+        job.http_code = outcome.http_code
+        return outcome
+
+    def _follow(self, job: _Job, outcome: Redirected) -> FetchError | None:
+        if outcome.url is None:
+            return FetchError("bad_url", outcome.http_code)
+        job.hops += 1
+        if job.hops > MAX_REDIRECTS:
+            return FetchError("too_many_redirects", outcome.http_code)
+        job.url = outcome.url
+        self._enqueue(job.url.raw_host or "", job)
+        return None
+
+    def _retry(self, job: _Job, error: FetchError) -> FetchError | None:
+        """Queue another attempt after a pause; the error where it is the last word."""
+        if not error.retryable or job.attempt >= self._config.retries:
+            return error
+        if error.retry_after_s is not None and error.retry_after_s > _RETRY_AFTER_CAP_S:
+            return error
+        jitter = random.Random(f"{job.attempt} {job.first}").uniform(0.5, 1.5)
+        pause_s = max(error.retry_after_s or 0.0, self._backoff_s * 2**job.attempt * jitter)
+        job.attempt += 1
+        job.url, job.hops, job.spent_s = job.first, 0, 0.0
+        job.http_code = error.http_code or job.http_code
+        asyncio.get_running_loop().call_later(
+            min(pause_s, _RETRY_AFTER_CAP_S), self._enqueue, job.url.raw_host or "", job
+        )
+        return None
+
+    def finished(self) -> None:
+        """Count one image as finished; whoever takes deliveries says so."""
+        self.unfinished -= 1
+        self._changed.set()
+
+    def fail(self, error: BaseException) -> None:
+        """End the schedule: whoever waits on it gets `error`."""
+        self._failure = self._failure or error
+        self._stopped = True
+        self._changed.set()
