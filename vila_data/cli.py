@@ -43,7 +43,7 @@ def run(
         _print_plan(recipe, out, limit, as_json)
         return
     from vila_data.core.store import Store
-    from vila_data.view.tables import print_run
+    from vila_data.view.tables import console, print_run
     from vila_data.workflow.progress import ConsoleWatch
     from vila_data.workflow.report import read_run_json
     from vila_data.workflow.run import run as run_recipe
@@ -55,11 +55,11 @@ def run(
     if as_json:
         _print_json(totals)
         return
-    console = Console()
-    print_run(console, totals)
+    screen = console()
+    print_run(screen, totals)
     for name, manifest in report.sets.items():
         empty = "" if manifest.samples else " (empty: every record was dropped; the funnel says why)"
-        console.print(f"{name}: {report.out}/shards/{name}{empty}", highlight=False, soft_wrap=True)
+        screen.print(f"{name}: {report.out}/shards/{name}{empty}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -89,7 +89,7 @@ def inspect(path: PathArgument, as_json: Json = False) -> None:
         "set": tables.print_set,
         "shard": tables.print_shard,
     }[kind]
-    show(Console(), value)
+    show(tables.console(), value)
 
 
 @app.command()
@@ -109,14 +109,14 @@ def check(path: PathArgument, as_json: Json = False) -> None:
 
 
 def _print_plan(recipe: Path, out: str | None, limit: int | None, as_json: bool) -> None:
-    from vila_data.view.tables import print_tree
+    from vila_data.view.tables import console, print_tree
     from vila_data.workflow.forecast import forecast
 
     tree = forecast(recipe, out, limit)
     if as_json:
         _print_json(tree)
     else:
-        print_tree(Console(soft_wrap=True), tree)
+        print_tree(console(), tree)
 
 
 def _print_json(value: dict[str, Any]) -> None:

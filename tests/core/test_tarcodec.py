@@ -53,14 +53,6 @@ def test_tarfile_reads_every_member_and_its_facts() -> None:
         assert {(info.mode, info.uid, info.gid, info.mtime, info.uname) for info in infos} == {(0o644, 0, 0, 0, "")}
 
 
-def test_header_is_the_one_that_tarfile_writes() -> None:
-    info = tarfile.TarInfo("docs-00001-000002.json")
-    info.size = 12345
-    theirs = info.tobuf(tarfile.USTAR_FORMAT)
-    ours = header(info.name, info.size)
-    assert ours == theirs
-
-
 def test_bytes_depend_on_names_and_contents_alone() -> None:
     first, _ = tar_of(SAMPLE)
     again, _ = tar_of([(name, memoryview(content)) for name, content in SAMPLE])  # type: ignore[misc]

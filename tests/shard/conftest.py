@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from made_run import MadeRun, make_run
+
+from tests.made_run import MadeRun, make_run
 
 
 @pytest.fixture(scope="session")

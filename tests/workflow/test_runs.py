@@ -25,14 +25,16 @@ def local_run(sample_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "vila_data.cli", *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "vila_data.cli", *arguments], capture_output=True, text=True, check=False
+    )
 
 
 def test_every_image_ends_as_the_sample_says(local_run: tuple[Path, vd.RunReport]) -> None:
     _, report = local_run
     for corpus, key in (("docs", "documents"), ("pairs", "pairs")):
         found = report.funnel[corpus]["download"]["images"]
-        expected = dict(TRUTH["expected"][key]["outcomes"])
+        expected = dict(TRUTH["expected"]["image_outcomes"][key])
         assert found.pop("kept") == expected.pop("ok")
         assert found == {f"failed:{error}": count for error, count in expected.items()}
     assert report.funnel["docs"]["download"]["records"] == {"kept": 101, "failed:malformed_json": 1}

@@ -140,9 +140,10 @@ class GuardedResolver(AbstractResolver):
     Answers, also that there is none, are kept for a short time; at most 4,096 of them.
     """
 
-    def __init__(self, policy: AddressPolicy, lookup: Lookup = system_lookup) -> None:
+    def __init__(self, policy: AddressPolicy, lookup: Lookup = system_lookup, keep_s: float = _FOUND_S) -> None:
         self._policy = policy
         self._lookup = lookup
+        self._keep_s = keep_s
         self._threads = ThreadPoolExecutor(_LOOKUP_THREADS, thread_name_prefix="vila-dns")
         self._cache: OrderedDict[str, tuple[float, asyncio.Future[list[str]]]] = OrderedDict()
 
@@ -171,7 +172,7 @@ class GuardedResolver(AbstractResolver):
             loop = asyncio.get_running_loop()
             answer = asyncio.ensure_future(loop.run_in_executor(self._threads, self._lookup, host, port))
             answer.add_done_callback(lambda done: self._keep(host, done))
-            known = (now + _FOUND_S, answer)
+            known = (now + self._keep_s, answer)
             self._cache[host] = known
             while len(self._cache) > _CACHE_SIZE:
                 self._cache.popitem(last=False)

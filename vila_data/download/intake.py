@@ -139,30 +139,12 @@ class Decoding:
 
     async def _run(self, number: int, take: Callable[[], bytes], http_code: int | None) -> None:
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self.threads, self._decode, number, take, http_code)
+        await loop.run_in_executor(self.threads, store_body, self._intake, self._config, number, take, http_code)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._gate.release()
         self._done(None if task.cancelled() else task.exception())
-
-    def _decode(self, number: int, take: Callable[[], bytes], http_code: int | None) -> None:
-        data = take()
-        resize = self._config.resize
-        try:
-            image = normalise(
-                data,
-                max_pixels=self._config.max_pixels,
-                shorter_side_px=resize.shorter_side_px if resize else None,
-                only_if_larger=resize.only_if_larger if resize else True,
-                jpeg_quality=resize.jpeg_quality if resize else 90,
-            )
-        except ImageError as error:
-            self._intake.results.fail(number, error.error_class, http_code, len(data))
-            return
-        offset = self._intake.bodies.append(image.jpeg)
-        digest = hashlib.sha256(image.jpeg).digest()
-        self._intake.results.store(number, image, digest, offset, http_code, len(data))
 
     async def stop(self) -> None:
         """Drop what is queued and wait for what runs."""
@@ -171,6 +153,28 @@ class Decoding:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.threads.shutdown(wait=True)
+
+
+def store_body(
+    intake: Intake, config: DownloadConfig, number: int, take: Callable[[], bytes], http_code: int | None
+) -> None:
+    """Normalise one body and spool it, or note why that cannot be."""
+    data = take()
+    resize = config.resize
+    try:
+        image = normalise(
+            data,
+            max_pixels=config.max_pixels,
+            shorter_side_px=resize.shorter_side_px if resize else None,
+            only_if_larger=resize.only_if_larger if resize else True,
+            jpeg_quality=resize.jpeg_quality if resize else 90,
+        )
+    except ImageError as error:
+        intake.results.fail(number, error.error_class, http_code, len(data))
+        return
+    offset = intake.bodies.append(image.jpeg)
+    digest = hashlib.sha256(image.jpeg).digest()
+    intake.results.store(number, image, digest, offset, http_code, len(data))
 
 
 async def fetch_all(

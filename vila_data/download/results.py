@@ -73,7 +73,13 @@ class Results:
         self._original_bytes[number] = -1 if original_bytes is None else original_bytes
 
     def store(
-        self, number: int, image: StoredImage, sha256: bytes, offset: int, http_code: int | None, original_bytes: int
+        self,
+        number: int,
+        image: StoredImage,
+        sha256: bytes,
+        offset: int,
+        http_code: int | None,
+        original_bytes: int | None,
     ) -> None:
         """Note a stored picture, `offset` being its place in the spool of bodies."""
         self.fail(number, IMAGE_ERRORS[0], http_code, original_bytes)

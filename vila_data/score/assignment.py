@@ -21,14 +21,16 @@ def assign(similarities_IT: NDArray[np.float32]) -> NDArray[np.int32]:
     Raises:
         ValueError: the matrix has no sentence, or an entry is not finite.
     """
-    from scipy.optimize import linear_sum_assignment
-
     images, texts = similarities_IT.shape
     if texts == 0:
         raise ValueError("no sentence to assign images to")
     chosen_I: NDArray[np.int32] = np.argmax(similarities_IT, axis=1).astype(np.int32)
-    if images == 0:
+    if not np.isfinite(similarities_IT).all():
+        raise ValueError("a similarity is not finite")
+    if images <= 1 or texts == 1:
         return chosen_I
+    from scipy.optimize import linear_sum_assignment
+
     rows, columns = linear_sum_assignment(-similarities_IT.astype(np.float64))
     chosen_I[rows] = columns
     return chosen_I

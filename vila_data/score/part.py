@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -25,7 +24,6 @@ from vila_data.core.layout import Part
 from vila_data.core.receipts import Receipt, committing, read_receipt
 from vila_data.core.schemas import SCORE_IMAGES
 from vila_data.core.store import Store
-from vila_data.score.assignment import assign
 from vila_data.score.clip import Clip
 from vila_data.score.config import ScoreConfig
 from vila_data.score.embeddings import EmbeddingFiles, embedding_paths
@@ -36,6 +34,7 @@ from vila_data.score.rows import count_rows, read_rows
 from vila_data.score.slots import UNUSED
 from vila_data.score.table import TableWriter
 from vila_data.score.vectors import Vectors
+from vila_data.score.writing import RowWriter
 
 _AHEAD: Final = 3
 """Batches of pictures that may be decoded and not yet embedded."""
@@ -73,17 +72,20 @@ def score_part(
         DataError: the part's files do not fit together, or bytes are damaged.
         StorageError: the store cannot be read or written.
     """
-    rows = count_rows(store, part.images_table())
-    if needed is not None and len(needed) != rows:
-        raise DataError(f"{store.location(part.images_table())}: {rows} images, but {len(needed)} were judged")
+    total = count_rows(store, part.images_table())
+    if needed is not None and len(needed) != total:
+        raise DataError(f"{store.location(part.images_table())}: {total} images, but {len(needed)} were judged")
     wants_embeddings = config.clip is not None and config.clip.embeddings
     known = part.scores_table() if reuse and _reusable(store, part, clip.fingerprint, wants_embeddings) else None
-    task = _Task(store, part, clip, progress, stats or FeedStats())
+    task = _Task(clip, progress, stats or FeedStats())
     reader = Reader(store, part, clip, partial(read_rows, store, part, needed, known))
     ahead = _AHEAD * clip.batch_size
     with committing(store, part.receipt("score"), inputs) as outputs:
-        table = outputs.path(part.scores_table())
         with ExitStack() as stack:
+            metadata = _table_metadata(store, part, clip.fingerprint)
+            table = stack.enter_context(TableWriter(outputs.path(part.scores_table()), SCORE_IMAGES, metadata))
+            images = stack.enter_context(Vectors(outputs.folder / "images.f32", clip.dim))
+            texts = stack.enter_context(Vectors(outputs.folder / "texts.f32", clip.dim))
             files = None
             if wants_embeddings:
                 records = read_rows(store, part, needed, known)
@@ -91,10 +93,11 @@ def score_part(
                 files = EmbeddingFiles(store, part, outputs, clip.dim, scored, known is not None)
                 stack.enter_context(files)
             feed = stack.enter_context(Feed[Event](reader.events, threads or cpu_count(), ahead))
-            task.run(feed, table, files, outputs.folder)
+            rows = RowWriter(part, table, files, images, texts)
+            task.run(feed, (images, texts), rows)
         outputs.counts.update(
-            images_scored=task.scored,
-            images_skipped=rows - task.scored,
+            images_scored=rows.scored,
+            images_skipped=total - rows.scored,
             distinct_images=len(reader.images),
             distinct_texts=len(reader.texts),
         )
@@ -141,124 +144,71 @@ def _table_metadata(store: Store, part: Part, fingerprint: str) -> dict[bytes, b
 
 
 class _Task:
-    """The consuming side: fills the model's batches across records and writes finished records in order."""
+    """The model's side: fills its batches across records, hands finished records to the writing thread."""
 
-    def __init__(
-        self, store: Store, part: Part, clip: Clip, progress: Callable[[int], None] | None, stats: FeedStats
-    ) -> None:
+    def __init__(self, clip: Clip, progress: Callable[[int], None] | None, stats: FeedStats) -> None:
         self._clip = clip
-        self._metadata = _table_metadata(store, part, clip.fingerprint)
-        self._part = part
         self._progress = progress
         self._stats = stats
         self._pictures: list[Future[Pixels]] = []
         self._texts: list[str] = []
         self._waiting: deque[Job] = deque()
-        self.scored = 0
+        self._writing: Future[None] | None = None
 
-    def run(self, feed: Feed[Event], table: Path, files: EmbeddingFiles | None, scratch: Path) -> None:
-        """Consume the feed to its end."""
-        begun = time.perf_counter()
-        batch, dim = self._clip.batch_size, self._clip.dim
-        with (
-            Vectors(scratch / "images.f32", dim) as self._image_vectors,
-            Vectors(scratch / "texts.f32", dim) as self._text_vectors,
-            TableWriter(table, SCORE_IMAGES, self._metadata) as writer,
-        ):
+    def run(self, feed: Feed[Event], vectors: tuple[Vectors, Vectors], rows: RowWriter) -> None:
+        """Consume the feed to its end; `vectors` of images and of texts."""
+        begun, batch = time.perf_counter(), self._clip.batch_size
+        self._image_vectors, self._text_vectors = vectors
+        with ThreadPoolExecutor(1, "write") as pool:
             for event in feed.events(self._stats):
                 if isinstance(event, Job):
                     self._waiting.append(event)
                     self._texts.extend(event.new_texts)
                 else:
                     self._pictures.append(event)
-                if len(self._pictures) >= batch:
-                    self._embed_pictures(feed)
                 full = len(self._waiting) >= 4 * batch
-                while len(self._texts) >= batch or (full and self._texts):
-                    self._embed_texts()
-                if full and self._pictures:
-                    self._embed_pictures(feed)
-                self._write_ready(writer, files)
-            if self._pictures:
-                self._embed_pictures(feed)
-            while self._texts:
-                self._embed_texts()
-            self._write_ready(writer, files)
+                if full or len(self._pictures) >= batch or len(self._texts) >= batch:
+                    self._embed(feed, full)
+                    self._hand_over(pool, rows)
+            self._embed(feed, everything=True)
+            self._hand_over(pool, rows)
+            self._await_writing()
         self._stats.total += time.perf_counter() - begun
 
-    def _embed_pictures(self, feed: Feed[Event]) -> None:
-        begun = time.perf_counter()
-        pixels = [future.result() for future in self._pictures]
-        ready = time.perf_counter()
-        self._image_vectors.append(self._clip.embed_images(pixels))
-        self._stats.waiting += ready - begun
-        self._stats.model += time.perf_counter() - ready
-        feed.release(len(pixels))
-        self._pictures.clear()
-
-    def _embed_texts(self) -> None:
+    def _embed(self, feed: Feed[Event], everything: bool) -> None:
         size = self._clip.batch_size
-        begun = time.perf_counter()
-        self._text_vectors.append(self._clip.embed_texts(self._texts[:size]))
-        self._stats.model += time.perf_counter() - begun
-        del self._texts[:size]
+        least = 1 if everything else size
+        while len(self._pictures) >= least:
+            begun = time.perf_counter()
+            pixels = [future.result() for future in self._pictures[:size]]
+            ready = time.perf_counter()
+            self._image_vectors.append(self._clip.embed_images(pixels))
+            self._stats.waiting += ready - begun
+            self._stats.model += time.perf_counter() - ready
+            feed.release(len(pixels))
+            del self._pictures[:size]
+        while len(self._texts) >= least:
+            begun = time.perf_counter()
+            self._text_vectors.append(self._clip.embed_texts(self._texts[:size]))
+            self._stats.model += time.perf_counter() - begun
+            del self._texts[:size]
 
-    def _write_ready(self, writer: TableWriter, files: EmbeddingFiles | None) -> None:
-        while self._waiting and self._is_ready(self._waiting[0]):
-            job = self._waiting.popleft()
-            for values in self._table_rows(job, files):
-                writer.add(*values)
+    def _hand_over(self, pool: ThreadPoolExecutor, rows: RowWriter) -> None:
+        """Have the records whose vectors are all there written, in order, while the model goes on."""
+        images, texts = self._image_vectors.count, self._text_vectors.count
+        done: list[Job] = []
+        while self._waiting:
+            job = self._waiting[0]
+            if max(job.image_slots, default=UNUSED) >= images or max(job.text_slots, default=UNUSED) >= texts:
+                break
+            done.append(self._waiting.popleft())
+        if done:
+            self._await_writing()
+            self._writing = pool.submit(rows.write, done)
             if self._progress is not None:
-                self._progress(len(job.rows.images))
+                self._progress(sum(len(job.rows.images) for job in done))
 
-    def _is_ready(self, job: Job) -> bool:
-        return (
-            max(job.image_slots, default=UNUSED) < self._image_vectors.count
-            and max(job.text_slots, default=UNUSED) < self._text_vectors.count
-        )
-
-    def _table_rows(self, job: Job, files: EmbeddingFiles | None) -> Iterator[tuple[Any, ...]]:
-        rows = job.rows
-        wanted = [index for index, image in enumerate(rows.images) if image.wanted]
-        if job.record is None or not wanted:
-            for image in rows.images:
-                yield rows.row, rows.record_id, image.image_index, False, None, image.matched_text_index, *[None] * 3
-            return
-        self.scored += len(wanted)
-        pair = job.record.kind == "pair"
-        similarities_IT, images_ID, texts_TD = self._similarities(job, wanted, 1 if pair else len(job.record.texts))
-        if files is not None:
-            files.add(job, wanted, similarities_IT, images_ID, texts_TD)
-        assigned_I = assign(similarities_IT)
-        place = {index: number for number, index in enumerate(wanted)}
-        for index, image in enumerate(rows.images):
-            head = (rows.row, rows.record_id, image.image_index, index in place)
-            if index not in place:
-                yield *head, None, image.matched_text_index, None, None, None
-                continue
-            similarities_T = similarities_IT[place[index]]
-            assigned = int(assigned_I[place[index]])
-            matched = 0 if pair else image.matched_text_index
-            similarity = similarities_T[matched] if matched is not None and 0 <= matched < len(similarities_T) else None
-            tail = (image.matched_text_index, assigned, similarities_T[assigned], None if pair else similarities_T)
-            yield *head, similarity, *tail
-
-    def _similarities(
-        self, job: Job, wanted: list[int], texts: int
-    ) -> tuple[NDArray[np.float32], dict[int, NDArray[np.float32]], NDArray[np.float32]]:
-        """([I, T] cosines of the wanted images, {image row: vector} of those embedded now, [T, D] texts if read)."""
-        texts_TD = self._text_vectors.take(job.text_slots)
-        fresh = [index for index in wanted if job.image_slots[index] != UNUSED]
-        vectors = self._image_vectors.take([job.image_slots[index] for index in fresh])
-        images_ID = dict(zip(fresh, vectors, strict=True))
-        similarities_IT = np.empty((len(wanted), texts), np.float32)
-        exact_TD = texts_TD.astype(np.float64)
-        for number, index in enumerate(wanted):
-            known = job.rows.images[index].known
-            if index in images_ID:
-                similarities_IT[number] = (exact_TD * images_ID[index]).sum(axis=1)
-            elif known is not None and (known.similarity is not None or known.similarities_T is not None):
-                similarities_IT[number] = known.similarity if known.similarities_T is None else known.similarities_T
-            else:
-                raise DataError(f"{self._part.scores_table()}: {job.rows.record_id}: scored, but without a value")
-        return similarities_IT, images_ID, texts_TD
+    def _await_writing(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None

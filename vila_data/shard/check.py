@@ -146,10 +146,11 @@ def _check_index(store: Store, path: str, shard: ShardFacts, samples: _Samples) 
         return
     if _sha256(store, path) != shard.index_sha256:
         yield f"{where}: sha256 is not the manifest's: bytes have changed"
+        return
     try:
         with store.open_read(path) as stream:
             rows = pq.read_table(stream, columns=["key", "n_images", "members", "offsets", "sizes"]).to_pylist()
-    except (pa.ArrowInvalid, OSError, KeyError) as error:
+    except (pa.ArrowException, StorageError, ValueError) as error:
         yield f"{where}: not an index: {error}"
         return
     found = [(row["key"], list(zip(row["members"], row["offsets"], row["sizes"], strict=False))) for row in rows]

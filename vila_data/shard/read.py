@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vila_data.core.errors import DataError
@@ -69,8 +70,11 @@ class ShardSetReader(Sequence[Sample]):
 
     def _read_index(self, shard: int) -> list[dict[str, Any]]:
         name = self.manifest.shards[shard].name.replace(".tar", ".parquet")
-        with self._store.open_read(name) as stream:
-            rows: list[dict[str, Any]] = pq.read_table(stream).to_pylist()
+        try:
+            with self._store.open_read(name) as stream:
+                rows: list[dict[str, Any]] = pq.read_table(stream).to_pylist()
+        except pa.ArrowException as error:
+            raise DataError(f"{self._store.location(name)}: not an index: {error}") from error
         return rows
 
 

@@ -9,6 +9,15 @@ from rich.table import Table
 from rich.tree import Tree
 
 
+_WIDTH_ELSEWHERE = 200
+
+
+def console() -> Console:
+    """Standard output: as wide as the terminal, and wide enough for every line in files and pipes."""
+    found = Console()
+    return found if found.is_terminal else Console(width=_WIDTH_ELSEWHERE)
+
+
 def print_run(console: Console, value: dict[str, Any]) -> None:
     """A run: its funnel a corpus, and its sets."""
     state = "finished" if value["finished"] else "not finished"

@@ -7,7 +7,15 @@ from types import TracebackType
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -42,7 +50,7 @@ class ConsoleWatch:
         self._totals: dict[str, list[int]] = {}
         self._last_line = 0.0
         self._bars: Progress | None = None
-        self._tasks: dict[str, object] = {}
+        self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> ConsoleWatch:
         if self._console.is_terminal:
@@ -66,18 +74,10 @@ class ConsoleWatch:
 
     def stage(self, name: str, total: int, done: int) -> None:
         """See `Watch`."""
-        known = self._totals.get(name)
-        if known is not None:
-            known[0] += done
-            known[1] += total
-        else:
-            self._totals[name] = [done, total, 0]
-        done, total, _ = self._totals[name]
+        self._totals[name] = [done, total, 0]
         if self._bars is None:
             earlier = f", {done} committed already" if done else ""
             self._console.print(f"{name}: {total} tasks{earlier}", highlight=False)
-        elif name in self._tasks:
-            self._bars.update(self._tasks[name], completed=done, total=total)  # type: ignore[arg-type]
         else:
             self._tasks[name] = self._bars.add_task(name, completed=done, total=total, note="")
 
@@ -88,7 +88,7 @@ class ConsoleWatch:
         entry[2] += items
         done, total, seen = entry
         if self._bars is not None:
-            self._bars.update(self._tasks[name], completed=done, note=f"{seen:,} items")  # type: ignore[arg-type]
+            self._bars.update(self._tasks[name], completed=done, note=f"{seen:,} items")
         elif done == total or time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             self._console.print(f"{name}: {done} of {total} tasks, {seen:,} items", highlight=False)

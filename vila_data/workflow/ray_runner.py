@@ -40,7 +40,8 @@ class RayRunner:
         try:
             ray.init(address=self._address, ignore_reinit_error=True, **quiet)
         except (ConnectionError, TimeoutError) as error:
-            raise RunError(f"Ray at {self._address}: {error}") from error
+            hint = "is it up, and does it ask for a token (then set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN)?"
+            raise RunError(f"Ray at {self._address}: {error}; {hint}") from error
         return self
 
     def __exit__(
@@ -127,7 +128,9 @@ class _Actors:
         count = step.resources.max_tasks or int(gpus / step.resources.num_gpus)
         if count < 1 or gpus < step.resources.num_gpus:
             raise RunError(f"resources.{step.stage}: asks for {step.resources.num_gpus} GPU; the cluster has {gpus:g}")
-        remote: Any = ray.remote(_Caller).options(max_restarts=-1, max_task_retries=_RETRIES, **_options(step.resources))
+        remote: Any = ray.remote(_Caller).options(
+            max_restarts=-1, max_task_retries=_RETRIES, **_options(step.resources)
+        )
         self._actors: list[Any] = [remote.remote() for _ in range(count)]
         self._calls: dict[Any, int] = {}
 

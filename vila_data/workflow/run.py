@@ -138,10 +138,10 @@ class _Run:
     def _scan(self, name: str, config: Any, files: list[str], max_rows: int | None, share: float) -> list[FileScan]:
         jobs = [ScanJob(name, file, max_rows, share) for file in files]
         found: dict[int, FileScan] = {}
-        self._watch.stage("scan", len(jobs), 0)
+        self._watch.stage(f"scan {name}", len(jobs), 0)
         for done in self._runner.run(self._work, [self._step("scan", tasks.scan)], jobs, _ignore):
             found[done.job] = done.result
-            self._watch.advance("scan", done.result.rows)
+            self._watch.advance(f"scan {name}", done.result.rows)
         return [found[index] for index in range(len(jobs))]
 
     def _download_and_score(self, corpora: dict[str, _Corpus], only: str | None) -> None:
@@ -202,10 +202,10 @@ class _Run:
         if self._recipe.filter.rules_for(name).images.exact_duplicates == "drop":
             copies = duplicates.later_copies(self._ordered("filter", tasks.digests, parts))
         jobs = [FilterJob(*job) for job in zip(parts, downloads, scores, copies, strict=True)]
-        self._watch.stage("filter", len(jobs), 0)
+        self._watch.stage(f"filter {name}", len(jobs), 0)
         receipts: list[Receipt] = self._ordered("filter", tasks.filter_fates, jobs)
         for receipt in receipts:
-            self._watch.advance("filter", sum(receipt.counts["images"].values()))
+            self._watch.advance(f"filter {name}", sum(receipt.counts["images"].values()))
         return receipts
 
     def _shard(self, corpora: dict[str, _Corpus]) -> dict[str, Manifest]:
@@ -219,7 +219,7 @@ class _Run:
         committed = read_manifest(self._store, name)
         recipe = self._fingerprints["recipe"]
         if committed is not None and committed.inputs == inputs and _shards_there(self._store, committed):
-            self._watch.stage("shard", len(committed.shards), len(committed.shards))
+            self._watch.stage(f"shard {name}", len(committed.shards), len(committed.shards))
             return committed
         parts = {part.index: part for part in corpus.plan.parts}
         shards = lay_out(self._store, corpus.plan.parts, config.view, name, self._recipe.seed, config.max_mb * MB)
@@ -227,19 +227,19 @@ class _Run:
             ShardJob(name, index, config.view, config.corpus, refs, _used(parts, refs), fingerprint([inputs, index]))
             for index, refs in enumerate(shards)
         ]
-        self._watch.stage("shard", len(jobs), 0)
-        receipts: list[Receipt] = self._ordered("shard", tasks.shard, jobs, advance=True)
+        self._watch.stage(f"shard {name}", len(jobs), 0)
+        receipts: list[Receipt] = self._ordered("shard", tasks.shard, jobs, watched=f"shard {name}")
         samples = sum(receipt.counts["samples"] for receipt in receipts)
         if samples != sum(map(len, shards)):
             raise DataError(f"set {name!r}: {samples} samples written of {sum(map(len, shards))}")
         return finish_set(self._store, name, config, receipts, recipe, inputs)
 
-    def _ordered(self, stage: str, function: Any, jobs: Any, advance: bool = False) -> list[Any]:
+    def _ordered(self, stage: str, function: Any, jobs: Any, watched: str | None = None) -> list[Any]:
         results: dict[int, Any] = {}
         for done in self._runner.run(self._work, [self._step(stage, function)], jobs, _ignore):
             results[done.job] = done.result
-            if advance:
-                self._watch.advance(stage, done.result.counts["samples"])
+            if watched is not None:
+                self._watch.advance(watched, done.result.counts["samples"])
         return [results[index] for index in range(len(jobs))]
 
     def _step(self, stage: str, function: Any) -> Step:

@@ -97,7 +97,9 @@ def download(work: Work, part: Part, report: Report) -> Receipt:
         return done
     records = open_corpus(work.recipe.corpora[part.corpus]).read(part)
     inputs = work.download_inputs(part)
-    return download_part(work.store, part, records, work.recipe.download, inputs, progress=functools.partial(report, "images"))
+    return download_part(
+        work.store, part, records, work.recipe.download, inputs, progress=functools.partial(report, "images")
+    )
 
 
 def committed_score(work: Work, part: Part, download: Receipt) -> Receipt | None:
