@@ -39,7 +39,7 @@ def pixels(jpeg: bytes) -> np.ndarray:
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    return float(10 * np.log10(255**2 / np.mean((a - b) ** 2)))
+    return float(10 * np.log10(255**2 / max(1e-9, float(np.mean((a - b) ** 2)))))
 
 
 def stored(data: bytes, side: int | None = 336, **options: object):

@@ -312,6 +312,7 @@ def test_memory_does_not_grow_with_the_part(origin: Origin) -> None:
     assert peaks[10_000] <= 1.2 * peaks[1_000], peaks
 
 
+@pytest.mark.slow
 def test_img2dataset_as_the_engine(origin: Origin, tmp_path: Path) -> None:
     pytest.importorskip("img2dataset")
     origin.routes["127.0.0.1"] = {"*": by_path, "/html": answers(b"<html>")}

@@ -1,4 +1,4 @@
-"""Recipe values of corpora: what DESIGN.md section 4 writes under `corpora:`."""
+"""Recipe values under `corpora:`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Preselect(StrictModel):
 
     c = sum of the columns `by`. Rows with c > `min_sum` take part; the `count`
     largest, or floor(`fraction` x all rows), are kept, over the whole corpus or in
-    each file. Ties: c descending, then id ascending. (VILA.md section 2.)
+    each file. Ties: c descending, then id ascending. (docs/sources.md)
     """
 
     by: Annotated[tuple[str, ...], Field(min_length=1)]

@@ -1,6 +1,6 @@
 """MMC4: one JSON document a line, in .jsonl, .jsonl.gz or .jsonl.zip.
 
-Line format: VILA.md section 7. An image may share a sentence with others; a
+Line format: docs/sources.md. An image may share a sentence with others; a
 document may have more images than sentences.
 """
 

@@ -154,7 +154,7 @@ def _document_refs(
     image_row = images.column("row").to_numpy()
     image_index = images.column("image_index").to_numpy()
     text_index = images.column("text_index").to_numpy()
-    reading = np.lexsort((image_index, text_index, image_row))  # VILA.md section 3: (a(i), original order)
+    reading = np.lexsort((image_index, text_index, image_row))  # docs/sources.md: by sentence, then as published
     ends = np.searchsorted(image_row, rows, side="right").astype(np.int64)
     starts = np.searchsorted(image_row, rows, side="left")
     counts = ends - starts

@@ -132,7 +132,7 @@ def _manifest_json(manifest: Manifest) -> dict[str, Any]:
 
 
 def _wids_meta(manifest: Manifest) -> dict[str, Any]:
-    """VILA.md section 6: what wids and VILA's own loader read."""
+    """What wids and VILA's own loader read (docs/sources.md)."""
     return {
         "name": manifest.name,
         "__kind__": "VILA-WebDataset",

@@ -15,11 +15,11 @@ from vila_data.workflow.recipe import Recipe, load_recipe
 from vila_data.workflow.tasks import Work
 
 IMAGES_A_DOCUMENT: Final = 5.7
-"""Mean of MMC4 (VILA.md section 7); a guess until a part is downloaded."""
+"""Mean of MMC4 (docs/sources.md); a guess until a part is downloaded."""
 STORED_BYTES_AN_IMAGE: Final = 40_000
 """JPEG of 336 px, quality 90; a guess until a part is downloaded."""
 IMAGES_A_SECOND_A_CORE: Final = 80.0
-"""img2dataset's published rate on the open web, where links are slow (PEERS.md section 2)."""
+"""img2dataset's published rate on the open web, where links are slow (docs/sources.md)."""
 
 Node = dict[str, Any]
 

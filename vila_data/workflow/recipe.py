@@ -1,4 +1,4 @@
-"""The recipe: one YAML file that says all of a run. Keys: DESIGN.md section 4, docs/recipe.md."""
+"""The recipe: one YAML file that says all of a run. Keys: docs/recipe.md."""
 
 from __future__ import annotations
 
