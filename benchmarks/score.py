@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import platform
 import resource
 import statistics
@@ -261,6 +262,7 @@ def conditions(config: ClipConfig, photos: Path | None) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "pictures": f"{len(list(photos.glob('*.jp*g')))} photos" if photos else "drawn, 448 x 336",
         "cpus": cpu_count(),
+        "load_average_before": round(os.getloadavg()[0], 1),
         "machine": platform.machine(),
         "python": platform.python_version(),
         "numpy": np.__version__,

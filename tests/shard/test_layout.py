@@ -135,6 +135,11 @@ def fewest(sizes: list[int], limit: int) -> int:
     return runs
 
 
+def test_a_run_may_be_exactly_as_large_as_the_limit() -> None:
+    assert even_cuts(np.full(4, 500), 1000 + 2 * BLOCK) == [0, 2, 4]
+    assert even_cuts(np.full(4, 500), 999 + 2 * BLOCK) == [0, 1, 2, 3, 4]
+
+
 def test_some_huge_samples_do_not_cut_up_the_rest() -> None:
     sizes = np.random.default_rng(0).integers(1000, 9000, 20_000)
     sizes[[50, 7000, 7001, 19_999]] = 3_000_000
@@ -173,7 +178,7 @@ def test_size_bound_holds_for_each_sample(view: View, tmp_path: Path) -> None:
     corpus, name = "c" * 42, "n" * 48
     items = [item(f"doc-{i}", [text], [0], i) for i, text in enumerate(WORST)]
     items += [item("all", WORST, [i % len(WORST) for i in range(60)], 900)]
-    items += [item("images", ["."], [0] * 30, 901), item("last", [*[""] * 300, "."], [300], 902)]
+    items += [item("images", ["."], [0] * 30, 901), item("last", [*[""] * 3000, "."], [3000], 902)]
     parts = filtered_parts(store, corpus, items, len(items))
     shards = lay_out(store, parts, view, name, SEED, 10**9)
     assert len(shards) == 1

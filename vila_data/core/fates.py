@@ -68,7 +68,7 @@ upstream           a corpus that was downloaded already has no bytes for it
 class Funnel:
     """Counts of fates by stage and reason, for records and images of one corpus.
 
-    Stages are added in the data's path's order; `close` asserts that each stage's
+    Stages are added in the data's path's order; `check` asserts that a stage's
     outcomes sum to what entered it.
     """
 
@@ -77,10 +77,7 @@ class Funnel:
 
     def add(self, stage: str, unit: Literal["records", "images"], fate: str, count: int = 1) -> None:
         """Count `count` items; `fate` is ``kept``, ``dropped:<rule>`` or ``failed:<error>``."""
-        if count:
-            self._stages.setdefault((stage, unit), Counter())[fate] += count
-        else:
-            self._stages.setdefault((stage, unit), Counter())
+        self._stages.setdefault((stage, unit), Counter())[fate] += count
 
     def merge(self, rows: Mapping[str, Mapping[str, Mapping[str, int]]]) -> None:
         """Add the counts of `as_dict` of another funnel."""

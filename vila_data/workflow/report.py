@@ -48,7 +48,8 @@ def corpus_funnel(plan: CorpusPlan, receipts: Mapping[str, Sequence[Receipt | No
     read = _sum(downloads, "records")
     entered = sum(read.values())
     funnel.add("select", "records", "kept", entered)
-    funnel.add("select", "records", "dropped:preselect", plan.rows - entered)
+    if plan.rows > entered:
+        funnel.add("select", "records", "dropped:preselect", plan.rows - entered)
     funnel.check("select", "records", plan.rows)
     _add(funnel, "download", "records", read)
     funnel.check("download", "records", funnel.kept("select", "records"))
