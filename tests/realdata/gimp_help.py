@@ -90,7 +90,9 @@ def documents(base_url: str) -> list[dict[str, Any]]:
             }
             for source, place in images
         ]
-        found.append({"text_list": page.texts, "url": f"{base_url}/{name}", "image_info": infos, "could_have_url_duplicate": 0})
+        found.append(
+            {"text_list": page.texts, "url": f"{base_url}/{name}", "image_info": infos, "could_have_url_duplicate": 0}
+        )
     return found
 
 

@@ -93,7 +93,9 @@ def write_flickr(path: Path, shared: Path, base_url: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def runs(web: str, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Path], vd.RunReport, set[str]]:
+def runs(
+    web: str, shared: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Path], vd.RunReport, set[str]]:
     folder = tmp_path_factory.mktemp("real")
     assert gimp_help.write_documents(folder / "gimp.jsonl", f"http://{web}/gimp") == 471
     right = write_flickr(folder / "flickr.parquet", shared, f"http://{web}/flickr")

@@ -47,4 +47,6 @@ def test_a_run_on_s3(bucket: str, sample_recipe: Path, tmp_path: Path) -> None:
     vd.run(sample_recipe, tmp_path / "run", runner="local")
     assert there == tree(tmp_path / "run")
     kind, value = inspect(f"{out}/shards/docs")
-    assert kind == "set" and value["samples"] == len(vd.open_shards(f"{out}/shards/docs")) == report.sets["docs"].samples
+    assert (
+        kind == "set" and value["samples"] == len(vd.open_shards(f"{out}/shards/docs")) == report.sets["docs"].samples
+    )

@@ -35,7 +35,9 @@ def cluster() -> Iterator[dict[str, str]]:
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
     start = [RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={ports['gcs']}", "--include-dashboard=true"]
     start += [f"--dashboard-port={ports['dashboard']}", f"--metrics-export-port={ports['metrics']}"]
-    with subprocess.Popen(start, env=os.environ | token, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as head:
+    with subprocess.Popen(
+        start, env=os.environ | token, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as head:
         assert head.stdout is not None
         seen = []
         for line in head.stdout:
@@ -44,7 +46,7 @@ def cluster() -> Iterator[dict[str, str]]:
                 break
         else:
             pytest.fail("".join(seen))
-        found = re.search(r"(\d+\.\d+\.\d+\.\d+):%d" % ports["gcs"], "".join(seen))
+        found = re.search(rf"(\d+\.\d+\.\d+\.\d+):{ports['gcs']}", "".join(seen))
         host = found.group(1) if found else "127.0.0.1"
         yield token | {
             "RAY_ADDRESS": f"{host}:{ports['gcs']}",
@@ -69,12 +71,22 @@ def test_ray_address(sample_recipe: Path, alone: dict[str, str], cluster: dict[s
     assert done.returncode == 0, done.stderr
     assert tree(tmp_path / "run") == alone
     metrics = urllib.request.urlopen(cluster["METRICS"]).read().decode()
-    counted = [line for line in metrics.splitlines() if line.startswith("ray_vila_data_images_total") and "download" in line]
+    counted = [
+        line for line in metrics.splitlines() if line.startswith("ray_vila_data_images_total") and "download" in line
+    ]
     assert counted and float(counted[0].rsplit(" ", 1)[1]) > 0
 
 
 def test_ray_job_submit(sample_recipe: Path, alone: dict[str, str], cluster: dict[str, str], tmp_path: Path) -> None:
-    submit = [RAY, "job", "submit", "--address", cluster["JOBS"], "--", *command(sample_recipe, tmp_path / "run", "ray")]
+    submit = [
+        RAY,
+        "job",
+        "submit",
+        "--address",
+        cluster["JOBS"],
+        "--",
+        *command(sample_recipe, tmp_path / "run", "ray"),
+    ]
     done = subprocess.run(submit, env=os.environ | cluster, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout

@@ -87,7 +87,7 @@ def test_stage_by_stage_gives_the_same_bytes(
     sample_recipe: Path, local_run: tuple[Path, vd.RunReport], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    with pytest.raises(vd.UsageError, match="download lacks 5 of 5 parts|download lacks"):
+    with pytest.raises(vd.UsageError, match="download lacks 3 of 3 parts"):
         vd.run(sample_recipe, out, runner="local", only="score")
     for stage in ("download", "score", "filter", "shard"):
         vd.run(sample_recipe, out, runner="local", only=stage)

@@ -45,7 +45,7 @@ IMAGE_ERRORS: Final[tuple[str, ...]] = (
     "undecodable_image",
     "upstream",
 )
-"""Why an image was not downloaded (VILA keeps a document iff all of its images answered 200 and decode: docs/sources.md).
+"""Why an image was not downloaded (VILA: all images answer 200 and decode; docs/sources.md).
 
 bad_url            not http or https, no host, or not a URL at all
 address_refused    the host's address is loopback, private, link-local, multicast or a metadata service

@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
 
-
 _WIDTH_ELSEWHERE = 200
 
 
