@@ -109,7 +109,7 @@ def write_part(store: Store, corpus: str, index: int, items: Sequence[Item | Non
             tar = TarWriter(stream)
             for row, one in enumerate(items):
                 if one is None:
-                    records.append((row, f"bad-{row}", "failed", "malformed_json", "line 3", 0, 0, 0, 0, None, None))
+                    records.append((row, f"bad-{row}", "failed", "malformed_json", "line 3", 0, 0, 0, 0, *[None] * 3))
                     continue
                 start = tar.position
                 data = record_to_json(one.record)
@@ -119,7 +119,8 @@ def write_part(store: Store, corpus: str, index: int, items: Sequence[Item | Non
                     scores.append(_score_row(row, one, number))
                 texts = one.record.texts
                 sizes = (len(one.jpegs), len(texts), sum(map(len, texts)), len(data), start, tar.position - start)
-                records.append((row, one.record.record_id, "ok", None, None, *sizes))
+                digest = hashlib.sha256(data).hexdigest()
+                records.append((row, one.record.record_id, "ok", None, None, *sizes, digest))
             tar.finish()
         pq.write_table(_table(images, DOWNLOAD_IMAGES), outputs.path(part.images_table()))
         pq.write_table(_table(records, DOWNLOAD_RECORDS), outputs.path(part.records_table()))

@@ -12,8 +12,8 @@ import pytest
 SCRIPT = """
 import json, resource, sys, tempfile
 sys.path.insert(0, {tests!r})
-from score.fake_clip import FakeClip
-from score.parts import document, jpeg, write_part
+from tests.score.fake_clip import FakeClip
+from tests.score.parts import document, jpeg, write_part
 from vila_data.core.store import Store
 from vila_data.score.config import ClipConfig, ScoreConfig
 from vila_data.score.part import score_part
@@ -36,7 +36,7 @@ else:
 @pytest.mark.slow
 def test_ten_times_the_records_in_the_same_memory(tmp_path: Path) -> None:
     found = {}
-    script = SCRIPT.format(tests=str(Path(__file__).parent.parent))
+    script = SCRIPT.format(tests=str(Path(__file__).parents[2]))
     for count in (1_000, 10_000):
         for mode in ("write", "score"):
             command = [sys.executable, "-c", script, mode, str(tmp_path / str(count)), str(count)]

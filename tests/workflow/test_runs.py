@@ -33,7 +33,7 @@ def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_every_image_ends_as_the_sample_says(local_run: tuple[Path, vd.RunReport]) -> None:
     _, report = local_run
     for corpus, key in (("docs", "documents"), ("pairs", "pairs")):
-        found = report.funnel[corpus]["download"]["images"]
+        found = dict(report.funnel[corpus]["download"]["images"])
         expected = dict(TRUTH["expected"]["image_outcomes"][key])
         assert found.pop("kept") == expected.pop("ok")
         assert found == {f"failed:{error}": count for error, count in expected.items()}

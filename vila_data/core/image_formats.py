@@ -1,4 +1,4 @@
-"""Pictures of any accepted format -> RGB pixels, by Pillow; and the orientation in a JPEG's EXIF block.
+"""Pictures of any accepted format -> RGB pixels, by Pillow; and what a JPEG's headers say.
 
 Pillow's plugins are called directly: `Image.open` would try every format and warn by
 a process-wide setting, where the pixel limit here is the caller's.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -82,21 +83,31 @@ def open_pixels(data: bytes, max_pixels: int | None, min_side: int | None) -> tu
         image.close()
 
 
-def exif_orientation(jpeg: bytes) -> int:
-    """EXIF orientation, 1 to 8, of a JPEG; 1 where there is none that can be read."""
-    at = 2
+@dataclass(frozen=True, slots=True)
+class JpegFacts:
+    """EXIF orientation, 1 to 8 (1 where none can be read), and whether the picture comes in several scans."""
+
+    orientation: int
+    many_scans: bool
+
+
+def jpeg_facts(jpeg: bytes) -> JpegFacts:
+    """Read a JPEG's markers up to its first scan."""
+    at, orientation, components, progressive = 2, 1, 0, False
     while at + 4 <= len(jpeg) and jpeg[at] == 0xFF:
         marker = jpeg[at + 1]
         if marker == 0xFF:  # fill byte
             at += 1
             continue
-        if marker == 0xDA or marker == 0xD9:
-            return 1
+        if marker == 0xDA:
+            return JpegFacts(orientation, progressive or jpeg[at + 4 : at + 5] != bytes((components,)))
         size = jpeg[at + 2] << 8 | jpeg[at + 3]
         if marker == 0xE1 and jpeg[at + 4 : at + 10] == b"Exif\0\0":
-            return _tiff_orientation(jpeg[at + 10 : at + 2 + size])
+            orientation = _tiff_orientation(jpeg[at + 10 : at + 2 + size])
+        elif marker in (0xC0, 0xC1, 0xC2) and at + 9 < len(jpeg):
+            components, progressive = jpeg[at + 9], marker == 0xC2
         at += 2 + size
-    return 1
+    return JpegFacts(orientation, True)
 
 
 def _tiff_orientation(tiff: bytes) -> int:

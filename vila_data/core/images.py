@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from vila_data.core.image_formats import ImageError, exif_orientation, open_pixels
+from vila_data.core.image_formats import ImageError, jpeg_facts, open_pixels
 
 __all__ = ["ImageError", "StoredImage", "decode_rgb", "normalise", "perceptual_hash", "target_size"]
 
@@ -125,9 +125,10 @@ def _normalise_jpeg(data: bytes, plan: _Plan) -> StoredImage | None:
         raise ImageError("too_many_pixels")
     if colours not in _PLAIN:
         return None
-    if data.count(b"\xff\xda") * height * width > _SCAN_WORK:
+    facts = jpeg_facts(data)
+    if facts.many_scans and data.count(b"\xff\xda") * height * width > _SCAN_WORK:
         raise ImageError("undecodable_image")
-    orientation = exif_orientation(data)
+    orientation = facts.orientation
     target = plan.size(width, height)
     if target == (width, height) and orientation == 1:
         gray = _decode(data, height, width, _scale_for(height, width, 2 * _HASH_SIDE, 2 * _HASH_SIDE), "GRAY")
@@ -151,7 +152,7 @@ def _store(rgb: Pixels, width: int, height: int, orientation: int, plan: _Plan) 
     if max(out_height, out_width) > 65_500:
         raise ImageError("too_many_pixels")  # JPEG cannot say it
     jpeg: bytes = simplejpeg.encode_jpeg(upright, plan.jpeg_quality, "RGB", "420")
-    gray = cv2.cvtColor(_resize(upright, _HASH_SIDE, _HASH_SIDE, cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+    gray = cv2.cvtColor(upright, cv2.COLOR_RGB2GRAY)
     return StoredImage(jpeg, out_width, out_height, width, height, perceptual_hash(cast(Pixels, gray)))
 
 
@@ -177,6 +178,7 @@ def _decode(data: bytes, height: int, width: int, scale: int, colours: str, own:
         min_height=out_height,
         min_width=out_width,
         min_factor=1,
+        fastupsample=not own,  # as near to the reference once it is resized, and 5% faster
         buffer=None if own or size > _KEPT_BUFFER else _buffer(size),
     )
     if pixels.shape[:2] != (out_height, out_width):

@@ -47,6 +47,7 @@ DOWNLOAD_RECORDS: Final = pa.schema(
         pa.field("json_bytes", pa.int64(), nullable=False),
         pa.field("offset", pa.int64()),  # of the record's block in the part's tar: JSON, then its images
         pa.field("size", pa.int64()),
+        pa.field("json_sha256", pa.string()),  # of the record's JSON, hex; null if failed
     ]
 )
 """download/<corpus>/part-NNNNN.records.parquet: one row a metadata row, in order."""

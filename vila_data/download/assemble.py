@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -98,6 +99,7 @@ class Assembly:
                 "json_bytes": len(content),
                 "offset": start,
                 "size": tar.position - start,
+                "json_sha256": hashlib.sha256(content).hexdigest(),
             }
         )
         self._record_fates["ok"] += 1

@@ -19,7 +19,7 @@ from vila_data.core.errors import DataError, StorageError
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import BLOCK, member_bytes, walk_file
 from vila_data.shard.energon import tar_index
-from vila_data.shard.manifest import Manifest, ShardFacts, parse_manifest
+from vila_data.shard.manifest import Manifest, ShardFacts, parse_manifest, wids_meta
 
 _CHUNK = 4 << 20
 
@@ -40,6 +40,9 @@ def check_set(store: Store, folder: str) -> Iterator[str]:
     for name, total in totals.items():
         if total != getattr(manifest, name):
             yield f"{store.location(path)}: {name} is {total}; its shards sum to {getattr(manifest, name)}"
+    wids = f"{folder}/wids-meta.json".lstrip("/")
+    if store.size(wids) is None or store.read(wids) != wids_meta(manifest):
+        yield f"{store.location(wids)}: missing, or not what the manifest says"
     yield from _foreign(store, folder, manifest)
     keys: dict[str, str] = {}
     for shard in manifest.shards:

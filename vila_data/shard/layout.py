@@ -34,6 +34,7 @@ class SampleRefs:
     """Samples in order (s of them), each with its kept images (k in all) in reading order.
 
     part, row:      the record; offset, json_bytes: its JSON member in the part's tar, header first.
+    json_digest:    the first 64 bits of the JSON's sha256.
     images_end:     int64[s], where each sample's images end among the k.
     image_offset, image_bytes, digest: where an image's bytes lie, and the first 64 bits of their sha256.
     text_index:     the sentence it stands before; similarity: to that sentence, NaN if not scored.
@@ -44,6 +45,7 @@ class SampleRefs:
     row: NDArray[np.int32]
     offset: NDArray[np.int64]
     json_bytes: NDArray[np.int64]
+    json_digest: NDArray[np.uint64]
     size_bound: NDArray[np.int64]
     images_end: NDArray[np.int64]
     image_index: NDArray[np.int32]
@@ -77,7 +79,7 @@ class SampleRefs:
         return SampleRefs(**values)
 
 
-_PER_SAMPLE = {"part", "row", "offset", "json_bytes", "size_bound", "images_end"}
+_PER_SAMPLE = {"part", "row", "offset", "json_bytes", "json_digest", "size_bound", "images_end"}
 
 
 def lay_out(store: Store, parts: Iterable[Part], view: View, name: str, seed: int, max_bytes: int) -> list[SampleRefs]:
@@ -125,7 +127,7 @@ def _part_refs(store: Store, part: Part, view: View) -> SampleRefs:
     with store.open_read(part.fates_table()) as stream:
         fates = pq.read_table(stream, columns=["row", "image_index", "fate", "text_index", "similarity"])
     with store.open_read(part.records_table()) as stream:
-        records = pq.read_table(stream, columns=["row", "n_texts", "offset", "json_bytes"])
+        records = pq.read_table(stream, columns=["row", "n_texts", "offset", "json_bytes", "json_sha256"])
     with store.open_read(part.images_table()) as stream:
         images = pq.read_table(stream, columns=["row", "image_index", "offset", "bytes", "sha256"])
     is_image = pc.is_valid(fates.column("image_index"))
@@ -138,7 +140,10 @@ def _part_refs(store: Store, part: Part, view: View) -> SampleRefs:
         .filter(pa.array(kept_images))
         .append_column("offset", images.column("offset").filter(pa.array(kept_images)))
     )
-    bytes_, digest = images.filter(pa.array(kept_images)).column("bytes"), _digests(images, kept_images)
+    bytes_, digest = (
+        images.filter(pa.array(kept_images)).column("bytes"),
+        _digests(images.column("sha256").filter(pa.array(kept_images))),
+    )
     refs = _document_refs(part, records, kept_rows, chosen, bytes_.to_numpy().astype(np.int64), digest)
     return _one_image_each(refs) if view == "pairs" else refs
 
@@ -168,6 +173,7 @@ def _document_refs(
         row=rows.astype(np.int32),
         offset=records.column("offset").to_numpy(zero_copy_only=False)[rows].astype(np.int64),
         json_bytes=json_bytes,
+        json_digest=_digests(records.column("json_sha256").take(pa.array(rows))),
         size_bound=member_bytes_of(text_bound) + 2 * BLOCK + padded[ends] - padded[starts],
         images_end=np.cumsum(counts),
         image_index=image_index[reading].astype(np.int32),
@@ -215,6 +221,5 @@ def member_bytes_of(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     return BLOCK + (sizes + BLOCK - 1) // BLOCK * BLOCK
 
 
-def _digests(images: pa.Table, mask: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    hexes = images.column("sha256").filter(pa.array(mask)).to_pylist()
-    return np.array([int(value[:16], 16) for value in hexes], dtype=np.uint64)
+def _digests(sha256: pa.ChunkedArray) -> NDArray[np.uint64]:
+    return np.array([int(value[:16], 16) for value in sha256.to_pylist()], dtype=np.uint64)

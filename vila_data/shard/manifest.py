@@ -96,7 +96,7 @@ def finish_set(
     manifest = Manifest(name, config.corpus, config.view, recipe, inputs, shards)
     _remove_strangers(store, name, len(shards))
     folder = f"shards/{name}"
-    store.commit_bytes(_json(_wids_meta(manifest)), f"{folder}/wids-meta.json")
+    store.commit_bytes(wids_meta(manifest), f"{folder}/wids-meta.json")
     energon.write_metadata(store, folder, config.view, [(shard.name, shard.samples) for shard in shards])
     store.commit_bytes(_json(_manifest_json(manifest)), manifest_path(name))
     return manifest
@@ -131,9 +131,9 @@ def _manifest_json(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _wids_meta(manifest: Manifest) -> dict[str, Any]:
+def wids_meta(manifest: Manifest) -> bytes:
     """What wids and VILA's own loader read (docs/sources.md)."""
-    return {
+    value = {
         "name": manifest.name,
         "__kind__": "VILA-WebDataset",
         "wids_version": 1,
@@ -141,6 +141,7 @@ def _wids_meta(manifest: Manifest) -> dict[str, Any]:
             {"url": shard.name, "nsamples": shard.samples, "filesize": shard.bytes} for shard in manifest.shards
         ],
     }
+    return _json(value)
 
 
 def _remove_strangers(store: Store, name: str, shards: int) -> None:

@@ -116,18 +116,17 @@ def _read(store: Store, job: ShardJob, sample: int) -> tuple[Record, list[KeptIm
     images = refs.images_of(sample)
     stop = max([start + BLOCK + json_bytes, *(int(refs.image_offset[i] + refs.image_bytes[i]) for i in images)])
     data = store.read_range(tar, start, stop - start)
-    try:
-        record = record_from_json(data[BLOCK : BLOCK + json_bytes])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{store.location(tar)}: no record at byte {start}: {error!r}") from error
-    return record, [_image(refs, i, data, start, store.location(tar)) for i in images]
+    content = data[BLOCK : BLOCK + json_bytes]
+    if _digest(hashlib.sha256(content).hexdigest()) != int(refs.json_digest[sample]):
+        raise DataError(f"{store.location(tar)}: the record at byte {start} is not the one that was downloaded")
+    return record_from_json(content), [_image(refs, i, data, start, store.location(tar)) for i in images]
 
 
 def _image(refs: SampleRefs, i: int, data: bytes, start: int, tar: str) -> KeptImage:
     at = int(refs.image_offset[i]) - start
     jpeg = data[at : at + int(refs.image_bytes[i])]
     sha256 = hashlib.sha256(jpeg).hexdigest()
-    if int(sha256[:16], 16) != int(refs.digest[i]):
+    if _digest(sha256) != int(refs.digest[i]):
         raise DataError(f"{tar}: the image at byte {refs.image_offset[i]} is not the one that was downloaded")
     similarity = refs.similarity[i]
     return KeptImage(
@@ -137,3 +136,7 @@ def _image(refs: SampleRefs, i: int, data: bytes, start: int, tar: str) -> KeptI
         sha256=sha256,
         jpeg=jpeg,
     )
+
+
+def _digest(sha256: str) -> int:
+    return int(sha256[:16], 16)

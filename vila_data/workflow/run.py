@@ -23,7 +23,7 @@ from vila_data.corpora.source import FileScan
 from vila_data.filter import duplicates
 from vila_data.score.clip import clip_fingerprint
 from vila_data.shard.layout import lay_out
-from vila_data.shard.manifest import Manifest, finish_set, read_manifest
+from vila_data.shard.manifest import Manifest, finish_set, manifest_path, read_manifest
 from vila_data.shard.write import ShardJob
 from vila_data.workflow import lock, tasks
 from vila_data.workflow.plan import CorpusPlan, commit_parts, corpus_inputs, plan_corpus
@@ -221,6 +221,8 @@ class _Run:
         if committed is not None and committed.inputs == inputs and _shards_there(self._store, committed):
             self._watch.stage(f"shard {name}", len(committed.shards), len(committed.shards))
             return committed
+        if committed is not None:  # nobody must take new shards for those that it names
+            self._store.remove(manifest_path(name))
         parts = {part.index: part for part in corpus.plan.parts}
         shards = lay_out(self._store, corpus.plan.parts, config.view, name, self._recipe.seed, config.max_mb * MB)
         jobs = [
