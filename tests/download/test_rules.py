@@ -133,3 +133,10 @@ def test_a_spool_gives_back_what_it_took(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         spool.read(0, 1_000_000)
     spool.close()
+
+
+def test_a_bomb_is_never_unpacked_beyond_the_limit(tmp_path: Path) -> None:
+    body = BodyMemory(tmp_path).body(1000, "gzip")
+    with pytest.raises(FetchError, match="too_large"):
+        body.add(gzip.compress(bytes(5_000_000)))
+    assert body.size == 1001

@@ -55,7 +55,7 @@ def write_part(store: Store, items: Sequence[Item | None], corpus: str = "docs",
             for row, item in enumerate(items):
                 start = tar.position
                 if item is None:
-                    records.append((row, f"bad-{row}", "failed", "malformed_json", "line", 0, 0, 0, 0, None, None))
+                    records.append((row, f"bad-{row}", "failed", "malformed_json", "line", 0, 0, 0, 0, *[None] * 3))
                     continue
                 key = record_key(corpus, index, row)
                 data = record_to_json(item.record)
@@ -72,7 +72,7 @@ def write_part(store: Store, items: Sequence[Item | None], corpus: str = "docs",
                     images.append((*head, "ok", None, 200, *facts, ref.matched_text_index, member.offset))
                 counts = (len(item.jpegs), len(item.record.texts), sum(map(len, item.record.texts)), len(data))
                 block = (start, tar.position - start)
-                records.append((row, item.record.record_id, "ok", None, None, *counts, *block))
+                records.append((row, item.record.record_id, "ok", None, None, *counts, *block, None))
             tar.finish()
         for path, schema, rows in (
             (part.images_table(), DOWNLOAD_IMAGES, images),

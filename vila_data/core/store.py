@@ -7,6 +7,7 @@ put, which is atomic there.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 from vila_data.core.errors import StorageError
 
 SCRATCH_DIR = ".scratch"
+_CHUNK = 4 << 20
 
 
 class Store:
@@ -89,6 +91,14 @@ class Store:
         if len(data) != size:
             raise StorageError(f"{self.location(path)}: {len(data)} of {size} bytes at offset {offset}")
         return data
+
+    def sha256(self, path: str) -> str:
+        """Hex sha256 of a file, read in pieces."""
+        digest = hashlib.sha256()
+        with self.open_read(path) as stream:
+            while chunk := stream.read(_CHUNK):
+                digest.update(chunk)
+        return digest.hexdigest()
 
     @contextmanager
     def open_read(self, path: str) -> Iterator[Any]:

@@ -17,7 +17,7 @@ from vila_data.core.schemas import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS
 from vila_data.core.tarcodec import TarWriter
 from vila_data.download.intake import Intake
 
-_ROWS: Final = 4096  # rows of a row group
+_ROWS: Final = 1024  # rows of a row group
 
 
 class _Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -88,6 +89,14 @@ class Body:
         self._memory.used -= self._held
         self._held = 0
         self._chunks = []
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A 200 with its whole body."""
+
+    body: Body
+    http_code: int
 
 
 class _Decoder:

@@ -26,9 +26,9 @@ from vila_data.download.addresses import (
     literal_address,
     system_lookup,
 )
-from vila_data.download.body import Body, BodyMemory
+from vila_data.download.body import Body, BodyMemory, Fetched
 from vila_data.download.config import DownloadConfig
-from vila_data.download.outcome import Fetched, FetchError, Redirected
+from vila_data.download.outcome import FetchError, Redirected
 
 PRODUCT: Final = "vila-data"
 _REDIRECTS: Final = frozenset((301, 302, 303, 307, 308))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import struct
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -14,12 +13,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from vila_data.core.cpus import cpu_count
 from vila_data.core.images import ImageError, normalise
 from vila_data.core.records import BadRecord, ImageRef, Record, canonical_json, record_to_json
-from vila_data.download.body import BodyMemory
+from vila_data.download.body import BodyMemory, Fetched
 from vila_data.download.config import DownloadConfig
 from vila_data.download.fetch import Fetcher, Network, parse_url
-from vila_data.download.outcome import Fetched, FetchError
+from vila_data.download.outcome import FetchError
 from vila_data.download.results import Results
 from vila_data.download.robots import Robots
 from vila_data.download.schedule import Schedule
@@ -125,7 +125,7 @@ class Decoding:
         self._intake = intake
         self._config = config
         self._done = done
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = cpu_count()
         self.threads = ThreadPoolExecutor(threads, thread_name_prefix="vila-decode")
         self._gate = asyncio.Semaphore(2 * threads + 2)
         self._tasks: set[asyncio.Task[None]] = set()

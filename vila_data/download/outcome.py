@@ -1,24 +1,12 @@
-"""What one request comes to: a body, a redirect, or a failure of a class of core.fates.IMAGE_ERRORS."""
+"""What one request comes to, if not to a body: a redirect, or a failure of a class of core.fates.IMAGE_ERRORS."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from yarl import URL
 
 from vila_data.core.fates import IMAGE_ERRORS
-
-if TYPE_CHECKING:
-    from yarl import URL
-
-    from vila_data.download.body import Body
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """A 200 with its whole body."""
-
-    body: Body
-    http_code: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +38,3 @@ class FetchError(Exception):
         self.http_code = http_code
         self.retryable = retryable
         self.retry_after_s = retry_after_s
-
-
-Outcome = Fetched | Redirected | FetchError

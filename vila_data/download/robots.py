@@ -9,8 +9,9 @@ from typing import Final
 from protego import Protego
 from yarl import URL
 
+from vila_data.download.body import Fetched
 from vila_data.download.fetch import PRODUCT, Fetcher
-from vila_data.download.outcome import Fetched, FetchError
+from vila_data.download.outcome import FetchError
 from vila_data.download.spool import Spool
 
 _LIMIT: Final = 500 * 1024  # RFC 9309 section 2.5

@@ -15,15 +15,16 @@ from typing import Final
 
 from yarl import URL
 
+from vila_data.download.body import Fetched
 from vila_data.download.config import DownloadConfig
 from vila_data.download.fetch import Fetcher, parse_url
-from vila_data.download.outcome import Fetched, FetchError, Outcome, Redirected
+from vila_data.download.outcome import FetchError, Redirected
 from vila_data.download.robots import Robots
 
 MAX_REDIRECTS: Final = 5
 _RETRY_AFTER_CAP_S: Final = 30.0
 
-Deliver = Callable[[int, "Fetched | FetchError"], Awaitable[None]]
+Deliver = Callable[[int, Fetched | FetchError], Awaitable[None]]
 
 
 @dataclass(slots=True)
@@ -168,7 +169,7 @@ class Schedule:
             raise RuntimeError("a URL that was queued cannot be parsed again")
         return _Job(number, url, url)
 
-    async def _request(self, job: _Job, name: str, host: _Host) -> Outcome:
+    async def _request(self, job: _Job, name: str, host: _Host) -> Fetched | Redirected | FetchError:
         loop = asyncio.get_running_loop()
         try:
             if self._robots is not None:

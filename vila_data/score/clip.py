@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vila_data.score.config import ClipConfig
-from vila_data.score.model import cpu_count, files_fingerprint
+from vila_data.score.model import files_fingerprint
 
 
 class Clip(Protocol):

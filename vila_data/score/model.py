@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -22,13 +21,6 @@ PREPROCESSING: Final = 1
 
 ITEMS_A_THREAD: Final = 8
 """Items that a CPU call gives each thread: enough that waiting for the last one costs little."""
-
-
-def cpu_count() -> int:
-    """CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def files_fingerprint(backend: str, files: Iterable[Path]) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from vila_data.core.cpus import cpu_count
 from vila_data.core.errors import DataError
 from vila_data.core.layout import Part
 from vila_data.core.receipts import Receipt, committing, read_receipt
@@ -28,7 +29,6 @@ from vila_data.score.clip import Clip
 from vila_data.score.config import ScoreConfig
 from vila_data.score.embeddings import EmbeddingFiles, embedding_paths
 from vila_data.score.feed import Feed, FeedStats
-from vila_data.score.model import cpu_count
 from vila_data.score.reading import Event, Job, Pixels, Reader
 from vila_data.score.rows import count_rows, read_rows
 from vila_data.score.slots import UNUSED

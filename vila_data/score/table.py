@@ -10,7 +10,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-_ROW_GROUP: Final = 2048
+_ROW_GROUP: Final = 1024
 
 
 class TableWriter:

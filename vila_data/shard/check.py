@@ -7,7 +7,6 @@ a JSON that names what is not there.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -20,8 +19,6 @@ from vila_data.core.store import Store
 from vila_data.core.tarcodec import BLOCK, member_bytes, walk_file
 from vila_data.shard.energon import tar_index
 from vila_data.shard.manifest import Manifest, ShardFacts, parse_manifest, wids_meta
-
-_CHUNK = 4 << 20
 
 
 def check_set(store: Store, folder: str) -> Iterator[str]:
@@ -76,7 +73,7 @@ def _check_shard(store: Store, path: str, shard: ShardFacts, keys: dict[str, str
         return
     if size != shard.bytes:
         yield f"{where}: {size} bytes; the manifest says {shard.bytes}"
-    elif _sha256(store, path) != shard.sha256:
+    elif store.sha256(path) != shard.sha256:
         yield f"{where}: sha256 is not the manifest's: bytes have changed"
     try:
         with store.open_read(path) as stream:
@@ -147,7 +144,7 @@ def _check_index(store: Store, path: str, shard: ShardFacts, samples: _Samples) 
     if store.size(path) is None:
         yield f"{where}: missing"
         return
-    if _sha256(store, path) != shard.index_sha256:
+    if store.sha256(path) != shard.index_sha256:
         yield f"{where}: sha256 is not the manifest's: bytes have changed"
         return
     try:
@@ -168,11 +165,3 @@ def _check_tar_index(store: Store, path: str, samples: _Samples) -> Iterator[str
         yield f"{store.location(path)}: missing"
     elif store.read(path) != tar_index(starts, end):
         yield f"{store.location(path)}: does not describe the members of its tar"
-
-
-def _sha256(store: Store, path: str) -> str:
-    digest = hashlib.sha256()
-    with store.open_read(path) as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -22,7 +21,6 @@ from vila_data.workflow.report import read_run_json
 Kind = Literal["recipe", "run", "set", "shard"]
 _SAMPLES_SHOWN: Final = 50
 _TEXT_SHOWN: Final = 60
-_CHUNK: Final = 4 << 20
 
 
 def kind_of(path: str) -> Kind:
@@ -140,13 +138,5 @@ def _check_receipt(store: Store, path: str) -> Iterator[str]:
             yield f"{store.location(output)}: missing; {Path(path).name} says it is there"
         elif size != facts["bytes"]:
             yield f"{store.location(output)}: {size} bytes; its receipt says {facts['bytes']}"
-        elif not output.startswith("shards/") and _sha256(store, output) != facts["sha256"]:
+        elif not output.startswith("shards/") and store.sha256(output) != facts["sha256"]:
             yield f"{store.location(output)}: sha256 is not its receipt's: bytes have changed"
-
-
-def _sha256(store: Store, path: str) -> str:
-    digest = hashlib.sha256()
-    with store.open_read(path) as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -1,0 +1,45 @@
+"""What the README shows is what the program prints, and its figures are those of benchmarks/results."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import vila_data as vd
+
+REPO = Path(vd.__file__).parent.parent
+README = (REPO / "README.md").read_text()
+RESULTS = REPO / "benchmarks" / "results"
+
+
+def test_the_session_shown_is_real(sample_recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    vd.run(sample_recipe, out, runner="local")
+    command = [sys.executable, "-m", "vila_data.cli", "inspect", str(out)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    session = README.split("$ make demo\n", 1)[1].split("```", 1)[0]
+    shown = [line.rstrip() for line in session.splitlines() if line.strip() and line != "…"]
+    lines = {line.rstrip() for line in printed.splitlines()}
+    assert len(shown) > 20
+    assert [line for line in shown if line not in lines] == []
+
+
+def test_every_file_that_is_named_is_there() -> None:
+    named = re.findall(r"`((?:docs|shards|recipes|benchmarks|vila_data)/[\w/.-]+)`", README)
+    assert named and [name for name in named if not (REPO / name).exists()] == []
+
+
+def test_make_targets_are_there() -> None:
+    targets = set(re.findall(r"^(\w+):", (REPO / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"^make (\w+)", README, re.M)) <= targets
+
+
+def test_figures_are_those_of_the_benchmarks() -> None:
+    download = json.loads((RESULTS / "download.json").read_text())
+    rates = download["images_per_s"]
+    row = f"| {rates['builtin']:.0f} | {rates['img2dataset']:.0f} | {download['builtin_over_img2dataset']:.2f} |"
+    assert row in README
+    assert download["builtin_over_img2dataset"] >= 2.0
