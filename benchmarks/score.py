@@ -35,6 +35,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from vila_data.core.cpus import cpu_count
 from vila_data.core.images import decode_rgb
 from vila_data.core.layout import Part, record_key
 from vila_data.core.receipts import committing
@@ -45,7 +46,6 @@ from vila_data.core.tarcodec import TarWriter
 from vila_data.score.clip import Clip, load_clip
 from vila_data.score.config import ClipConfig, ScoreConfig
 from vila_data.score.feed import FeedStats
-from vila_data.score.model import cpu_count
 from vila_data.score.part import score_part
 
 SAMPLE = Path(__file__).resolve().parent.parent / "shards/sample/clip"

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vila_data.core.cpus import cpu_count
 from vila_data.core.errors import DataError, RunError, UsageError
 from vila_data.score.clip import Clip, clip_fingerprint, load_clip
 from vila_data.score.config import ClipConfig
-from vila_data.score.model import cpu_count, unit_length
+from vila_data.score.model import unit_length
 
 from .parts import jpeg
 

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vila_data.core.cpus import cpu_count
 from vila_data.score.config import ClipConfig
 from vila_data.score.model import files_fingerprint
 
