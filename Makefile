@@ -31,8 +31,10 @@ check: $(VENV)/.installed
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/download.py
-	$(BIN)/python benchmarks/score.py
+	$(BIN)/python benchmarks/download.py --json benchmarks/results/download.json
+	$(BIN)/python benchmarks/score.py --json benchmarks/results/score.json
+	$(BIN)/python benchmarks/score.py --backend transformers --random-vit-b-32 --pairs 48 --repeats 3 --records \
+	  --json benchmarks/results/score.json
 
 clean:
 	rm -rf $(VENV) .venvs runs .mypy_cache .ruff_cache .pytest_cache

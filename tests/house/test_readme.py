@@ -43,3 +43,10 @@ def test_figures_are_those_of_the_benchmarks() -> None:
     row = f"| {rates['builtin']:.0f} | {rates['img2dataset']:.0f} | {download['builtin_over_img2dataset']:.2f} |"
     assert row in README
     assert download["builtin_over_img2dataset"] >= 2.0
+
+
+def test_the_share_of_waiting_is_that_of_the_benchmark() -> None:
+    score = json.loads((RESULTS / "score.json").read_text())
+    share = score["random-vit-b-32 on cpu"]["model_waits_for_input_share"]
+    assert f"waits for its input {share:.1%} of the time" in README
+    assert share < 0.05
