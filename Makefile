@@ -1,7 +1,7 @@
 # make demo   environment, then the sample corpus from metadata to shards, then the report
 # make test   the default tests
 # make check  lint, format and types
-# make bench  the benchmarks, against peers, in one run each
+# make bench  the benchmarks, against peers, in one run each; PHOTOS=DIR for real photographs, whose results are kept
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,7 +31,7 @@ check: $(VENV)/.installed
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/download.py --json benchmarks/results/download.json
+	$(BIN)/python benchmarks/download.py $(if $(PHOTOS),--photos $(PHOTOS) --json benchmarks/results/download.json)
 	$(BIN)/python benchmarks/score.py --json benchmarks/results/score.json
 	$(BIN)/python benchmarks/score.py --backend transformers --random-vit-b-32 --pairs 48 --repeats 3 --records \
 	  --json benchmarks/results/score.json

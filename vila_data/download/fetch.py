@@ -147,7 +147,7 @@ class Fetcher:
                     return body
                 body.add(chunk)
             body.finish()
-        except BaseException:
+        except BaseException:  # cancellation too: the shared memory is given back, the error goes on
             body.discard()
             raise
         return body
