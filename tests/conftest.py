@@ -35,6 +35,14 @@ def sample_web() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def sample_stand_ins(sample_web: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """shards/sample/corpora.yaml for the sample as it is served in this session."""
+    import rebase
+
+    return rebase.rebase_sample(tmp_path_factory.mktemp("stand_ins"), sample_web)
+
+
+@pytest.fixture(scope="session")
 def sample_recipe(sample_web: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """recipes/sample.yaml for the sample as it is served in this session."""
     import rebase
@@ -42,7 +50,7 @@ def sample_recipe(sample_web: str, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("sample")
     rebase.rebase(SAMPLE / "meta", folder / "meta", sample_web)
     text = (REPO / "recipes" / "sample.yaml").read_text()
-    text = text.replace("../shards/sample/meta", "meta").replace("../shards/sample/clip", str(SAMPLE / "clip"))
+    text = text.replace("../shards/sample/meta", "meta").replace("../shards/sample/", f"{SAMPLE}/")
     text = text.replace("127.0.0.1:8765", sample_web.removeprefix("http://"))
     path = folder / "sample.yaml"
     path.write_text(text)

@@ -22,7 +22,7 @@ from vila_data.core.records import ImageRef, Record, record_to_json
 from vila_data.core.schemas import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS, SCORE_IMAGES
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import TarWriter
-from vila_data.filter.config import Rules
+from vila_data.filter.config import FilterConfig, Rules
 from vila_data.filter.part import filter_part
 from vila_data.shard.config import ShardSet
 from vila_data.shard.layout import SampleRefs, lay_out
@@ -98,6 +98,24 @@ def pairs(count: int) -> list[Item]:
     return items
 
 
+def chats(count: int) -> list[Item]:
+    """Conversations of 0 to 4 images in 2 to 6 turns; every seventh with images lacks one."""
+    items = []
+    for n in range(count):
+        made = item(f"chat-{n:04d}", ["", ""], [0] * (n % 5), 20_000 + n, missing=n % 5 > 0 and n % 7 == 6)
+        texts = [f"Turn {k} of {n}. {TEXTS[(n + k) % len(TEXTS)]}" for k in range(2 + 2 * (n % 3))]
+        refs = []
+        for k, ref in enumerate(made.record.images):
+            turn = k * len(texts) // len(made.record.images)
+            texts[turn] += "<image>"
+            refs.append(replace(ref, matched_text_index=turn))
+        roles = tuple(("human", "gpt")[k % 2] for k in range(len(texts)))
+        record = Record(made.record.record_id, "conversation", tuple(texts), tuple(refs), roles=roles)  # type: ignore[arg-type]
+        system = (None, "", 'A "system" prompt.')[n % 3]
+        items.append(replace(made, record=replace(record, system=system), similarities=(None,) * len(refs)))
+    return items
+
+
 def write_part(store: Store, corpus: str, index: int, items: Sequence[Item | None]) -> Part:
     """Commit a part's download and scores; None stands for a metadata row that is no record."""
     part = Part(corpus, index, "meta.jsonl", "meta", 0, len(items), len(items), f"inputs-{index}")
@@ -153,13 +171,19 @@ def _table(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
 
 
 def filtered_parts(
-    store: Store, corpus: str, items: Sequence[Item | None], part_size: int, *, scored: bool = True
+    store: Store,
+    corpus: str,
+    items: Sequence[Item | None],
+    part_size: int,
+    *,
+    scored: bool = True,
+    rules: Rules | None = None,
 ) -> list[Part]:
-    """Parts of `part_size` rows, filtered by the default rules."""
+    """Parts of `part_size` rows, filtered by the default rules or by `rules`."""
     parts = []
     for index, first in enumerate(range(0, len(items), part_size)):
         part = write_part(store, corpus, index, items[first : first + part_size])
-        filter_part(store, part, Rules(), scored, None, "test")
+        filter_part(store, part, rules or Rules(), scored, None, "test")
         parts.append(part)
     return parts
 
@@ -183,11 +207,12 @@ def make_set(
 
 @dataclass(frozen=True)
 class MadeRun:
-    """40 documents in 3 parts and 60 pairs in 2: the sets docs, docs_pairs and pairs."""
+    """40 documents in 3 parts, 60 pairs and 50 conversations in 2: the sets docs, docs_pairs, pairs and chat."""
 
     store: Store
     documents: list[Item]
     pairs: list[Item]
+    chats: list[Item]
     parts: dict[str, list[Part]]
     sets: dict[str, Manifest]
 
@@ -196,16 +221,19 @@ SETS = {
     "docs": ShardSet(corpus="web", view="interleaved"),
     "docs_pairs": ShardSet(corpus="web", view="pairs"),
     "pairs": ShardSet(corpus="alt", view="pairs"),
+    "chat": ShardSet(corpus="talk", view="conversations"),
 }
+CHAT_RULES = FilterConfig().rules_for("talk", conversations=True)
 
 
 def make_run(folder: str) -> MadeRun:
     """The run that most tests read; do not write to it."""
     store = Store(folder)
-    docs, captions = documents(40), pairs(60)
+    docs, captions, talks = documents(40), pairs(60), chats(50)
     parts = {
         "web": filtered_parts(store, "web", [*docs[:5], None, *docs[5:]], 15),
         "alt": filtered_parts(store, "alt", captions, 35, scored=False),
+        "talk": filtered_parts(store, "talk", talks, 30, scored=False, rules=CHAT_RULES),
     }
     sets = {name: make_set(store, parts[config.corpus], name, config) for name, config in SETS.items()}
-    return MadeRun(store, docs, captions, parts, sets)
+    return MadeRun(store, docs, captions, talks, parts, sets)

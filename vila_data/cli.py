@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from vila_data.core.errors import VilaDataError
+
+if TYPE_CHECKING:
+    from vila_data.workflow.recipe import Recipe
 
 app = typer.Typer(
     name="vila-data",
@@ -23,6 +26,10 @@ app = typer.Typer(
 RecipeArgument = Annotated[Path, typer.Argument(help="A recipe (YAML).", show_default=False)]
 PathArgument = Annotated[str, typer.Argument(help="A run, shard set, shard or recipe.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="JSON for programs instead of tables.")]
+On = Annotated[Path | None, typer.Option("--on", help="Stand-ins for the recipe's corpora: try it on a small one.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="dotted.key=value put over the recipe's; may be repeated.")
+]
 Limit = Annotated[int | None, typer.Option(help="Take only the first rows of each corpus's metadata.")]
 
 
@@ -34,13 +41,20 @@ def run(
         str, typer.Option(help="ray: the cluster at RAY_ADDRESS, or this machine; local: one process.")
     ] = "ray",
     limit: Limit = None,
-    only: Annotated[str | None, typer.Option(help="One stage: download, score, filter or shard.")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="One stage: download, score, filter, shard, encode or blend.")
+    ] = None,
+    on: On = None,
+    settings: Settings = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done; write nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make the recipe's shards; what is committed already is passed over."""
+    """Make the recipe's shards, tokens and blend; what is committed already is passed over."""
+    from vila_data.workflow.recipe import load_recipe
+
+    resolved = load_recipe(recipe, on, settings or ())
     if dry_run:
-        _print_plan(recipe, out, limit, as_json)
+        _print_plan(resolved, out, limit, as_json)
         return
     from vila_data.core.store import Store
     from vila_data.view.tables import console, print_run
@@ -49,7 +63,7 @@ def run(
     from vila_data.workflow.run import run as run_recipe
 
     with ConsoleWatch(Console(stderr=True)) as watch:
-        report = run_recipe(recipe, out, runner=runner, limit=limit, only=only, watch=watch)
+        report = run_recipe(resolved, out, runner=runner, limit=limit, only=only, watch=watch)
     totals = read_run_json(Store(out))
     assert totals is not None
     if as_json:
@@ -67,10 +81,14 @@ def plan(
     recipe: RecipeArgument,
     out: Annotated[str | None, typer.Option(help="A run, to see what is committed there already.")] = None,
     limit: Limit = None,
+    on: On = None,
+    settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Print what a run will do: parts, records, bytes, hours, and what is committed."""
-    _print_plan(recipe, out, limit, as_json)
+    """Print what a run will do: parts, records, bytes, hours, the blend, and what is committed."""
+    from vila_data.workflow.recipe import load_recipe
+
+    _print_plan(load_recipe(recipe, on, settings or ()), out, limit, as_json)
 
 
 @app.command()
@@ -108,7 +126,26 @@ def check(path: PathArgument, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _print_plan(recipe: Path, out: str | None, limit: int | None, as_json: bool) -> None:
+@app.command()
+def recipes(
+    copy: Annotated[str | None, typer.Option(help="Copy this recipe here, to start from.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the recipes that come with the package, or copy one."""
+    from vila_data.view.tables import console, print_recipes
+    from vila_data.workflow import catalogue
+
+    if copy is not None:
+        print(catalogue.copy_recipe(copy, Path()))
+        return
+    found = [{"name": recipe.name, "summary": recipe.summary} for recipe in catalogue.recipes()]
+    if as_json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        print_recipes(console(), found)
+
+
+def _print_plan(recipe: Recipe, out: str | None, limit: int | None, as_json: bool) -> None:
     from vila_data.view.tables import console, print_tree
     from vila_data.workflow.forecast import forecast
 

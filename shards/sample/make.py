@@ -1,4 +1,4 @@
-"""Writes the sample web: `site/` (pictures, robots.txt, behaviour.json) and `meta/` (MMC4, COYO, truth.json).
+"""Writes the sample web: `site/` (pictures, robots.txt, behaviour.json) and `meta/` (every corpus, truth.json).
 
     python shards/sample/make.py [--out DIR]
 
@@ -11,14 +11,18 @@ import argparse
 import json
 import zipfile
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import conversations
 import metadata
 import pictures
 import plan
 import pyarrow.parquet as parquet
+import webpages
 
 HERE = Path(__file__).resolve().parent
 ROBOTS = "User-agent: *\nDisallow: /private/\n"
@@ -86,7 +90,19 @@ def write_meta(out: Path) -> None:
     for number, start in enumerate(range(0, len(rows), ROWS_A_FILE)):
         table = metadata.coyo_table(rows[start : start + ROWS_A_FILE])
         parquet.write_table(table, out / f"coyo-sample-{number:04d}.parquet", row_group_size=ROWS_A_GROUP)
+    write_texts(out)
+    parquet.write_table(webpages.obelics_table(), out / "obelics.parquet", row_group_size=webpages.ROWS_A_GROUP)
     write_json(out / "truth.json", truth())
+
+
+def write_texts(out: Path) -> None:
+    """The corpora with local pictures or none: conversations, captions and instructions."""
+    write_json(out / "chat.json", conversations.chat_rows())
+    write_json(out / "align.json", conversations.align_rows())
+    write_json(out / "talks.json", conversations.talk_rows())
+    write_lines(out / "instructions.jsonl", [asdict(lesson) for lesson in conversations.instruction_lessons()])
+    write_lines(out / "vflan.jsonl", conversations.vflan_rows())
+    (out / "captions.csv").write_text(conversations.captions_file(), encoding="utf-8")
 
 
 def write_zip(path: Path, member: str, data: bytes) -> None:
@@ -102,12 +118,18 @@ def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """One JSON object a line."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
 def _image_truth(link: plan.Link) -> dict[str, Any]:
     return {"behaviour": link.behaviour, "outcome": link.outcome, "form": link.picture.form}
 
 
 def truth() -> dict[str, Any]:
-    """What is so, apart from what the metadata says: pairs by id, documents by URL, image references by URL, counts."""
+    """What is so, apart from what the metadata says: pairs by id, documents by URL, image references by URL,
+    odd conversations by id, counts."""
     pairs, documents, links = plan.pairs(), plan.documents(), plan.links()
     twice = documents[plan.DUPLICATE_OF].links
     document_links = [link for document in documents for link in document.links] + list(twice)
@@ -130,6 +152,8 @@ def truth() -> dict[str, Any]:
                 "documents": dict(sorted(Counter(link.behaviour for link in document_links).items())),
                 "pairs": dict(sorted(Counter(pair.link.behaviour for pair in pairs).items())),
             },
+            **conversations.expected(),
+            "obelics": webpages.expected(),
         },
         "pairs": {
             str(pair.id): {
@@ -141,6 +165,7 @@ def truth() -> dict[str, Any]:
         },
         "documents": {document.url: {"matches": list(document.matches)} for document in documents},
         "images": {link.url: _image_truth(link) for link in links},
+        "chat": conversations.odd_chats(),
     }
 
 

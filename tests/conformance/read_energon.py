@@ -13,7 +13,32 @@ import sys
 from importlib.metadata import version
 from typing import Any
 
-from megatron.energon import WorkerConfig, get_savable_loader, get_train_dataset
+from megatron.energon import (
+    Cooker,
+    DefaultTaskEncoder,
+    InterleavedSample,
+    WorkerConfig,
+    basic_sample_keys,
+    get_savable_loader,
+    get_train_dataset,
+    stateless,
+)
+
+
+@stateless
+def cooked(raw: Any) -> InterleavedSample:
+    """A conversation as a user's own cooker may make it: the turns' words, then the images."""
+    value = raw["json"]
+    pictures = [raw[member.split(".", 1)[1]] for member in value["images"]]
+    return InterleavedSample(
+        **basic_sample_keys(raw), sequence=[*(turn["value"] for turn in value["conversations"]), *pictures]
+    )
+
+
+class Encoder(DefaultTaskEncoder):  # type: ignore[misc]
+    """Conversations are crude data; other sets have a class of their own."""
+
+    cookers = (Cooker(cooked),)
 
 
 def piece(value: Any) -> str | list[int]:
@@ -32,6 +57,7 @@ def main(folder: str, workers: int) -> None:
         shuffle_buffer_size=None,
         max_samples_per_sequence=None,
         repeat=False,
+        task_encoder=Encoder(),
     )
     samples = []
     for sample in get_savable_loader(dataset):

@@ -19,7 +19,7 @@ from vila_data.shard.read import open_shards
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("read_energon.py")
-CLASSES = {"interleaved": "InterleavedSample", "pairs": "CaptioningSample"}
+CLASSES = {"interleaved": "InterleavedSample", "pairs": "CaptioningSample", "conversations": "InterleavedSample"}
 PREPARE = {
     "as written": None,
     "prepared for access by key": ["--tar-index-only"],
@@ -49,6 +49,9 @@ def wanted(folder: Path) -> list[list[Any]]:
         value = sample.json
         if reader.manifest.view == "pairs":
             pieces = [[value["height"], value["width"]], value["caption"]]
+        elif reader.manifest.view == "conversations":
+            pieces = [turn["value"] for turn in value["conversations"]]
+            pieces += [[one["height"], one["width"]] for one in value["image_info"]]
         else:
             sizes = iter([one["height"], one["width"]] for one in value["image_info"])
             pieces = [text if text is not None else next(sizes) for text in value["texts"]]

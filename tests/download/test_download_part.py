@@ -25,6 +25,7 @@ from vila_data.core.records import BadRecord, ImageRef, Record, record_from_json
 from vila_data.core.schemas import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import walk_block, walk_file
+from vila_data.corpora.pictures import read_picture
 from vila_data.download.config import DownloadConfig
 from vila_data.download.part import download_part
 
@@ -221,7 +222,7 @@ def test_images_that_are_here_already_are_verified_and_not_fetched(tmp_path: Pat
     records = [
         pair(0, "http://a.test/1.jpg", data=PICTURES[0]),
         pair(1, "http://a.test/1.jpg", data=b"<html>"),
-        pair(2, "http://a.test/2.jpg", upstream_error="HTTP 404"),
+        pair(2, "http://a.test/2.jpg", error="upstream"),
         pair(3, "http://a.test/1.jpg", data=PICTURES[1]),
     ]
     receipt = download_part(Store(str(tmp_path)), part(0), records, DownloadConfig(), "in")
@@ -230,6 +231,42 @@ def test_images_that_are_here_already_are_verified_and_not_fetched(tmp_path: Pat
     assert [row["http_code"] for row in rows] == [None] * 4
     assert rows[0]["sha256"] != rows[3]["sha256"]
     assert receipt.counts["bytes_fetched"] == 0
+
+
+def test_local_images_are_read_once_and_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[str] = []
+
+    def counted(file: str, max_bytes: int) -> bytes:
+        reads.append(Path(file).name)
+        return read_picture(file, max_bytes)
+
+    monkeypatch.setattr("vila_data.download.intake.read_picture", counted)
+    (tmp_path / "1.jpg").write_bytes(PICTURES[0])
+    (tmp_path / "2.jpg").write_bytes(b"<html>")
+    (tmp_path / "3.jpg").write_bytes(PICTURES[1] + bytes(50_000))
+    names = ["1.jpg", "none.jpg", "1.jpg", "2.jpg", "3.jpg", "none.jpg", "1.jpg"]
+    records = [pair(row, name, file=str(tmp_path / name)) for row, name in enumerate(names)]
+    records.append(pair(len(names), "../1.jpg", error="bad_url"))
+    store = Store(str(tmp_path / "run"))
+    receipt = download_part(store, part(0), records, DownloadConfig(max_bytes=40_000), "in")
+    rows = pq.read_table(tmp_path / "run" / part(0).images_table()).to_pylist()
+    no, html, large = "no_file", "not_an_image", "too_large"
+    assert [row["error"] for row in rows] == [None, no, None, html, large, no, None, "bad_url"]
+    assert [row["url"] for row in rows] == [*names, "../1.jpg"]
+    assert len({row["sha256"] for row in rows if row["sha256"]}) == 1
+    assert sorted(reads) == ["1.jpg", "2.jpg", "3.jpg", "none.jpg"]
+    assert receipt.counts["bytes_fetched"] == 0
+
+
+def test_a_disk_that_fails_leaves_no_receipt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(file: str, max_bytes: int) -> bytes:
+        raise StorageError(f"{file}: cannot be read: Input/output error")
+
+    monkeypatch.setattr("vila_data.download.intake.read_picture", fail)
+    store = Store(str(tmp_path / "run"))
+    with pytest.raises(StorageError, match=r"1\.jpg: cannot be read"):
+        download_part(store, part(0), [pair(0, "1.jpg", file="/data/1.jpg")], DownloadConfig(), "in")
+    assert store.size(part(0).receipt("download")) is None
 
 
 def test_an_empty_part_has_empty_outputs(tmp_path: Path) -> None:

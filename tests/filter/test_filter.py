@@ -106,6 +106,13 @@ def test_missing_image(rule: str, fate: str) -> None:
     assert outcomes([[GOOD, FAILED], [GOOD]], rules)[1] == [fate, "kept"]
 
 
+@pytest.mark.parametrize(("rule", "fate"), [("drop_document", "dropped_image"), ("drop_image", "kept")])
+def test_dropped_image(rule: str, fate: str) -> None:
+    rules = Rules(images=ImageRules(min_side_px=50), documents=DocumentRules(on_dropped_image=rule))  # type: ignore[arg-type]
+    small: Image = (True, 10, 10, 0, 0.5)
+    assert outcomes([[GOOD, small], [GOOD], [FAILED, small]], rules)[1] == [fate, "kept", "missing_image"]
+
+
 def test_image_counts() -> None:
     rules = Rules(images=ImageRules(min_side_px=50), documents=DocumentRules(min_images=2, max_images=3))
     small: Image = (True, 10, 10, 0, 0.5)
@@ -138,7 +145,10 @@ rule_sets = st.builds(
         ImageRules, min_side_px=st.none() | st.integers(1, 300), min_similarity=st.none() | st.floats(-1, 1)
     ),
     documents=st.builds(
-        DocumentRules, min_images=st.integers(0, 3), on_missing_image=st.sampled_from(["drop_document", "drop_image"])
+        DocumentRules,
+        min_images=st.integers(0, 3),
+        on_missing_image=st.sampled_from(["drop_document", "drop_image"]),
+        on_dropped_image=st.sampled_from(["drop_document", "drop_image"]),
     ),
 )
 
@@ -179,3 +189,42 @@ def test_one_corpus_overrides_only_what_it_sets() -> None:
     )
     assert config.rules_for("pairs").images == ImageRules(min_side_px=64, min_similarity=0.25)
     assert config.rules_for("docs").images == ImageRules(min_side_px=64, min_similarity=0.2)
+
+
+def test_conversations_are_kept_whole_or_not_at_all() -> None:
+    config = FilterConfig(
+        images=ImageRules(min_side_px=100, min_similarity=0.9, exact_duplicates="drop"),
+        documents=DocumentRules(min_images=2, on_missing_image="drop_image", reassign=True),
+    )
+    rules = config.rules_for("chat", conversations=True)
+    small: Image = (True, 10, 10, 0, 0.5)
+    assert outcomes([[GOOD], [], [GOOD, small], [GOOD, FAILED], [GOOD] * 3], rules)[1] == [
+        "kept",
+        "kept",
+        "dropped_image",
+        "missing_image",
+        "kept",
+    ]
+    assert rules.images.exact_duplicates == "keep"
+
+
+def test_what_a_corpus_of_conversations_sets_itself_holds_for_it() -> None:
+    own = Rules(images=ImageRules(min_similarity=0.6), documents=DocumentRules(min_images=1))
+    config = FilterConfig(images=ImageRules(min_similarity=0.2), per_corpus={"chat": own})
+    rules = config.rules_for("chat", conversations=True)
+    assert outcomes([[GOOD], [], [(True, 400, 300, 0, 0.7)]], rules)[1] == ["dropped_image", "min_images", "kept"]
+    assert config.rules_for("other", conversations=True).images.min_similarity is None
+
+
+@pytest.mark.parametrize(
+    ("documents", "key"),
+    [
+        ({"on_missing_image": "drop_image"}, "on_missing_image"),
+        ({"on_dropped_image": "drop_image"}, "on_dropped_image"),
+        ({"reassign": True}, "reassign"),
+        ({"on_missing_image": "drop_document", "min_images": 3}, None),
+        ({}, None),
+    ],
+)
+def test_what_conversations_cannot_have(documents: dict[str, object], key: str | None) -> None:
+    assert Rules(documents=DocumentRules(**documents)).against_conversations() == key  # type: ignore[arg-type]

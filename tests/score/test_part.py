@@ -12,6 +12,7 @@ from vila_data.core.schemas import SCORE_IMAGES
 from vila_data.core.store import Store
 from vila_data.score.assignment import assign
 from vila_data.score.config import ClipConfig, ScoreConfig
+from vila_data.score.embeddings import embedding_paths
 from vila_data.score.feed import FeedStats
 from vila_data.score.part import covers, score_part
 
@@ -68,6 +69,16 @@ def test_similarity_is_the_cosine(store: Store) -> None:
     cosines = (images.astype(np.float64) * texts).sum(axis=1)
     rows = read_table(store, part.scores_table())
     np.testing.assert_allclose([row["similarity"] for row in rows], cosines, atol=2e-3)
+
+
+def test_an_image_behind_the_last_text_is_judged_by_that_one(store: Store) -> None:
+    part = write_part(store, [document("d", ["one", "two"], [jpeg(1), jpeg(2)], [0, 2])])
+    score_part(store, part, None, FakeClip(), WITH_VECTORS, "in")
+    first, last = read_table(store, part.scores_table())
+    assert last["matched_text_index"] == 2
+    assert [first["similarity"], last["similarity"]] == [first["similarities"][0], last["similarities"][1]]  # type: ignore[index]
+    metadata = read_table(store, embedding_paths(part)[2])
+    assert [row["caption"] for row in metadata] == ["one", "two"]
 
 
 def test_each_distinct_item_once_in_full_batches(store: Store, mixed: Items) -> None:

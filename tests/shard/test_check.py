@@ -289,6 +289,18 @@ def test_a_json_that_is_none_or_names_what_is_not_there(docs: Copy, content: byt
     assert any(problem in found for found in docs.problems), docs.problems
 
 
+@pytest.mark.parametrize("turns", ['[{"from": "human"}]', '[{"value": "<image>"}]', "3"])
+def test_turns_that_are_none_or_have_other_marks(made: MadeRun, turns: str, tmp_path: Path) -> None:
+    chat = copied(made, tmp_path, "chat")
+    members = chat.members(0)
+    name = members[0][0]
+    others = [one for one in members if not one[0].startswith(f"{name.removesuffix('.json')}.")]
+    chat.rewrite(0, [(name, f'{{"images": [], "conversations": {turns}}}'.encode()), *others])
+    key = name.removesuffix(".json")
+    problem = {"3": "not iterable", '[{"from": "human"}]': "'value'"}.get(turns, "1 <image> marks for 0 images")
+    assert any(key in found and problem in found for found in chat.problems), chat.problems
+
+
 def test_an_image_that_is_missing(docs: Copy) -> None:
     members = docs.members(0)
     gone = next(name for name, _ in members if name.endswith(".jpg"))

@@ -10,7 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.made_run import MAX_BYTES, SEED, SETS, TEXTS, Item, MadeRun, drawn, filtered_parts, item, jobs_of, make_set
+from tests.made_run import (
+    CHAT_RULES,
+    MAX_BYTES,
+    SEED,
+    SETS,
+    TEXTS,
+    Item,
+    MadeRun,
+    drawn,
+    filtered_parts,
+    item,
+    jobs_of,
+    make_set,
+)
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import BLOCK, member_bytes, walk_file
 from vila_data.shard.config import View
@@ -190,6 +203,30 @@ def test_size_bound_holds_for_each_sample(view: View, tmp_path: Path) -> None:
         sizes[key] = sizes.get(key, 0) + member_bytes(member.size)
     bounds = job.samples.size_bound.tolist()
     assert len(sizes) == len(bounds) == (len(items) if view == "interleaved" else len(WORST) + 91)
+    assert all(size <= bound for size, bound in zip(sizes.values(), bounds, strict=True))
+
+
+def test_size_bound_holds_for_each_conversation(tmp_path: Path) -> None:
+    """Many turns, empty ones, turns that grow by escaping, many images with long names."""
+    store = Store(str(tmp_path))
+    corpus, name = "c" * 42, "n" * 48
+    items = []
+    for i, texts in enumerate([*([text, "."] for text in WORST), [*WORST, ""][: 2 * (len(WORST) // 2)], [""] * 4000]):
+        texts = [*texts[:-1], texts[-1] + "<image>" * 30] if i % 2 else texts
+        made = item(f"chat-{i}", texts, [len(texts) - 1] * 30 if i % 2 else [], i)
+        record = replace(
+            made.record, kind="conversation", roles=("human", "gpt") * (len(texts) // 2), system=WORST[i % 8]
+        )
+        items.append(replace(made, record=record))
+    parts = filtered_parts(store, corpus, items, len(items), rules=CHAT_RULES)
+    (job,) = jobs_of(name, SETS["chat"], parts, lay_out(store, parts, "conversations", name, SEED, 10**9))
+    write_shard(store, job)
+    sizes: dict[str, int] = {}
+    for member in walk_file(io.BytesIO(store.read(f"shards/{name}/{name}-000000.tar")), "tar"):
+        key = member.name.split(".")[0]
+        sizes[key] = sizes.get(key, 0) + member_bytes(member.size)
+    bounds = job.samples.size_bound.tolist()
+    assert len(sizes) == len(bounds) == len(items)
     assert all(size <= bound for size, bound in zip(sizes.values(), bounds, strict=True))
 
 

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from tests.made_run import Item, MadeRun, drawn
+from vila_data.core.errors import DataError
 from vila_data.core.records import ImageRef, Record
 from vila_data.shard.read import open_shards
-from vila_data.shard.samples import KeptImage, Members, interleaved, pair
+from vila_data.shard.samples import KeptImage, Members, conversation, interleaved, pair
 
 RECORD = Record(
     "meta-000007",
@@ -66,6 +67,60 @@ def test_a_document_without_images() -> None:
     sample = parsed(members)
     assert len(members) == 1
     assert (sample["texts"], sample["images"]) == (["First.", "Second.", "Third."], [None] * 3)
+
+
+def test_images_behind_the_last_text_stand_last() -> None:
+    members = interleaved("k", "web", RECORD, [kept(0, 2), kept(1, 3), kept(2, 3)])
+    sample = parsed(members)
+    assert sample["texts"] == ["First.", "Second.", None, "Third.", None, None]
+    assert sample["images"] == [None, None, "k.0.jpg", None, "k.1.jpg", "k.2.jpg"]
+    assert [name for name, _ in members] == ["k.json", "k.0.jpg", "k.1.jpg", "k.2.jpg"]
+    assert pair("k-001", "web", RECORD, kept(1, 3))[2][1] == b"Third."
+
+
+CHAT = Record(
+    "chat-000000003",
+    "conversation",
+    ("<image>\nWhat?", "A boat.", "And <image>?", "A house.", "Thanks.", "\ud800"),
+    tuple(ImageRef(f"{n}.jpg", turn) for n, turn in enumerate((0, 2))),
+    roles=("human", "gpt") * 3,
+    system="Be kind.",
+)
+
+
+def test_a_conversation() -> None:
+    members = conversation("k", "talk", CHAT, [kept(0, 0, None), kept(1, 2, None)])
+    sample = parsed(members)
+    turns = sample["conversations"]
+    assert isinstance(turns, list)
+    assert [turn["from"] for turn in turns] == ["human", "gpt"] * 3
+    assert [turn["value"] for turn in turns] == [*CHAT.texts[:5], "\ufffd" * 3]
+    assert (sample["system"], sample["images"]) == ("Be kind.", ["k.0.jpg", "k.1.jpg"])
+    assert [name for name, _ in members] == ["k.json", "k.0.jpg", "k.1.jpg"]
+    assert sample["source"] == {"corpus": "talk", "record_id": "chat-000000003", "url": None}
+    assert (sample["sample_id"], sample["schema"]) == ("k", 1)
+
+
+@pytest.mark.parametrize("images", [[], [kept(0, 0)], [kept(0, 0), kept(1, 0)], [kept(0, 0), kept(1, 2), kept(2, 2)]])
+def test_a_conversation_that_lost_an_image_is_never_written(images: list[KeptImage]) -> None:
+    with pytest.raises(DataError, match=f"record chat-000000003 has 2 <image> marks, {len(images)} images"):
+        conversation("k", "talk", CHAT, images)
+
+
+def test_conversations_of_a_written_set(made: MadeRun) -> None:
+    items = by_record(made.chats)
+    found = set()
+    for sample in open_shards(made.store.location("shards/chat")):
+        one = items[sample.json["source"]["record_id"]]
+        marks = "".join(turn["value"] for turn in sample.json["conversations"]).count("<image>")
+        assert marks == len(one.jpegs) == len(sample.json["images"]) == len(sample.members) - 1
+        assert [sample.members[name.removeprefix(f"{sample.key}.")] for name in sample.json["images"]] == list(
+            one.jpegs
+        )
+        assert sample.json["system"] == one.record.system
+        found.add(one.record.record_id)
+    assert found == {one.record.record_id for one in made.chats if None not in one.jpegs}
+    assert 35 < len(found) < 50
 
 
 def test_a_pair() -> None:

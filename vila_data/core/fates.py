@@ -22,8 +22,16 @@ RECORD_REASONS: Final[tuple[str, ...]] = (
     "wrong_type",
     "no_text",
     "bad_matched_text_index",
+    "image_count",
+    "turn_order",
+    "empty_conversation",
 )
-"""Why a metadata row is no record."""
+"""Why a metadata row is no record.
+
+image_count         a conversation's <image> marks and its images differ in number, or there are too many
+turn_order          its turns do not alternate, or do not begin with human
+empty_conversation  it has no turns, or no answer with words in it
+"""
 
 IMAGE_ERRORS: Final[tuple[str, ...]] = (
     "bad_url",
@@ -44,17 +52,18 @@ IMAGE_ERRORS: Final[tuple[str, ...]] = (
     "truncated_image",
     "undecodable_image",
     "upstream",
+    "no_file",
 )
 """Why an image was not downloaded (VILA: all images answer 200 and decode; docs/sources.md).
 
-bad_url            not http or https, no host, or not a URL at all
+bad_url            not http or https, no host, or not a URL at all; a path that leaves its image_root
 address_refused    the host's address is loopback, private, link-local, multicast or a metadata service
 dns, connect, tls  no address; no connection; a certificate that does not verify
 timeout            total or idle time limit reached
 connection_lost    reset or closed before the whole body came
 http_status        an answer other than 200 after redirects; see the column http_code
 bad_response       headers or encoding that cannot be read (header flood, broken gzip …)
-too_large          body above download.max_bytes
+too_large          body, or local image, above download.max_bytes
 robots_txt         robots.txt of the origin disallows the URL
 opted_out          X-Robots-Tag carries a directive of download.opt_out
 not_an_image       the bytes are no image of a known format
@@ -62,6 +71,7 @@ too_many_pixels    above download.max_pixels; not decoded
 truncated_image    the image ends early
 undecodable_image  any other failure of the decoder
 upstream           a corpus that was downloaded already has no bytes for it
+no_file            a local image is not there
 """
 
 

@@ -68,3 +68,8 @@ def parts_list(corpus: str) -> str:
 def shard_stem(name: str, index: int) -> str:
     """Path of a shard without suffix."""
     return f"shards/{name}/{name}-{index:06d}"
+
+
+def tokens_folder(tokenizer: str, name: str, encoding: str) -> str:
+    """Folder of a set's token files. tokenizer, encoding: fingerprints."""
+    return f"tokens/{tokenizer}/{name}/{encoding}"

@@ -1,8 +1,8 @@
 """What flows through the pipeline: one record is one document, pair or conversation.
 
 A record of any kind is texts plus images, each image tied to one text. A pair is
-the record with one text and one image. Records travel as canonical JSON, so that
-equal records have equal bytes.
+the record with one text and one image; a conversation's texts are its turns. Records
+travel as canonical JSON, so that equal records have equal bytes.
 """
 
 from __future__ import annotations
@@ -10,17 +10,24 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-RecordKind = Literal["document", "pair"]
+RecordKind = Literal["document", "pair", "conversation"]
+Role = Literal["human", "gpt"]
+
+IMAGE_MARK: Final = "<image>"
+"""Where an image stands in a turn of a conversation: one mark an image, in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
     """One image of a record, as the corpus's metadata names it.
 
-    `data` and `upstream_error` are set by corpora that are downloaded already: the
-    bytes, or why the earlier download has none. Neither is written to JSON.
+    matched_text_index: the text that the image belongs to; the number of texts where it
+                        stands behind the last one.
+    data, file, error:  of an image that needs no download: its bytes; the path or URL to
+                        read it from; why there is none (core.fates.IMAGE_ERRORS). At most
+                        one of them is set, and none is written to JSON.
     """
 
     url: str
@@ -28,18 +35,30 @@ class ImageRef:
     matched_sim: float | None = None
     name: str | None = None
     data: bytes | None = field(default=None, repr=False)
-    upstream_error: str | None = None
+    file: str | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One document or pair. `record_id` is stable: it depends on the metadata alone."""
+    """One document, pair or conversation.
+
+    record_id: stable: it depends on the metadata alone.
+    roles:     who speaks, one a text; conversations only.
+    system:    a conversation's system prompt; None: the template's own, "": none.
+    """
 
     record_id: str
     kind: RecordKind
     texts: tuple[str, ...]
     images: tuple[ImageRef, ...]
     source_url: str | None = None
+    roles: tuple[Role, ...] = ()
+    system: str | None = None
+
+    def text_of(self, matched_text_index: int) -> str:
+        """The text that an image belongs to: an image behind the last text belongs to that one."""
+        return self.texts[min(matched_text_index, len(self.texts) - 1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,23 +84,24 @@ def canonical_json(value: Mapping[str, Any]) -> bytes:
 
 def record_to_json(record: Record) -> bytes:
     """Canonical JSON of a record, without the images' bytes."""
-    return canonical_json(
-        {
-            "record_id": record.record_id,
-            "kind": record.kind,
-            "texts": list(record.texts),
-            "images": [
-                {
-                    "url": image.url,
-                    "matched_text_index": image.matched_text_index,
-                    "matched_sim": image.matched_sim,
-                    "name": image.name,
-                }
-                for image in record.images
-            ],
-            "source_url": record.source_url,
-        }
-    )
+    value: dict[str, Any] = {
+        "record_id": record.record_id,
+        "kind": record.kind,
+        "texts": list(record.texts),
+        "images": [
+            {
+                "url": image.url,
+                "matched_text_index": image.matched_text_index,
+                "matched_sim": image.matched_sim,
+                "name": image.name,
+            }
+            for image in record.images
+        ],
+        "source_url": record.source_url,
+    }
+    if record.kind == "conversation":
+        value |= {"roles": list(record.roles), "system": record.system}
+    return canonical_json(value)
 
 
 def record_from_json(data: bytes) -> Record:
@@ -93,4 +113,6 @@ def record_from_json(data: bytes) -> Record:
         texts=tuple(value["texts"]),
         images=tuple(ImageRef(**image) for image in value["images"]),
         source_url=value["source_url"],
+        roles=tuple(value.get("roles", ())),
+        system=value.get("system"),
     )

@@ -94,3 +94,31 @@ SHARD_INDEX: Final = pa.schema(
     ]
 )
 """shards/<set>/<set>-NNNNNN.parquet: one row a sample, in tar order."""
+
+TOKENS: Final = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("ids", pa.list_(pa.int32()), nullable=False),  # -200 once for each image
+        pa.field("trained", pa.list_(pa.int32()), nullable=False),  # start, stop, start, stop … places in ids
+        pa.field("images", pa.list_(pa.int32()), nullable=False),  # number of the member, one for each -200
+        pa.field("tokens", pa.int32(), nullable=False),  # length with images expanded; 0: not in the stream
+        pa.field("images_left_out", pa.int32(), nullable=False),
+        pa.field("tokens_cut", pa.int32(), nullable=False),
+        pa.field("fate", pa.string(), nullable=False),  # encode.sequence.FATES
+    ]
+)
+"""tokens/<tokenizer>/<set>/<encoding>/<set>-NNNNNN.arrow: one row a sample, in the shard's order."""
+
+LENGTHS: Final = pa.schema(
+    [
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("row", pa.int32(), nullable=False),
+        pa.field("tokens", pa.int32(), nullable=False),  # as in TOKENS
+        pa.field("images", pa.int32(), nullable=False),
+        pa.field("text_tokens", pa.int32(), nullable=False),
+        pa.field("images_left_out", pa.int32(), nullable=False),
+        pa.field("tokens_cut", pa.int32(), nullable=False),
+        pa.field("fate", pa.string(), nullable=False),
+    ]
+)
+"""tokens/<tokenizer>/<set>/<encoding>/lengths.parquet: what blends and packs are planned from."""

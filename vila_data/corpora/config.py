@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from vila_data.core.config import StrictModel
+from vila_data.core.records import RecordKind
 
 
 class Preselect(StrictModel):
@@ -37,7 +38,10 @@ class CorpusFiles(StrictModel):
 
     files:        paths or globs, relative to the recipe's file, or fsspec URLs.
     part_records: records of one part, the unit of work and of resume.
+    makes:        the kind of its records.
     """
+
+    makes: ClassVar[RecordKind]
 
     files: Annotated[tuple[str, ...], Field(min_length=1)]
     part_records: Annotated[int, Field(gt=0, le=999_999)] = 10_000
@@ -46,12 +50,14 @@ class CorpusFiles(StrictModel):
 class Mmc4Config(CorpusFiles):
     """MMC4 documents: .jsonl, .jsonl.gz or .jsonl.zip."""
 
+    makes = "document"
     kind: Literal["mmc4"]
 
 
 class CoyoConfig(CorpusFiles):
     """COYO pairs: parquet files with `url`, `text`, and `id` if they have one."""
 
+    makes = "pair"
     kind: Literal["coyo"]
     preselect: Preselect | None = None
 
@@ -59,7 +65,81 @@ class CoyoConfig(CorpusFiles):
 class Img2datasetConfig(CorpusFiles):
     """Pairs that img2dataset has downloaded: its .tar files, beside .parquet and _stats.json."""
 
+    makes = "pair"
     kind: Literal["img2dataset"]
 
 
-CorpusConfig = Annotated[Mmc4Config | CoyoConfig | Img2datasetConfig, Field(discriminator="kind")]
+class LlavaConfig(CorpusFiles):
+    """LLaVA conversations: .json, .jsonl (also .gz) or .parquet.
+
+    image_root: folder or URL below which image paths lie; without it images are addresses.
+    """
+
+    makes = "conversation"
+    kind: Literal["llava"]
+    image_root: str | None = None
+
+
+class TextConfig(CorpusFiles):
+    """Text-only instructions, from files (.json, .jsonl, also .gz; .parquet) or a Hugging Face data set.
+
+    dataset:  name on the hub, or a folder; `split`, `config` and `revision` as `datasets` takes them.
+              Its data files become `files` when the recipe is resolved, and are read by range.
+    system:   system prompt of rows that bring none; None: the template's own, "": none.
+    """
+
+    makes = "conversation"
+    kind: Literal["text"]
+    files: tuple[str, ...] = ()
+    dataset: Annotated[str, Field(min_length=1)] | None = None
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    system: str | None = None
+
+    @model_validator(mode="after")
+    def _some_rows(self) -> TextConfig:
+        if not self.files and self.dataset is None:
+            raise ValueError("needs files or dataset")
+        if self.dataset is None and (self.config, self.split, self.revision) != (None, "train", None):
+            raise ValueError("config, split and revision are of a dataset")
+        return self
+
+
+class VflanConfig(CorpusFiles):
+    """VFLAN questions with their pictures in the row: .json, .jsonl (also .gz) or .parquet.
+
+    system: system prompt; "": none, as in VILA; None: the template's own.
+    """
+
+    makes = "conversation"
+    kind: Literal["vflan"]
+    system: str | None = ""
+
+
+class ObelicsConfig(CorpusFiles):
+    """OBELICS documents, in their own order: .parquet, .json or .jsonl (also .gz)."""
+
+    makes = "document"
+    kind: Literal["obelics"]
+
+
+class Flickr8kConfig(CorpusFiles):
+    """Flickr8k pairs: a captions file, `image,caption` or `image.jpg#0<tab>caption`, and the folder of its images."""
+
+    makes = "pair"
+    kind: Literal["flickr8k"]
+    image_root: str
+
+
+CorpusConfig = Annotated[
+    Mmc4Config
+    | CoyoConfig
+    | Img2datasetConfig
+    | LlavaConfig
+    | TextConfig
+    | VflanConfig
+    | ObelicsConfig
+    | Flickr8kConfig,
+    Field(discriminator="kind"),
+]

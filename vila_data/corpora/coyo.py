@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vila_data.core.errors import DataError
@@ -15,6 +14,7 @@ from vila_data.core.layout import Part
 from vila_data.core.records import BadRecord, ImageRef, Record
 from vila_data.corpora import selection
 from vila_data.corpora.config import CoyoConfig, Preselect
+from vila_data.corpora.parquet_rows import batches, open_parquet
 from vila_data.corpora.source import FileScan, file_fingerprint, open_binary
 
 _BATCH_ROWS = 8_192
@@ -29,7 +29,7 @@ class CoyoSource:
     def scan(self, file: str, max_rows: int | None, expected_share: float = 1.0) -> FileScan:
         """Rows of a file; with preselection also its scores, in one pass over their columns."""
         with open_binary(file) as stream:
-            parquet = _open(stream, file)
+            parquet = open_parquet(stream, file)
             needed = ("url", "text") if self._config.preselect is None else ("url", "text", *self._config.preselect.by)
             missing = [name for name in needed if name not in parquet.schema_arrow.names]
             if missing:
@@ -54,7 +54,8 @@ class CoyoSource:
     def read(self, part: Part) -> Iterator[Record | BadRecord]:
         """Pairs of the selected rows from `part.start` to `part.stop`."""
         rule = self._config.preselect
-        for at, batch in _batches(part.file, part.start, part.stop, ("id", "url", "text", *(rule.by if rule else ()))):
+        columns_read = ("id", "url", "text", *(rule.by if rule else ()))
+        for at, batch in batches(part.file, part.start, part.stop, columns_read, _BATCH_ROWS):
             keep = np.ones(batch.num_rows, dtype=bool)
             if rule is not None and part.cut is not None:
                 keep = selection.selected(_sum(batch, rule), _ids(batch, at), rule, part.cut)
@@ -67,40 +68,10 @@ class CoyoSource:
     def _scores(self, file: str, rows: int, rule: Preselect) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         c = np.empty(rows, np.float64)
         ids = np.empty(rows, np.int64)
-        for at, batch in _batches(file, 0, rows, ("id", *rule.by)):
+        for at, batch in batches(file, 0, rows, ("id", *rule.by), _BATCH_ROWS):
             c[at : at + batch.num_rows] = _sum(batch, rule)
             ids[at : at + batch.num_rows] = _ids(batch, at)
         return c, ids
-
-
-def _open(stream: Any, file: str) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(stream)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{file}: not a parquet file: {error}") from error
-
-
-def _batches(file: str, start: int, stop: int, columns: tuple[str, ...]) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """(row of the first, batch) over the rows `start` to `stop`, opening only their row groups."""
-    with open_binary(file) as stream:
-        parquet = _open(stream, file)
-        wanted = [name for name in columns if name in parquet.schema_arrow.names]
-        at = 0
-        for group in range(parquet.num_row_groups):
-            rows = parquet.metadata.row_group(group).num_rows
-            if at + rows > start and at < stop:
-                yield from _clipped(parquet, group, at, start, stop, wanted)
-            at += rows
-
-
-def _clipped(
-    parquet: pq.ParquetFile, group: int, at: int, start: int, stop: int, columns: list[str]
-) -> Iterator[tuple[int, pa.RecordBatch]]:
-    for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns):
-        first, last = max(start, at), min(stop, at + batch.num_rows)
-        if first < last:
-            yield first, batch.slice(first - at, last - first)
-        at += batch.num_rows
 
 
 def _sum(batch: pa.RecordBatch, rule: Preselect) -> NDArray[np.float64]:

@@ -61,17 +61,14 @@ def _pair(part: Part, row: int, value: dict[str, Any], tar: Any, members: dict[s
         return BadRecord(record_id, "no_text", f"{part.file}: key {key}: no caption")
     if not isinstance(url, str):
         return BadRecord(record_id, "missing_field", f"{part.file}: key {key}: no url")
-    data, problem = None, None
-    if value.get("status") not in (None, "success"):
-        problem = str(value.get("error_message") or value["status"])
-    else:
+    member = None
+    if value.get("status") in (None, "success"):
         member = next((members[f"{key}.{suffix}"] for suffix in _IMAGE_SUFFIXES if f"{key}.{suffix}" in members), None)
-        if member is None:
-            problem = "no image member in the tar"
-        else:
-            tar.seek(member.offset)
-            data = tar.read(member.size)
-    image = ImageRef(url=url, matched_text_index=0, data=data, upstream_error=problem)
+    if member is None:
+        image = ImageRef(url=url, matched_text_index=0, error="upstream")
+    else:
+        tar.seek(member.offset)
+        image = ImageRef(url=url, matched_text_index=0, data=tar.read(member.size))
     return Record(record_id, "pair", (text,), (image,))
 
 

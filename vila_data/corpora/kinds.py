@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from vila_data.corpora.config import CorpusConfig, CoyoConfig, Img2datasetConfig, Mmc4Config
+from collections.abc import Callable
+from typing import Any, Final
+
+from vila_data.corpora.config import CorpusConfig
 from vila_data.corpora.coyo import CoyoSource
+from vila_data.corpora.flickr8k import Flickr8kSource
 from vila_data.corpora.img2dataset import Img2datasetSource
+from vila_data.corpora.llava import llava_rows
 from vila_data.corpora.mmc4 import Mmc4Source
+from vila_data.corpora.obelics import obelics_row
+from vila_data.corpora.rows import RowSource
 from vila_data.corpora.source import Source
+from vila_data.corpora.text import text_rows
+from vila_data.corpora.vflan import vflan_rows
+
+_KINDS: Final[dict[str, Callable[[Any], Source]]] = {
+    "mmc4": Mmc4Source,
+    "coyo": CoyoSource,
+    "img2dataset": Img2datasetSource,
+    "llava": lambda config: RowSource(llava_rows(config)),
+    "text": lambda config: RowSource(text_rows(config)),
+    "vflan": lambda config: RowSource(vflan_rows(config)),
+    "obelics": lambda config: RowSource(obelics_row),
+    "flickr8k": Flickr8kSource,
+}
 
 
 def open_corpus(config: CorpusConfig) -> Source:
     """The reader of a corpus."""
-    if isinstance(config, Mmc4Config):
-        return Mmc4Source(config)
-    if isinstance(config, CoyoConfig):
-        return CoyoSource(config)
-    assert isinstance(config, Img2datasetConfig)
-    return Img2datasetSource(config)
+    return _KINDS[config.kind](config)

@@ -10,7 +10,6 @@ import gzip
 import itertools
 import json
 import zipfile
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,15 +17,10 @@ from vila_data.core.errors import DataError
 from vila_data.core.layout import Part
 from vila_data.core.records import BadRecord, ImageRef, Record
 from vila_data.corpora.config import Mmc4Config
-from vila_data.corpora.source import FileScan, file_fingerprint, open_binary
+from vila_data.corpora.json_rows import BROKEN_CONTAINER
+from vila_data.corpora.source import FileScan, RowProblem, file_fingerprint, open_binary
 
-_BROKEN_CONTAINER = (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile)
-
-
-class _RowError(Exception):
-    def __init__(self, reason: str, problem: str) -> None:
-        self.reason = reason
-        super().__init__(problem)
+_BROKEN_CONTAINER = (*BROKEN_CONTAINER, zipfile.BadZipFile)
 
 
 class Mmc4Source:
@@ -45,14 +39,14 @@ class Mmc4Source:
         for number, line in enumerate(itertools.islice(_lines(part.file), part.start, part.stop), part.start + 1):
             record_id = f"{part.label}-{number:06d}"
             try:
-                if isinstance(line, _RowError):
+                if isinstance(line, RowProblem):
                     raise line
                 yield _document(record_id, _parse(line))
-            except _RowError as error:
+            except RowProblem as error:
                 yield BadRecord(record_id, error.reason, f"{part.file}:{number}: {error}")
 
 
-def _lines(file: str) -> Iterator[bytes | _RowError]:
+def _lines(file: str) -> Iterator[bytes | RowProblem]:
     try:
         with open_binary(file) as raw:
             if file.endswith(".zip"):
@@ -66,7 +60,7 @@ def _lines(file: str) -> Iterator[bytes | _RowError]:
             else:
                 yield from raw
     except _BROKEN_CONTAINER as error:
-        yield _RowError("truncated_file", f"the file cannot be read further: {error}")
+        yield RowProblem("truncated_file", f"the file cannot be read further: {error}")
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error}") from error
 
@@ -75,18 +69,18 @@ def _parse(line: bytes) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise _RowError("malformed_json", f"not JSON: {error}") from error
+        raise RowProblem("malformed_json", f"not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise _RowError("wrong_type", f"a {type(value).__name__} stands where a document should")
+        raise RowProblem("wrong_type", f"a {type(value).__name__} stands where a document should")
     return value
 
 
 def _document(record_id: str, value: dict[str, Any]) -> Record:
     texts = _field(value, "text_list", list)
     if not all(isinstance(text, str) for text in texts):
-        raise _RowError("wrong_type", "text_list holds something that is no string")
+        raise RowProblem("wrong_type", "text_list holds something that is no string")
     if not texts:
-        raise _RowError("no_text", "text_list is empty")
+        raise RowProblem("no_text", "text_list is empty")
     infos = _field(value, "image_info", list)
     source_url = value.get("url")
     return Record(
@@ -100,11 +94,11 @@ def _document(record_id: str, value: dict[str, Any]) -> Record:
 
 def _image(index: int, info: Any, n_texts: int) -> ImageRef:
     if not isinstance(info, dict):
-        raise _RowError("wrong_type", f"image_info[{index}] is no object")
+        raise RowProblem("wrong_type", f"image_info[{index}] is no object")
     url = _field(info, "raw_url", str, f"image_info[{index}].")
     matched = info.get("matched_text_index")
     if matched is not None and (type(matched) is not int or not 0 <= matched < n_texts):
-        raise _RowError(
+        raise RowProblem(
             "bad_matched_text_index",
             f"image_info[{index}].matched_text_index is {matched!r}; the document has {n_texts} sentences",
         )
@@ -120,8 +114,8 @@ def _image(index: int, info: Any, n_texts: int) -> ImageRef:
 
 def _field(value: dict[str, Any], key: str, kind: type, where: str = "") -> Any:
     if key not in value:
-        raise _RowError("missing_field", f"{where}{key} is missing")
+        raise RowProblem("missing_field", f"{where}{key} is missing")
     if not isinstance(value[key], kind):
         found = type(value[key]).__name__
-        raise _RowError("wrong_type", f"{where}{key} is a {found}, not a {kind.__name__}")
+        raise RowProblem("wrong_type", f"{where}{key} is a {found}, not a {kind.__name__}")
     return value[key]

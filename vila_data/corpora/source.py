@@ -27,6 +27,14 @@ class FileScan:
     scores: Scores | None = None
 
 
+class RowProblem(Exception):
+    """A row that is no record; `reason` is one of core.fates.RECORD_REASONS."""
+
+    def __init__(self, reason: str, problem: str) -> None:
+        self.reason = reason
+        super().__init__(problem)
+
+
 class Source(Protocol):
     """A kind of corpus: metadata files to records."""
 

@@ -71,8 +71,9 @@ def fetch_with_img2dataset(
         more, picked, finished = intake.take(pairs, _BATCH)
         progress(finished)
         for image in picked:
-            if image.data is not None:
-                store_body(intake, config, image.number, _constant(image.data), None)
+            body = image.body(config.max_bytes)
+            if body is not None:
+                store_body(intake, config, image.number, body, None)
                 progress(1)
             elif parse_url(image.url) is None:
                 intake.results.fail(image.number, "bad_url")
@@ -189,7 +190,3 @@ def classified(message: str) -> tuple[str, int | None]:
         digits = text.partition("http error")[2].split(":")[0].strip()
         return error, int(digits) if digits.isdigit() else None
     return error, None
-
-
-def _constant(data: bytes) -> Callable[[], bytes]:
-    return lambda: data

@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,7 @@ from typing import Final
 from vila_data.core.cpus import cpu_count
 from vila_data.core.images import ImageError, normalise
 from vila_data.core.records import BadRecord, ImageRef, Record, canonical_json, record_to_json
+from vila_data.corpora.pictures import read_picture
 from vila_data.download.body import BodyMemory, Fetched
 from vila_data.download.config import DownloadConfig
 from vila_data.download.fetch import Fetcher, Network, parse_url
@@ -29,16 +31,25 @@ Progress = Callable[[int], None]
 
 _BATCH: Final = 32  # records read at once
 _LOOKAHEAD: Final = 16_384  # URLs known and unfinished
+_FILE: Final = b"\0file:"  # before a local image's path, so that no URL is taken for one
 _FRAME: Final = struct.Struct("<?I")  # whether it is a record, bytes of JSON
 
 
 @dataclass(frozen=True, slots=True)
 class _Picked:
-    """An image to look after; `data` as in ImageRef."""
+    """An image to look after; `data` and `file` as in ImageRef."""
 
     number: int
     url: str
     data: bytes | None
+    file: str | None
+
+    def body(self, max_bytes: int) -> Callable[[], bytes] | None:
+        """What gives the bytes of an image that needs no download; None: it is to be fetched."""
+        if self.file is not None:
+            return partial(read_picture, self.file, max_bytes)
+        data = self.data
+        return None if data is None else lambda: data
 
 
 class Intake:
@@ -85,9 +96,11 @@ class Intake:
         self._frames += 1
 
     def _pick(self, image: ImageRef) -> _Picked | None:
-        if image.upstream_error is not None or image.data is not None:
+        text = b""
+        if image.error is not None or image.data is not None:
             number, new = self.results.add(), True
-            text = b""
+        elif image.file is not None:
+            number, new = self.results.number(_FILE + image.file.encode("utf-8", "surrogatepass"))
         else:
             text = image.url.encode("utf-8", "surrogatepass")
             number, new = self.results.number(text)
@@ -95,10 +108,10 @@ class Intake:
         if not new:
             return None
         self._url_places.extend((self._urls.append(text), len(text)))
-        if image.upstream_error is not None:
-            self.results.fail(number, "upstream")
+        if image.error is not None:
+            self.results.fail(number, image.error)
             return None
-        return _Picked(number, image.url, image.data)
+        return _Picked(number, image.url, image.data, image.file)
 
     def url(self, number: int) -> str:
         """The URL of an image that is fetched."""
@@ -124,6 +137,7 @@ class Decoding:
     def __init__(self, intake: Intake, config: DownloadConfig, done: Callable[[BaseException | None], None]) -> None:
         self._intake = intake
         self._config = config
+        self.max_bytes = config.max_bytes
         self._done = done
         threads = cpu_count()
         self.threads = ThreadPoolExecutor(threads, thread_name_prefix="vila-decode")
@@ -159,9 +173,10 @@ def store_body(
     intake: Intake, config: DownloadConfig, number: int, take: Callable[[], bytes], http_code: int | None
 ) -> None:
     """Normalise one body and spool it, or note why that cannot be."""
-    data = take()
+    data: bytes | None = None
     resize = config.resize
     try:
+        data = take()
         image = normalise(
             data,
             max_pixels=config.max_pixels,
@@ -170,7 +185,7 @@ def store_body(
             jpeg_quality=resize.jpeg_quality if resize else 90,
         )
     except ImageError as error:
-        intake.results.fail(number, error.error_class, http_code, len(data))
+        intake.results.fail(number, error.error_class, http_code, None if data is None else len(data))
         return
     offset = intake.bodies.append(image.jpeg)
     digest = hashlib.sha256(image.jpeg).digest()
@@ -234,9 +249,10 @@ async def _read_all(
         if finished:
             progress(finished)
         for image in picked:
-            if image.data is not None:
+            body = image.body(decoding.max_bytes)
+            if body is not None:
                 schedule.unfinished += 1
-                await decoding.submit(image.number, _constant(image.data), None)
+                await decoding.submit(image.number, body, None)
                 continue
             url = parse_url(image.url)
             if url is None:
@@ -245,7 +261,3 @@ async def _read_all(
             else:
                 schedule.add(image.number, url)
         await schedule.wait_below(_LOOKAHEAD)
-
-
-def _constant(data: bytes) -> Callable[[], bytes]:
-    return lambda: data

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
@@ -36,13 +36,19 @@ class DocumentRules(StrictModel):
 
     on_missing_image: what an image that could not be downloaded means for its document
                       (VILA drops the document; MMC4 itself drops the image).
+    on_dropped_image: what an image that a rule dropped means for its document.
     reassign:         match images to sentences afresh instead of as published.
     """
 
     min_images: Annotated[int, Field(ge=0)] = 1
     max_images: Annotated[int, Field(ge=1)] | None = None
     on_missing_image: Literal["drop_document", "drop_image"] = "drop_document"
+    on_dropped_image: Literal["drop_document", "drop_image"] = "drop_image"
     reassign: bool = False
+
+
+_WHOLE: Final = {"on_missing_image": "drop_document", "on_dropped_image": "drop_document", "reassign": False}
+"""What always holds for conversations: a mark without its image, or with another's, would be a lie."""
 
 
 class Rules(StrictModel):
@@ -51,18 +57,29 @@ class Rules(StrictModel):
     images: ImageRules = ImageRules()
     documents: DocumentRules = DocumentRules()
 
+    def against_conversations(self) -> str | None:
+        """The first key under `documents` that is set to what conversations cannot have, or None."""
+        found = self.documents.model_dump(exclude_unset=True)
+        return next((key for key, value in _WHOLE.items() if found.get(key, value) != value), None)
+
 
 class FilterConfig(Rules):
     """The rules for all corpora, and what differs for some."""
 
     per_corpus: dict[str, Rules] = Field(default_factory=dict)
 
-    def rules_for(self, corpus: str) -> Rules:
-        """The rules for one corpus: the common ones, with the keys that `per_corpus` sets put in their place."""
-        own = self.per_corpus.get(corpus)
-        if own is None:
-            return Rules(images=self.images, documents=self.documents)
-        return Rules(
-            images=ImageRules(**(self.images.model_dump() | own.images.model_dump(exclude_unset=True))),
-            documents=DocumentRules(**(self.documents.model_dump() | own.documents.model_dump(exclude_unset=True))),
-        )
+    def rules_for(self, corpus: str, *, conversations: bool = False) -> Rules:
+        """The rules for one corpus: the common ones, with the keys that `per_corpus` sets put in their place.
+
+        A conversation is kept with all its images or not at all. Of the common rules, those that mean
+        documents and captions are not for it: one picture stands rightly in several conversations, a
+        turn is no caption, and many conversations have no image; `per_corpus` may set them.
+        """
+        own = self.per_corpus.get(corpus, Rules())
+        images, documents = self.images.model_dump(), self.documents.model_dump()
+        if conversations:
+            images |= {"min_similarity": None, "exact_duplicates": "keep"}
+            documents |= {"min_images": 0} | _WHOLE
+        images |= own.images.model_dump(exclude_unset=True)
+        documents |= own.documents.model_dump(exclude_unset=True)
+        return Rules(images=ImageRules(**images), documents=DocumentRules(**documents))

@@ -66,14 +66,15 @@ def filter_part(
 ) -> Receipt:
     """Write the part's fates and their counts.
 
-    copies: of `duplicates.later_copies`, one entry an image of `part_digests`; None keeps duplicates.
+    copies: of `duplicates.later_copies`, one entry an image of `part_digests`; None, or rules that
+            keep duplicates, keeps them.
 
     Raises:
         DataError: the counts of fates do not sum to the part's rows.
     """
     tables = _read(store, part, rules, scored)
     images = image_outcomes(tables.columns, rules.images)
-    if copies is not None:
+    if copies is not None and rules.images.exact_duplicates == "drop":
         images[np.flatnonzero(images == KEPT)[copies]] = OUTCOMES.index("exact_duplicate")
     records = record_outcomes(tables.columns, images, rules)
     images[(images == KEPT) & (records[tables.columns.row] != KEPT)] = OUTCOMES.index("record_dropped")

@@ -29,7 +29,7 @@ OUTCOMES = (
 )
 """Fates of images: kept, failed in download, or the rule that dropped it."""
 
-RECORD_OUTCOMES = ("kept", "failed", "missing_image", "min_images", "max_images")
+RECORD_OUTCOMES = ("kept", "failed", "missing_image", "min_images", "max_images", "dropped_image")
 """Fates of records: kept, failed in the metadata, or the rule that dropped it."""
 
 
@@ -90,11 +90,13 @@ def image_outcomes(columns: PartColumns, rules: ImageRules) -> NDArray[np.int8]:
 
 def record_outcomes(columns: PartColumns, outcome: NDArray[np.int8], rules: Rules) -> NDArray[np.int8]:
     """Outcomes int8[m] of records, from their images' outcomes."""
-    kept, missing = _counts(columns, outcome)
+    kept, missing, dropped = _counts(columns, outcome)
     result = np.where(columns.record_ok, KEPT, FAILED).astype(np.int8)
     documents = rules.documents
     if documents.on_missing_image == "drop_document":
         _drop(result, missing > 0, "missing_image", RECORD_OUTCOMES)
+    if documents.on_dropped_image == "drop_document":
+        _drop(result, dropped > 0, "dropped_image", RECORD_OUTCOMES)
     _drop(result, kept < documents.min_images, "min_images", RECORD_OUTCOMES)
     if documents.max_images is not None:
         _drop(result, kept > documents.max_images, "max_images", RECORD_OUTCOMES)
@@ -104,18 +106,21 @@ def record_outcomes(columns: PartColumns, outcome: NDArray[np.int8], rules: Rule
 def worth_scoring(columns: PartColumns, rules: Rules) -> NDArray[np.bool_]:
     """bool[n]: the images that no cheap rule drops, alone or with their record."""
     outcome = cheap_image_outcomes(columns, rules.images)
-    kept, missing = _counts(columns, outcome)
+    kept, missing, dropped = _counts(columns, outcome)
     lost = kept < rules.documents.min_images
     if rules.documents.on_missing_image == "drop_document":
         lost |= missing > 0
+    if rules.documents.on_dropped_image == "drop_document":
+        lost |= dropped > 0
     worth: NDArray[np.bool_] = (outcome == KEPT) & ~lost[columns.row]
     return worth
 
 
-def _counts(columns: PartColumns, outcome: NDArray[np.int8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _counts(columns: PartColumns, outcome: NDArray[np.int8]) -> tuple[NDArray[np.int64], ...]:
+    """int64[m] each: a record's images that are kept, that failed, that a rule dropped."""
     m = len(columns.record_ok)
-    kept = np.bincount(columns.row[outcome == KEPT], minlength=m)
-    return kept, np.bincount(columns.row[outcome == FAILED], minlength=m)
+    kept, failed = (np.bincount(columns.row[outcome == fate], minlength=m) for fate in (KEPT, FAILED))
+    return kept, failed, np.bincount(columns.row, minlength=m) - kept - failed
 
 
 def _matches(images: pa.Table, scores: pa.Table | None, rules: Rules) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -103,6 +103,8 @@ class EmbeddingFiles:
         for number, index in enumerate(wanted):
             image = job.rows.images[index]
             caption = 0 if record.kind == "pair" else image.matched_text_index
+            if caption == len(record.texts):  # behind the last text: judged by that one
+                caption -= 1
             if caption is None or not 0 <= caption < len(record.texts):
                 caption = int(np.argmax(similarities_IT[number]))
             if index in images_ID:

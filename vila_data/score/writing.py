@@ -59,6 +59,8 @@ class RowWriter:
             similarities_T = similarities_IT[place[index]]
             assigned = int(assigned_I[place[index]])
             matched = 0 if pair else image.matched_text_index
+            if matched == len(similarities_T):  # behind the last text: judged by that one
+                matched -= 1
             similarity = similarities_T[matched] if matched is not None and 0 <= matched < len(similarities_T) else None
             tail = (image.matched_text_index, assigned, similarities_T[assigned], None if pair else similarities_T)
             yield *head, similarity, *tail

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vila_data.core.errors import DataError, StorageError
+from vila_data.core.records import IMAGE_MARK
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import BLOCK, member_bytes, walk_file
 from vila_data.shard.energon import tar_index
@@ -131,12 +132,21 @@ def _broken_json(samples: _Samples, stream: Any, where: str) -> Iterator[str]:
         try:
             value = json.loads(stream.read(size))
             wanted = sorted(name for name in value.get("images", [f"{key}.jpg"]) if name is not None)
-        except (ValueError, AttributeError, TypeError) as error:
+            marks = _marks(value)
+        except (ValueError, AttributeError, TypeError, KeyError) as error:
             yield f"{where}: {key}.json: {error}"
             continue
         pictures = sorted(name for name in named if name.endswith(".jpg"))
         if wanted != pictures:
             yield f"{where}: key {key}: its JSON names {len(wanted)} images, the tar has {len(pictures)}"
+        if marks not in (None, len(wanted)):
+            yield f"{where}: key {key}: {marks} {IMAGE_MARK} marks for {len(wanted)} images"
+
+
+def _marks(value: dict[str, Any]) -> int | None:
+    """Image marks in a conversation's turns; None for a sample that is none."""
+    turns = value.get("conversations")
+    return None if turns is None else sum(turn["value"].count(IMAGE_MARK) for turn in turns)
 
 
 def _check_index(store: Store, path: str, shard: ShardFacts, samples: _Samples) -> Iterator[str]:

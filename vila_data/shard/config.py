@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from vila_data.core.config import StrictModel
+from vila_data.core.records import RecordKind
 
-View = Literal["interleaved", "pairs"]
+View = Literal["interleaved", "pairs", "conversations"]
+
+VIEWS: Final[dict[RecordKind, tuple[View, ...]]] = {
+    "document": ("interleaved", "pairs"),
+    "pair": ("pairs",),
+    "conversation": ("conversations",),
+}
+"""The views that a corpus may have, by the kind of its records."""
 
 
 class ShardSet(StrictModel):
     """One set of shards: the kept records of a corpus, laid down in a view.
 
     view:   `interleaved`, one sample a document; `pairs`, one sample an image with its
-            caption (a document's image with the sentence it stands before).
+            caption (a document's image with the sentence it stands before); `conversations`,
+            one sample a conversation, with or without images.
     max_mb: a shard's size is at most this many MB (10^6 bytes), unless one sample alone is larger.
     """
 

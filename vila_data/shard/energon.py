@@ -43,6 +43,7 @@ _DATASETS: dict[View, dict[str, Any]] = {
         "sample_loader": "sample_loader.py:sample_loader",
         "part_filter": "sample_loader.py:part_filter",
     },
+    "conversations": {"__module__": "megatron.energon", "__class__": "CrudeWebdataset"},  # for the user's own cooker
 }
 
 

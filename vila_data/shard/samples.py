@@ -11,7 +11,8 @@ from typing import Any
 
 import simplejpeg
 
-from vila_data.core.records import Record, canonical_json
+from vila_data.core.errors import DataError
+from vila_data.core.records import IMAGE_MARK, Record, canonical_json
 from vila_data.core.schemas import SCHEMA_VERSION
 
 
@@ -43,7 +44,10 @@ Members = list[tuple[str, bytes]]
 
 
 def interleaved(key: str, corpus: str, record: Record, images: list[KeptImage]) -> Members:
-    """A document in reading order, each image before its sentence. `images` are in that order already."""
+    """A document in reading order, each image before its sentence, or behind the last one.
+
+    `images` are in that order already.
+    """
     texts: list[str | None] = []
     names: list[str | None] = []
     at = 0
@@ -54,6 +58,9 @@ def interleaved(key: str, corpus: str, record: Record, images: list[KeptImage]) 
             at += 1
         texts.append(text)
         names.append(None)
+    for last in range(at, len(images)):
+        texts.append(None)
+        names.append(f"{key}.{last}.jpg")
     sample = {
         "sample_id": key,
         "texts": texts,
@@ -62,13 +69,33 @@ def interleaved(key: str, corpus: str, record: Record, images: list[KeptImage]) 
         "source": _source(corpus, record),
         "schema": SCHEMA_VERSION,
     }
-    pictures = [(f"{key}.{index}.jpg", image.jpeg) for index, image in enumerate(images)]
-    return [(f"{key}.json", canonical_json(sample)), *pictures]
+    return [(f"{key}.json", canonical_json(sample)), *_pictures(key, images)]
+
+
+def conversation(key: str, corpus: str, record: Record, images: list[KeptImage]) -> Members:
+    """Turns as LLaVA has them; `images` are those of the marks, in order.
+
+    Raises:
+        DataError: marks and images differ.
+    """
+    marks = [turn for turn, text in enumerate(record.texts) for _ in range(text.count(IMAGE_MARK))]
+    if marks != [image.text_index for image in images]:
+        raise DataError(f"{key}: record {record.record_id} has {len(marks)} {IMAGE_MARK} marks, {len(images)} images")
+    sample = {
+        "sample_id": key,
+        "conversations": [{"from": role, "value": text} for role, text in zip(record.roles, record.texts, strict=True)],
+        "system": record.system,
+        "images": [name for name, _ in _pictures(key, images)],
+        "image_info": [image.facts(record) for image in images],
+        "source": _source(corpus, record),
+        "schema": SCHEMA_VERSION,
+    }
+    return [(f"{key}.json", canonical_json(sample)), *_pictures(key, images)]
 
 
 def pair(key: str, corpus: str, record: Record, image: KeptImage) -> Members:
-    """One image with its caption: the sentence that it stands before."""
-    caption = record.texts[image.text_index]
+    """One image with its caption: the sentence that it stands before (the last one where it stands behind all)."""
+    caption = record.text_of(image.text_index)
     sample = {
         "sample_id": key,
         "caption": caption,
@@ -78,6 +105,10 @@ def pair(key: str, corpus: str, record: Record, image: KeptImage) -> Members:
     }
     text = caption.encode("utf-8", "surrogatepass").decode("utf-8", "replace").encode()
     return [(f"{key}.json", canonical_json(sample)), (f"{key}.jpg", image.jpeg), (f"{key}.txt", text)]
+
+
+def _pictures(key: str, images: list[KeptImage]) -> Members:
+    return [(f"{key}.{index}.jpg", image.jpeg) for index, image in enumerate(images)]
 
 
 def _source(corpus: str, record: Record) -> dict[str, Any]:

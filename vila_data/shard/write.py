@@ -23,7 +23,7 @@ from vila_data.core.tarcodec import BLOCK, TarWriter
 from vila_data.shard.config import View
 from vila_data.shard.energon import tar_index
 from vila_data.shard.layout import SampleRefs
-from vila_data.shard.samples import KeptImage, Members, interleaved, pair
+from vila_data.shard.samples import KeptImage, Members, conversation, interleaved, pair
 
 _READS_AHEAD = 32
 _READERS = 8
@@ -75,9 +75,9 @@ def _add(tar: TarWriter, job: ShardJob, sample: int, record: Record, images: lis
     if job.view == "pairs":
         key = f"{key}-{images[0].image_index:03d}"
         members = pair(key, job.corpus, record, images[0])
-        text_chars = len(record.texts[images[0].text_index])
+        text_chars = len(record.text_of(images[0].text_index))
     else:
-        members = interleaved(key, job.corpus, record, images)
+        members = (conversation if job.view == "conversations" else interleaved)(key, job.corpus, record, images)
         text_chars = sum(map(len, record.texts))
     placed = [tar.add(name, content) for name, content in members]
     return {

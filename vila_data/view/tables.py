@@ -25,6 +25,8 @@ def print_run(console: Console, value: dict[str, Any]) -> None:
         console.print(_funnel_table(corpus, stages))
     if value["sets"]:
         console.print(_sets_table(value["sets"]))
+    if value.get("tokens"):
+        console.print(_tokens_table(value["tokens"]))
     if value.get("seconds"):
         times = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in value["seconds"].items())
         console.print(f"last launch: {times}", highlight=False)
@@ -60,6 +62,14 @@ def print_shard(console: Console, value: dict[str, Any]) -> None:
     console.print(table)
     if value["more"]:
         console.print(f"… and {value['more']:,} more samples", highlight=False)
+
+
+def print_recipes(console: Console, value: list[dict[str, str]]) -> None:
+    """The catalogue of recipes: a line each."""
+    table = Table.grid(padding=(0, 2))
+    for recipe in value:
+        table.add_row(recipe["name"], recipe["summary"])
+    console.print(table, highlight=False)
 
 
 def print_tree(console: Console, value: dict[str, Any]) -> None:
@@ -98,6 +108,22 @@ def _sets_table(sets: dict[str, Any]) -> Table:
     for name, found in sets.items():
         table.add_row(
             name, f"{found['shards']:,}", f"{found['samples']:,}", f"{found['images']:,}", _mb(found["bytes"])
+        )
+    return table
+
+
+def _tokens_table(sets: dict[str, Any]) -> Table:
+    table = Table(title="token files", title_justify="left")
+    columns = ("samples", "sequences", "tokens", "text_tokens", "trained_tokens", "images", "images_left_out")
+    for heading in ("set", *columns, "tokens_cut", "without a sequence"):
+        table.add_column(heading.replace("_", " "), justify="left" if heading == "set" else "right")
+    for name, counts in sets.items():
+        failed = {key.split(":", 1)[1]: count for key, count in counts.items() if key.startswith("failed:")}
+        table.add_row(
+            name,
+            *(f"{counts[column]:,}" for column in columns),
+            f"{counts['tokens_cut']:,} of {counts['samples_cut']:,} samples" if counts["samples_cut"] else "0",
+            ", ".join(f"{count:,} {fate}" for fate, count in failed.items()) or "0",
         )
     return table
 

@@ -14,8 +14,8 @@ from vila_data.workflow.plan import CorpusPlan, corpus_inputs, plan_corpus, scan
 from vila_data.workflow.recipe import Recipe, load_recipe
 from vila_data.workflow.tasks import Work
 
-IMAGES_A_DOCUMENT: Final = 5.7
-"""Mean of MMC4 (docs/sources.md); a guess until a part is downloaded."""
+IMAGES_A_RECORD: Final = {"mmc4": 5.7, "obelics": 2.5, "text": 0.0}
+"""Published means by kind, else 1 (docs/sources.md); a guess until a part is downloaded."""
 STORED_BYTES_AN_IMAGE: Final = 40_000
 """JPEG of 336 px, quality 90; a guess until a part is downloaded."""
 IMAGES_A_SECOND_A_CORE: Final = 80.0
@@ -114,5 +114,5 @@ def _expected_images(plan: CorpusPlan, kind: str, done: list[Any]) -> tuple[int,
         images = sum(sum(receipt.counts["images"].values()) for receipt in done)
         stored = sum(receipt.counts["bytes_stored"] for receipt in done)
         return round(images / records * plan.expected), round(stored / records * plan.expected)
-    images = round(plan.expected * (IMAGES_A_DOCUMENT if kind == "mmc4" else 1))
+    images = round(plan.expected * IMAGES_A_RECORD.get(kind, 1.0))
     return images, images * STORED_BYTES_AN_IMAGE

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import glob
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-import fsspec
 from pydantic import Field
 
+from vila_data.blend.config import BlendConfig, InnerBlend
 from vila_data.core.config import StrictModel
 from vila_data.core.errors import RecipeError
 from vila_data.corpora.config import CorpusConfig
 from vila_data.download.config import DownloadConfig
-from vila_data.filter.config import FilterConfig
+from vila_data.encode.config import PackConfig
+from vila_data.filter.config import FilterConfig, Rules
 from vila_data.score.config import ScoreConfig
 from vila_data.shard.config import ShardSet
-from vila_data.workflow.marked_yaml import MarkedValue, nearest, read_marked, validate
+from vila_data.workflow.marked_yaml import Location, MarkedValue, nearest, read_marked, validate
+from vila_data.workflow.sources import check_engine, check_rules, check_view, resolve_corpus
+from vila_data.workflow.substitute import override, substitute
 
+AnyBlend = TypeVar("AnyBlend", bound=InnerBlend)
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,48}$")]
 
 
@@ -43,29 +47,7 @@ class Resources(StrictModel):
     score: StageResources = StageResources()
     filter: StageResources = StageResources()
     shard: StageResources = StageResources()
-
-
-class Pack(StrictModel):
-    """How samples become training sequences; checked here, used when shards are encoded and streamed."""
-
-    tokenizer: str
-    sequence_length: Annotated[int, Field(gt=0)]
-    tokens_per_image: Annotated[int, Field(gt=0)]
-    max_images_per_document: Annotated[int, Field(gt=0)] | None = None
-
-
-class BlendSource(StrictModel):
-    """One shard set of a blend."""
-
-    shards: str
-    weight: Annotated[float, Field(gt=0)]
-
-
-class Blend(StrictModel):
-    """A weighted mixture of shard sets; checked here, used when shards are streamed."""
-
-    weight_counts: Literal["samples", "images", "tokens"]
-    sources: Annotated[tuple[BlendSource, ...], Field(min_length=1)]
+    encode: StageResources = StageResources()
 
 
 class Recipe(StrictModel):
@@ -82,13 +64,29 @@ class Recipe(StrictModel):
     score: ScoreConfig = ScoreConfig()
     filter: FilterConfig = FilterConfig()
     shards: dict[Name, ShardSet] = Field(default_factory=dict)
-    pack: Pack | None = None
-    blend: Blend | None = None
+    pack: PackConfig | None = None
+    blend: BlendConfig | None = None
     resources: Resources = Resources()
 
+    def blended_sets(self) -> list[str]:
+        """Names of the shard sets that the blend takes, in its order; none without a blend."""
+        leaves = self.blend.leaves() if self.blend else ()
+        return list(dict.fromkeys(leaf.source.name for leaf in leaves))
 
-def load_recipe(path: str | os.PathLike[str]) -> Recipe:
+    def rules_for(self, corpus: str) -> Rules:
+        """The rules for a corpus, those for conversations where it has them."""
+        return self.filter.rules_for(corpus, conversations=self.corpora[corpus].makes == "conversation")
+
+
+def load_recipe(
+    path: str | os.PathLike[str], on: str | os.PathLike[str] | None = None, settings: Sequence[str] = ()
+) -> Recipe:
     """Read, check and resolve a recipe.
+
+    Args:
+        path: the YAML file.
+        on: a file of stand-ins for its corpora, to try it on a small one (workflow.substitute).
+        settings: ``dotted.key=value``, put over the file's values.
 
     Raises:
         RecipeError: one message with file, line and key: an unknown key, a wrong type,
@@ -96,6 +94,9 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
     """
     file = Path(path)
     marked = read_marked(file)
+    if on is not None:
+        substitute(marked, Path(on))
+    override(marked, settings)
     recipe = validate(marked, Recipe)
     _check_names(recipe, marked)
     return _resolve(recipe, marked, file.resolve().parent)
@@ -109,22 +110,18 @@ def _check_names(recipe: Recipe, marked: MarkedValue) -> None:
     corpora = list(recipe.corpora)
     for name, shard_set in recipe.shards.items():
         known(shard_set.corpus, corpora, ("shards", name, "corpus"), "corpus")
-        if shard_set.view == "interleaved" and recipe.corpora[shard_set.corpus].kind != "mmc4":
-            raise RecipeError(
-                marked.where(("shards", name, "view")), "interleaved is a view of documents; this corpus has pairs"
-            )
+        check_view(name, shard_set, recipe.corpora[shard_set.corpus], marked)
     for corpus in recipe.filter.per_corpus:
         known(corpus, corpora, ("filter", "per_corpus", corpus), "corpus")
-    for index, source in enumerate(recipe.blend.sources if recipe.blend else ()):
-        known(source.shards, list(recipe.shards), ("blend", "sources", index, "shards"), "shard set")
+    check_rules(recipe.corpora, recipe.filter, marked)
+    for leaf in recipe.blend.leaves(("blend",)) if recipe.blend else ():
+        known(leaf.source.name, list(recipe.shards), (*leaf.location, "shards"), "shard set")
+    if recipe.blend is not None and recipe.pack is None:
+        raise RecipeError(marked.where(("blend",)), "a blend is of packed sequences: needs `pack`, which is not set")
     if recipe.score.clip is None:
         _check_unscored(recipe, marked)
     if recipe.download.engine == "img2dataset":
-        for name, corpus_config in recipe.corpora.items():
-            if corpus_config.kind == "mmc4":
-                raise RecipeError(
-                    marked.where(("download", "engine")), f"img2dataset serves pairs; corpus {name!r} has documents"
-                )
+        check_engine(recipe.corpora, marked)
 
 
 def _check_unscored(recipe: Recipe, marked: MarkedValue) -> None:
@@ -140,16 +137,7 @@ def _check_unscored(recipe: Recipe, marked: MarkedValue) -> None:
 
 
 def _resolve(recipe: Recipe, marked: MarkedValue, folder: Path) -> Recipe:
-    corpora = {}
-    for name, config in recipe.corpora.items():
-        files: list[str] = []
-        for index, pattern in enumerate(config.files):
-            found = _matches(pattern, folder)
-            if not found:
-                where = marked.where(("corpora", name, "files", index))
-                raise RecipeError(where, f"{pattern!r} matches no file (looked in {folder})")
-            files += [file for file in found if file not in files]
-        corpora[name] = config.model_copy(update={"files": tuple(files)})
+    corpora = {name: resolve_corpus(name, config, marked, folder) for name, config in recipe.corpora.items()}
     clip = recipe.score.clip
     score = recipe.score
     if clip is not None and (folder / clip.model).is_dir():
@@ -158,13 +146,28 @@ def _resolve(recipe: Recipe, marked: MarkedValue, folder: Path) -> Recipe:
         )
     elif clip is not None and (clip.backend == "onnx" or clip.model.startswith((".", "/"))):
         raise RecipeError(marked.where(("score", "clip", "model")), f"{clip.model!r} is no folder (looked in {folder})")
-    return recipe.model_copy(update={"corpora": corpora, "score": score})
+    pack = recipe.pack
+    if pack is not None and (folder / pack.tokenizer).is_dir():
+        pack = pack.model_copy(update={"tokenizer": str((folder / pack.tokenizer).resolve())})
+    elif pack is not None and pack.tokenizer.startswith((".", "/")):
+        raise RecipeError(marked.where(("pack", "tokenizer")), f"{pack.tokenizer!r} is no folder (looked in {folder})")
+    blend = _resolve_subsets(recipe.blend, marked, folder, ("blend",)) if recipe.blend else None
+    return recipe.model_copy(update={"corpora": corpora, "score": score, "pack": pack, "blend": blend})
 
 
-def _matches(pattern: str, folder: Path) -> list[str]:
-    if "://" not in pattern:
-        return sorted(file for file in glob.glob(str(folder / pattern), recursive=True) if os.path.isfile(file))
-    try:
-        return sorted(opened.full_name for opened in fsspec.open_files(pattern) if opened.fs.exists(opened.path))
-    except (OSError, ValueError, ImportError):
-        return []
+def _resolve_subsets(blend: AnyBlend, marked: MarkedValue, folder: Path, location: Location) -> AnyBlend:
+    """The blend with its lists of ids as absolute paths of files that are there."""
+    sources = []
+    for index, source in enumerate(blend.sources):
+        here = (*location, "sources", index)
+        update: dict[str, object] = {}
+        if source.blend is not None:
+            update["blend"] = _resolve_subsets(source.blend, marked, folder, (*here, "blend"))
+        for key in ("ids", "without_ids"):
+            name = getattr(source.subset, key, None)
+            if name is not None and not (folder / name).is_file():
+                raise RecipeError(marked.where((*here, "subset", key)), f"{name!r} is no file (looked in {folder})")
+            if name is not None and source.subset is not None:
+                update["subset"] = source.subset.model_copy(update={key: str((folder / name).resolve())})
+        sources.append(source.model_copy(update=update))
+    return blend.model_copy(update={"sources": tuple(sources)})

@@ -22,6 +22,8 @@ class RunReport:
 
     funnel:  {corpus: {stage: {"records" | "images": {fate: count}}}}, asserted to sum.
     sets:    the finished shard sets' manifests.
+    tokens:  counts of each encoded set: samples, sequences, tokens, images, what was cut, and fates.
+    blend:   one epoch of the blend as planned (workflow.blending.plan_epoch); None without a blend.
     seconds: wall time of this launch by stage.
     """
 
@@ -30,6 +32,8 @@ class RunReport:
     finished: bool
     funnel: dict[str, dict[str, dict[str, dict[str, int]]]]
     sets: dict[str, Manifest]
+    tokens: dict[str, dict[str, Any]]
+    blend: dict[str, Any] | None
     seconds: dict[str, float]
     versions: dict[str, str]
     recipe: str
@@ -79,6 +83,8 @@ def write_run_json(store: Store, report: RunReport) -> None:
             }
             for name, found in report.sets.items()
         },
+        "tokens": report.tokens,
+        "blend": report.blend,
         "seconds": report.seconds,
         "versions": report.versions,
     }

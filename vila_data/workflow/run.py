@@ -20,12 +20,16 @@ from vila_data.core.layout import Part
 from vila_data.core.receipts import Receipt, fingerprint, read_receipt
 from vila_data.core.store import Store
 from vila_data.corpora.source import FileScan
+from vila_data.encode.part import EncodeJob
+from vila_data.encode.tokens import TokenManifest
 from vila_data.filter import duplicates
 from vila_data.score.clip import clip_fingerprint
 from vila_data.shard.layout import lay_out
 from vila_data.shard.manifest import Manifest, finish_set, manifest_path, read_manifest
 from vila_data.shard.write import ShardJob
 from vila_data.workflow import lock, tasks
+from vila_data.workflow.blending import plan_epoch
+from vila_data.workflow.encoding import encode_sets, ready_tokenizer, token_totals
 from vila_data.workflow.plan import CorpusPlan, commit_parts, corpus_inputs, plan_corpus
 from vila_data.workflow.progress import Silence, Watch
 from vila_data.workflow.recipe import Recipe, load_recipe
@@ -33,7 +37,7 @@ from vila_data.workflow.report import RunReport, corpus_funnel, write_run_json
 from vila_data.workflow.runner import LocalRunner, Runner, Step
 from vila_data.workflow.tasks import FilterJob, ScanJob, Work
 
-STAGES: Final = ("download", "score", "filter", "shard")
+STAGES: Final = ("download", "score", "filter", "shard", "encode", "blend")
 MB: Final = 1_000_000
 
 
@@ -109,9 +113,12 @@ class _Run:
         self._work = Work(store, recipe, clip)
         self._seconds: dict[str, float] = {}
         self._fingerprints: dict[str, str] = {}
+        self._tokens: dict[str, TokenManifest] = {}
 
     def execute(self, only: str | None) -> RunReport:
         """Do what is left to do."""
+        if self._recipe.pack is not None and only in (None, "encode", "blend"):
+            ready_tokenizer(self._recipe.pack)  # rather now than after days of downloads
         inputs = corpus_inputs(self._recipe)
         self._fingerprints = lock.stage_fingerprints(self._recipe, self._limit, inputs, self._work.clip)
         locked = lock.lock_value(self._recipe, self._limit, self._fingerprints, inputs, self._work.clip)
@@ -129,11 +136,16 @@ class _Run:
         self._download_and_score(corpora, only)
         self._store.clear_scratch()
         if only in ("download", "score"):
-            return self._report(corpora, {}, finished=False)
+            return self._report(corpora, {}, None, finished=False)
+        sets = self._committed_sets() if only in ("encode", "blend") else {}
         self._filter(corpora, only)
-        sets = self._shard(corpora) if only in (None, "shard") else {}
+        if only in (None, "shard"):
+            sets = self._shard(corpora)
+        if only in (None, "encode"):
+            self._encode(sets, only)
         self._store.clear_scratch()
-        return self._report(corpora, sets, finished=only in (None, "shard"))
+        blend = self._blend(only) if only in (None, "blend") else None
+        return self._report(corpora, sets, blend, finished=only in (None, "shard", "encode", "blend"))
 
     def _scan(self, name: str, config: Any, files: list[str], max_rows: int | None, share: float) -> list[FileScan]:
         jobs = [ScanJob(name, file, max_rows, share) for file in files]
@@ -186,7 +198,7 @@ class _Run:
 
     def _filter(self, corpora: dict[str, _Corpus], only: str | None) -> None:
         for name, corpus in corpora.items():
-            if only == "shard":
+            if only in ("shard", "encode", "blend"):
                 corpus.receipts["filter"] = [
                     read_receipt(self._store, part.receipt("filter")) for part in corpus.plan.parts
                 ]
@@ -236,6 +248,35 @@ class _Run:
             raise DataError(f"set {name!r}: {samples} samples written of {sum(map(len, shards))}")
         return finish_set(self._store, name, config, receipts, recipe, inputs)
 
+    def _committed_sets(self) -> dict[str, Manifest]:
+        found = {name: read_manifest(self._store, name) for name in self._recipe.shards}
+        missing = [name for name, manifest in found.items() if manifest is None]
+        if missing:
+            raise UsageError(f"sets {', '.join(missing)}: not there yet: run --only shard first")
+        return {name: manifest for name, manifest in found.items() if manifest is not None}
+
+    def _encode(self, sets: dict[str, Manifest], only: str | None) -> None:
+        config = self._recipe.pack
+        if config is None:
+            if only == "encode":
+                raise UsageError("--only encode: the recipe has no pack")
+            return
+        wanted = self._recipe.blended_sets() or list(sets)
+        with self._timed("encode"):
+            self._tokens = encode_sets(self._store, config, [sets[name] for name in wanted], self._encode_set)
+
+    def _encode_set(self, name: str, jobs: list[EncodeJob]) -> list[Receipt]:
+        self._watch.stage(f"encode {name}", len(jobs), 0)
+        return self._ordered("encode", tasks.encode, jobs, watched=f"encode {name}")
+
+    def _blend(self, only: str | None) -> dict[str, Any] | None:
+        if self._recipe.blend is None:
+            if only == "blend":
+                raise UsageError("--only blend: the recipe has no blend")
+            return None
+        with self._timed("blend"):
+            return plan_epoch(self._store, self._recipe)
+
     def _ordered(self, stage: str, function: Any, jobs: Any, watched: str | None = None) -> list[Any]:
         results: dict[int, Any] = {}
         for done in self._runner.run(self._work, [self._step(stage, function)], jobs, _ignore):
@@ -247,7 +288,9 @@ class _Run:
     def _step(self, stage: str, function: Any) -> Step:
         return Step(stage, function, getattr(self._recipe.resources, stage))
 
-    def _report(self, corpora: dict[str, _Corpus], sets: dict[str, Manifest], finished: bool) -> RunReport:
+    def _report(
+        self, corpora: dict[str, _Corpus], sets: dict[str, Manifest], blend: dict[str, Any] | None, finished: bool
+    ) -> RunReport:
         funnels = {
             name: corpus_funnel(corpus.plan, corpus.receipts, self._work.scored) for name, corpus in corpora.items()
         }
@@ -257,6 +300,8 @@ class _Run:
             finished=finished,
             funnel={name: funnel.as_dict() for name, funnel in funnels.items()},
             sets=sets,
+            tokens={name: token_totals(manifest) for name, manifest in self._tokens.items()},
+            blend=blend,
             seconds={stage: round(seconds, 3) for stage, seconds in self._seconds.items()},
             versions={"vila-data": version("vila-data"), "python": platform.python_version()},
             recipe=self._fingerprints["recipe"],

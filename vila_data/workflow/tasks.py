@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vila_data.core.errors import DataError
 from vila_data.core.layout import Part
 from vila_data.core.receipts import Receipt, fingerprint, valid_receipt
 from vila_data.core.schemas import SCHEMA_VERSION
@@ -21,6 +22,8 @@ from vila_data.core.store import Store
 from vila_data.corpora.kinds import open_corpus
 from vila_data.corpora.source import FileScan
 from vila_data.download.part import download_part
+from vila_data.encode.part import EncodeJob, encode_shard
+from vila_data.encode.tokenizer import load_tokenizer
 from vila_data.filter.part import filter_part, images_worth_scoring, part_digests
 from vila_data.score.clip import Clip, load_clip
 from vila_data.score.config import ClipConfig
@@ -107,7 +110,7 @@ def committed_score(work: Work, part: Part, download: Receipt) -> Receipt | None
     done = valid_receipt(work.store, part.receipt("score"), work.score_inputs(download))
     if done is None:
         return None
-    needed = images_worth_scoring(work.store, part, work.recipe.filter.rules_for(part.corpus))
+    needed = _needed(work, part)
     clip = work.recipe.score.clip
     assert clip is not None and work.clip is not None
     return done if covers(work.store, part, needed, work.clip, clip.embeddings) else None
@@ -119,12 +122,21 @@ def score(work: Work, part: Part, download: Receipt, report: Report) -> Receipt:
     if done is not None:
         return done
     inputs = work.score_inputs(download)
-    needed = images_worth_scoring(work.store, part, work.recipe.filter.rules_for(part.corpus))
+    needed = _needed(work, part)
     reuse = valid_receipt(work.store, part.receipt("score"), inputs) is not None
     assert work.recipe.score.clip is not None and work.clip is not None
     clip = _clip(work.recipe.score.clip, work.clip)
     progress = functools.partial(report, "images")
     return score_part(work.store, part, needed, clip, work.recipe.score, inputs, reuse=reuse, progress=progress)
+
+
+def _needed(work: Work, part: Part) -> NDArray[np.bool_]:
+    """bool[images of the part]: which are to be scored; those of conversations only where a rule asks for it."""
+    rules = work.recipe.rules_for(part.corpus)
+    needed = images_worth_scoring(work.store, part, rules)
+    if work.recipe.corpora[part.corpus].makes == "conversation" and rules.images.min_similarity is None:
+        needed[:] = False
+    return needed
 
 
 @functools.lru_cache(maxsize=1)
@@ -135,12 +147,12 @@ def _clip(config: ClipConfig, fingerprint: str) -> Clip:
 
 def digests(work: Work, part: Part, report: Report) -> NDArray[np.void]:
     """Digests of the part's images that pass every rule but the duplicates'."""
-    return part_digests(work.store, part, work.recipe.filter.rules_for(part.corpus), work.scored)
+    return part_digests(work.store, part, work.recipe.rules_for(part.corpus), work.scored)
 
 
 def filter_fates(work: Work, job: FilterJob, report: Report) -> Receipt:
     """Decide the fates of a part."""
-    rules = work.recipe.filter.rules_for(job.part.corpus)
+    rules = work.recipe.rules_for(job.part.corpus)
     copies = None if job.copies is None else hashlib.sha256(np.packbits(job.copies).tobytes()).hexdigest()
     facts: list[Any] = [job.download.fingerprint(), job.score.fingerprint() if job.score else None]
     inputs = fingerprint([*facts, rules.model_dump(mode="json"), copies, SCHEMA_VERSION])
@@ -152,3 +164,18 @@ def shard(work: Work, job: ShardJob, report: Report) -> Receipt:
     """Write one shard."""
     done = valid_receipt(work.store, receipt_path(job.name, job.index), job.inputs)
     return done or write_shard(work.store, job)
+
+
+def encode(work: Work, job: EncodeJob, report: Report) -> Receipt:
+    """Write the token file of one shard."""
+    done = valid_receipt(work.store, job.receipt(), job.inputs)
+    if done is not None:
+        return done
+    assert work.recipe.pack is not None
+    tokenizer = load_tokenizer(work.recipe.pack.tokenizer)
+    if tokenizer.fingerprint != job.tokenizer:
+        raise DataError(
+            f"tokenizer {tokenizer.name}: is {tokenizer.fingerprint} on this worker and {job.tokenizer} where the run "
+            "was started: install the same versions and files everywhere"
+        )
+    return encode_shard(work.store, job, work.recipe.pack, tokenizer)

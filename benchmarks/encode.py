@@ -1,0 +1,260 @@
+"""The encode stage against `tokenizers` alone on the very same texts: tokens/s on one core.
+
+    python benchmarks/encode.py                                      texts and tokenizer made here
+    python benchmarks/encode.py --tokenizer DIR --texts FILE...      every line of the files is a text
+    python benchmarks/encode.py --shared DIR --json benchmarks/results/encode.json
+                                                                     real texts, Mistral's tokenizer
+
+"alone" is `Tokenizer.encode_batch` of the chunks of text that the encoder tokenises, in the same batches, with the
+ids taken; "alone, without offsets" is `encode_batch_fast`, which can tell no answer from its question. "encoder" goes
+from samples' JSON values to ids and trained places; "stage" is encode_shard, from a tar to a token file and its
+receipt. All four in turn, in one process on one core, medians of the repetitions; tokens are those of the texts.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tokenizers
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+from vila_data.core.layout import shard_stem
+from vila_data.core.store import Store
+from vila_data.core.tarcodec import TarWriter
+from vila_data.encode.config import PackConfig
+from vila_data.encode.draft import document_of
+from vila_data.encode.fit import Sample, draft_of, encode_samples
+from vila_data.encode.part import EncodeJob, encode_shard
+from vila_data.encode.templates import Talk, exchanges_of
+from vila_data.encode.tokenizer import TextTokenizer, load_tokenizer
+
+REPO = Path(__file__).resolve().parents[1]
+SEED = 17
+BATCH = 512
+LEAST = 0.70
+Value = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Samples' JSON values, and the chunks of their texts by batches of BATCH samples."""
+
+    values: list[Value]
+    chunks: list[list[str]]
+
+
+def document(texts: Sequence[str], images: Sequence[int]) -> Value:
+    """A document with an image before each sentence of `images`."""
+    rows: list[str | None] = []
+    for place, text in enumerate(texts):
+        rows += [None] * images.count(place) + [text]
+    infos = [{"matched_text_index": at, "image_index": i, "similarity": 0.3} for i, at in enumerate(sorted(images))]
+    return {"texts": rows, "image_info": infos}
+
+
+def talk(question: str, answer: str) -> Value:
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"conversations": turns, "system": None}
+
+
+def pair(caption: str) -> Value:
+    return {"caption": caption, "similarity": 0.3}
+
+
+def made_texts(count: int) -> list[str]:
+    """Sentences of made words, of which few are common and many are rare."""
+    rng = np.random.default_rng(SEED)
+    syllables = ["ba", "co", "di", "fu", "ge", "ha", "li", "mo", "nu", "pe", "ra", "si", "to", "vu", "za", "st", "en"]
+    words = ["".join(rng.choice(syllables, rng.integers(1, 5))) for _ in range(20_000)]
+    common = 1 / np.arange(1, len(words) + 1)
+    picks = rng.choice(words, (count, 20), p=common / common.sum())
+    return [" ".join(row[: rng.integers(6, 21)]).capitalize() + "." for row in picks]
+
+
+def from_texts(texts: list[str]) -> dict[str, list[Value]]:
+    """Streams of lines: 24 a document with 6 images, one a pair, 12 a question and 2 its answer."""
+    documents = [texts[at : at + 24] for at in range(0, len(texts), 24)]
+    talks = [texts[at : at + 14] for at in range(0, len(texts), 14)]
+    return {
+        "conversations": [talk(" ".join(lines[:-2]), " ".join(lines[-2:])) for lines in talks if len(lines) > 2],
+        "documents": [document(lines, range(min(6, len(lines)))) for lines in documents],  # type: ignore[arg-type]
+        "pairs": [pair(line) for line in texts],
+    }
+
+
+def from_shared(shared: Path) -> dict[str, list[Value]]:
+    """T0's prompts, the documents of gimp-help and Flickr8k's captions (2,500, eight times over)."""
+    sys.path[:0] = [str(REPO)]
+    from tests.realdata import real_samples
+
+    return {
+        "conversations": list(real_samples.t0(shared)),
+        "documents": real_samples.gimp_help(),
+        "pairs": real_samples.captions(shared) * 8,
+    }
+
+
+def made_tokenizer(texts: list[str], folder: Path) -> str:
+    """A byte-level BPE of 8,000 pieces, trained on the texts."""
+    learnt = Tokenizer(models.BPE())
+    learnt.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=8_000, initial_alphabet=letters, show_progress=False)
+    learnt.train_from_iterator(texts, trainer)
+    learnt.add_special_tokens(["<s>", "</s>"])
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=learnt, bos_token="<s>", eos_token="</s>")
+    fast.save_pretrained(folder)
+    return str(folder)
+
+
+def sample_of(value: Value) -> Sample:
+    if "conversations" in value:
+        return Talk(exchanges_of(value["conversations"]), value["system"])
+    return document_of(value)
+
+
+def stream_of(values: list[Value], config: PackConfig, tokenizer: TextTokenizer) -> Stream:
+    chunks = []
+    for first in range(0, len(values), BATCH):
+        drafts = [draft_of(sample_of(value), config, tokenizer) for value in values[first : first + BATCH]]
+        chunks.append([chunk.text for draft in drafts for chunk in draft.chunks if chunk.text])
+    return Stream(values, chunks)
+
+
+def write_shard(store: Store, name: str, values: list[Value]) -> None:
+    """The samples' JSON, without images, and the columns of the index that encoding reads."""
+    rows = []
+    with store.scratch() as scratch:
+        with (scratch / "tar").open("wb") as file:
+            tar = TarWriter(file)
+            for number, value in enumerate(values):
+                data = json.dumps(value).encode()
+                placed = tar.add(f"{number:07d}.json", data)
+                row = {"key": f"{number:07d}", "members": [placed.name], "offsets": [placed.offset]}
+                rows.append({**row, "sizes": [placed.size]})
+            tar.finish()
+        pq.write_table(pa.Table.from_pylist(rows), scratch / "index")
+        store.commit_file(scratch / "tar", f"{shard_stem(name, 0)}.tar")
+        store.commit_file(scratch / "index", f"{shard_stem(name, 0)}.parquet")
+
+
+def encode_all(values: list[Value], config: PackConfig, tokenizer: TextTokenizer) -> int:
+    ids = 0
+    for first in range(0, len(values), BATCH):
+        samples = [sample_of(value) for value in values[first : first + BATCH]]
+        ids += sum(len(sequence.ids) for sequence in encode_samples(samples, config, tokenizer))
+    return ids
+
+
+def measure(name: str, stream: Stream, config: PackConfig, tokenizer: TextTokenizer, repeats: int) -> dict[str, Any]:
+    """Tokens/s of each way, and the encoder's and the stage's share of `tokenizers` alone."""
+    alone = transformers.AutoTokenizer.from_pretrained(config.tokenizer).backend_tokenizer
+    alone.no_truncation()
+    alone.no_padding()
+
+    def take(encode: Callable[..., list[Any]]) -> int:
+        batches = (encode(texts, add_special_tokens=False) for texts in stream.chunks)
+        return sum(len(encoding.ids) for batch in batches for encoding in batch)
+
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder)
+        write_shard(store, name, stream.values)
+        job = EncodeJob(name, 0, tokenizer.fingerprint, "benchmark", "inputs")
+        ways: dict[str, Callable[[], Any]] = {
+            "alone": lambda: take(alone.encode_batch),
+            "alone_without_offsets": lambda: take(alone.encode_batch_fast),
+            "encoder": lambda: encode_all(stream.values, config, tokenizer),
+            "stage": lambda: encode_shard(store, job, config, tokenizer),
+        }
+        seconds: dict[str, list[float]] = {way: [] for way in ways}
+        tokens = ways["alone"]()
+        for _ in range(repeats):
+            for way, work in ways.items():
+                start = time.perf_counter()
+                work()
+                seconds[way].append(time.perf_counter() - start)
+        receipt = ways["stage"]()
+    rates = {way: tokens / statistics.median(found) for way, found in seconds.items()}
+    return {
+        "samples": len(stream.values),
+        "text_tokens": tokens,
+        "samples_cut": receipt.counts["samples_cut"],
+        **{f"{way}_tokens_per_s": round(rate) for way, rate in rates.items()},
+        **{f"{way}_share_of_alone": round(rates[way] / rates["alone"], 3) for way in ("encoder", "stage")},
+        "encoder_share_of_alone_without_offsets": round(rates["encoder"] / rates["alone_without_offsets"], 3),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--tokenizer", help="folder or hub id; without it one is trained on the texts")
+    parser.add_argument("--texts", nargs="+", type=Path, help="files of which every line is a text")
+    parser.add_argument("--shared", type=Path, help="folder of real data; needs mistral-common, or --tokenizer")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="where results go, beside those of other conditions")
+    options = parser.parse_args()
+    core = min(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {core})
+    load = round(os.getloadavg()[0], 1)
+    with tempfile.TemporaryDirectory() as folder:
+        if options.shared:
+            streams, texts = from_shared(options.shared), "T0, gimp-help, Flickr8k captions"
+            from tests.realdata import mistral
+
+            name = options.tokenizer or mistral.write_folder(Path(folder) / "mistral-v1")
+        else:
+            files = [line for path in options.texts or () for line in path.read_text().splitlines() if line.strip()]
+            lines = files or made_texts(60_000)
+            streams, texts = from_texts(lines), "lines of files" if files else "made"
+            name = options.tokenizer or made_tokenizer(lines, Path(folder) / "trained-here")
+        config = PackConfig(tokenizer=name, sequence_length=4096, tokens_per_image=576, max_images_per_document=6)
+        tokenizer = load_tokenizer(name)
+        conditions = {
+            "texts": texts,
+            "tokenizer": f"{Path(name).name}, {tokenizer.vocabulary_size} pieces",
+            "sequence_length": config.sequence_length,
+            "tokens_per_image": config.tokens_per_image,
+            "batch": BATCH,
+            "repeats": options.repeats,
+            "cores": 1,
+            "load_average_before": load,
+            "machine": platform.machine(),
+            "python": platform.python_version(),
+            "tokenizers": tokenizers.__version__,
+            "transformers": transformers.__version__,
+        }
+        results = {
+            stream: measure(stream, stream_of(values, config, tokenizer), config, tokenizer, options.repeats)
+            for stream, values in streams.items()
+        }
+    print(json.dumps({"conditions": conditions, **results}, indent=1))
+    if options.json:
+        found = json.loads(options.json.read_text()) if options.json.exists() else {}
+        found[texts] = {"conditions": conditions, **results}
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    slow = [stream for stream, result in results.items() if result["encoder_share_of_alone"] < LEAST]
+    if slow:
+        print(f"below {LEAST:.0%} of tokenizers alone: {', '.join(slow)}", file=sys.stderr)
+    return 1 if slow else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,72 @@
+"""A pass over a shard set: each sample once, sequential in a shard, shards in an order of its own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.blend.made_lengths import lengths
+from vila_data.blend import Lengths, SourceReader
+from vila_data.core.errors import DataError
+
+
+@given(st.integers(1, 80), st.integers(1, 6), st.sampled_from([0.0, 0.5, 0.95]), st.lists(st.integers(1, 30)))
+@settings(max_examples=80, deadline=None)
+def test_a_pass_holds_every_sample_in_the_stream_once(
+    samples: int, shards: int, absent: float, steps: list[int]
+) -> None:
+    held = lengths(samples, shards=shards, absent=absent)
+    reader = SourceReader(held, 0, seed=1, epoch=2)
+    whole = reader.read(3, 0, samples)
+    assert len(whole) == reader.samples == int((held.tokens > 0).sum()) == held.totals[0]
+    first = np.concatenate([[0], held.ends])
+    place = first[whole.shard] + whole.row
+    assert np.array_equal(np.sort(place), np.flatnonzero(held.tokens > 0))
+    assert np.array_equal(held.tokens[place], whole.tokens) and np.array_equal(held.images[place], whole.images)
+    changes = np.flatnonzero(np.diff(whole.shard))
+    assert len(changes) + 1 == len(set(whole.shard.tolist()))
+    assert (np.diff(whole.row)[np.setdiff1d(np.arange(len(whole) - 1), changes)] > 0).all()
+    at, pieces = 0, []
+    for step in [*steps, samples]:
+        pieces.append(reader.read(3, at, step))
+        at += len(pieces[-1])
+    assert np.array_equal(np.concatenate([piece.row for piece in pieces]), whole.row)
+
+
+def test_the_order_of_shards_is_of_seed_epoch_source_and_pass() -> None:
+    held = lengths(200, shards=40)
+    orders = {
+        tuple(dict.fromkeys(SourceReader(held, source, seed, epoch).read(pass_, 0, 200).shard.tolist()))
+        for source, seed, epoch, pass_ in [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
+    }
+    assert len(orders) == 5
+    again = SourceReader(held, 0, 0, 0).read(0, 0, 200)
+    assert tuple(dict.fromkeys(again.shard.tolist())) in orders
+
+
+def test_the_order_never_changes() -> None:
+    held = lengths(16, shards=8, seed=4)
+    found = list(dict.fromkeys(SourceReader(held, 3, seed=17, epoch=1).read(2, 0, 16).shard.tolist()))
+    assert found == [0, 3, 7, 4, 5, 2, 6, 1]
+
+
+def test_from_a_table_of_lengths() -> None:
+    rows = {"shard": [0, 0, 2], "row": [0, 1, 0], "tokens": [5, 0, 7], "images": [1, 1, 2]}
+    held = Lengths.of_table(pa.table(rows), 3)
+    assert held.ends.tolist() == [2, 2, 3] and held.live.tolist() == [1, 0, 1] and held.totals == (2, 3, 12)
+    assert held.only(np.asarray([True, True, False])).totals == (1, 1, 5)
+    with pytest.raises(DataError, match="in order, each once"):
+        Lengths.of_table(pa.table(rows | {"row": [1, 0, 0]}), 3)
+    with pytest.raises(DataError, match="in order, each once"):
+        Lengths.of_table(pa.table(rows), 2)
+
+
+def test_arrays_that_do_not_belong_together() -> None:
+    one = np.ones(3, np.int32)
+    with pytest.raises(DataError, match="not of one length"):
+        Lengths(one, one[:2], np.asarray([3]))
+    with pytest.raises(DataError, match="shards end at 2"):
+        Lengths(one, one, np.asarray([2]))

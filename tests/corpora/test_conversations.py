@@ -1,0 +1,272 @@
+"""LLaVA, text and VFLAN rows: what each form gives, and what each bad row fails with."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vila_data.core.layout import Part
+from vila_data.core.records import BadRecord, ImageRef, Record, record_from_json, record_to_json
+from vila_data.corpora.config import CorpusConfig, LlavaConfig, TextConfig, VflanConfig
+from vila_data.corpora.conversation import conversation
+from vila_data.corpora.kinds import open_corpus
+from vila_data.corpora.source import RowProblem
+
+JPEG = b"\xff\xd8 not decoded here"
+
+
+def records(config: CorpusConfig, rows: list[Any], folder: Path) -> list[Record | BadRecord]:
+    path = folder / "rows.json"
+    path.write_text(json.dumps(rows))
+    return list(open_corpus(config).read(Part("c", 0, str(path), "rows", 0, len(rows), len(rows), "in")))
+
+
+def llava(folder: Path, *rows: Any, image_root: str | None = "/data/images") -> list[Any]:
+    return records(LlavaConfig(kind="llava", files=("x",), image_root=image_root), list(rows), folder)
+
+
+def text(folder: Path, *rows: Any, system: str | None = None) -> list[Any]:
+    return records(TextConfig(kind="text", files=("x",), system=system), list(rows), folder)
+
+
+def vflan(folder: Path, *rows: Any) -> list[Any]:
+    return records(VflanConfig(kind="vflan", files=("x",)), list(rows), folder)
+
+
+def chat(*values: str) -> list[dict[str, str]]:
+    return [{"from": ("human", "gpt")[n % 2], "value": value} for n, value in enumerate(values)]
+
+
+def test_llava_with_one_several_and_no_images(tmp_path: Path) -> None:
+    one, several, none = llava(
+        tmp_path,
+        {"id": "1", "image": "coco/1.jpg", "conversations": chat("<image>\nWhat?", "A bus.", "Where?", "Here.")},
+        {"id": "1", "image": ["a.jpg", "b.jpg"], "conversations": chat("<image> and", "One.", "<image>?", "Two.")},
+        {"id": "3", "conversations": chat("Hello", "Hi.")},
+    )
+    assert (one.record_id, one.kind) == ("rows-000000000", "conversation")
+    assert one.texts == ("<image>\nWhat?", "A bus.", "Where?", "Here.")
+    assert one.roles == ("human", "gpt", "human", "gpt")
+    assert one.images == (ImageRef("coco/1.jpg", 0, file="/data/images/coco/1.jpg"),)
+    assert [(image.url, image.matched_text_index) for image in several.images] == [("a.jpg", 0), ("b.jpg", 2)]
+    assert (none.images, none.system) == ((), None)
+    assert len({record.record_id for record in (one, several, none)}) == 3
+
+
+def test_llava_addresses_are_downloaded_and_paths_stay_below_the_root(tmp_path: Path) -> None:
+    row = {"image": "https://a.example/x.jpg", "conversations": chat("<image>", "Yes.")}
+    for image_root in (None, "/data/images"):
+        (record,) = llava(tmp_path, row, image_root=image_root)
+        assert record.images == (ImageRef("https://a.example/x.jpg", 0),)
+    outside = ["../secret.jpg", "/etc/passwd", "a/../../b.jpg", "", ".", "a\0b.jpg", "/data/images2/x.jpg"]
+    rows = [{"image": path, "conversations": chat("<image>", "Yes.")} for path in outside]
+    for record in llava(tmp_path, *rows):
+        assert [(image.error, image.file) for image in record.images] == [("bad_url", None)]
+
+
+def test_llava_questions_and_answers_and_messages(tmp_path: Path) -> None:
+    asked, marked, chats = llava(
+        tmp_path,
+        {"id": "5", "image": "x.jpg", "instruction": "What is it?", "output": "A dog.", "type": "conv"},
+        {"image": "x.jpg", "instruction": "What is <image>?", "output": "A dog."},
+        {
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": "<image>Who?"},
+                {"role": "assistant", "content": "Two men."},
+                {"role": "user", "content": "And here?<image>"},
+                {"role": "assistant", "content": "One."},
+            ],
+            "images": ["1.jpg", "2.jpg"],
+        },
+    )
+    assert asked.texts == ("<image>\nWhat is it?", "A dog.")
+    assert marked.texts == ("What is <image>?", "A dog.")
+    assert [image.matched_text_index for image in chats.images] == [0, 2]
+    assert chats.system == "Be brief." and len(chats.texts) == 4
+
+
+BAD: list[tuple[Any, str]] = [
+    ({"image": "x.jpg", "conversations": chat("no mark", "a")}, "image_count"),
+    ({"conversations": chat("<image>", "a")}, "image_count"),
+    ({"image": "x.jpg", "conversations": chat("<image><image>", "a")}, "image_count"),
+    ({"image": ["x.jpg", "y.jpg"], "conversations": chat("<image>", "a")}, "image_count"),
+    ({"conversations": [{"from": "gpt", "value": "a"}]}, "turn_order"),
+    ({"conversations": [*chat("q", "a"), {"from": "gpt", "value": "b"}]}, "turn_order"),
+    ({"conversations": [{"from": "human", "value": "q"}, *chat("q", "a")]}, "turn_order"),
+    ({"conversations": []}, "empty_conversation"),
+    ({"conversations": chat("q")}, "empty_conversation"),
+    ({"conversations": chat("q", " \n")}, "empty_conversation"),
+    ({"conversations": "q"}, "wrong_type"),
+    ({"conversations": [["human", "q"]]}, "wrong_type"),
+    ({"conversations": [{"from": "human", "value": None}]}, "wrong_type"),
+    ({"conversations": [{"from": "narrator", "value": "q"}, *chat("q", "a")]}, "wrong_type"),
+    ({"image": 7, "conversations": chat("<image>", "a")}, "wrong_type"),
+    ({"id": "1", "image": "x.jpg"}, "missing_field"),
+    ([1], "wrong_type"),
+    ({"instruction": "q", "image": "x.jpg"}, "missing_field"),
+]
+
+
+def test_each_bad_row_fails_with_its_reason_and_nothing_else_is_lost(tmp_path: Path) -> None:
+    good = {"conversations": chat("q", "a")}
+    rows = [value for row, _ in BAD for value in (good, row)] + [good]
+    found = llava(tmp_path, *rows)
+    assert len(found) == len(rows)
+    assert all(isinstance(record, Record) for record in found[::2])
+    assert [record.reason for record in found[1::2]] == [reason for _, reason in BAD]
+    assert [record.detail.split(": ")[:2] for record in found[1::2]] == [
+        [f"{tmp_path}/rows.json", f"row {at}"] for at in range(1, len(rows), 2)
+    ]
+
+
+@given(st.lists(st.sampled_from(["", "<image>", "x", " <image> y"]), min_size=2, max_size=6), st.integers(0, 6))
+def test_a_conversation_has_as_many_images_as_marks_or_is_none(texts: list[str], images: int) -> None:
+    turns = [(("human", "gpt")[n % 2], value) for n, value in enumerate(texts)]
+    refs = [ImageRef(f"{n}.jpg") for n in range(images)]
+    try:
+        record = conversation("r", turns, refs)  # type: ignore[arg-type]
+    except RowProblem as problem:
+        answers = any(value.strip() for value in texts[1::2])
+        assert problem.reason == ("empty_conversation" if not answers else "image_count")
+        assert not answers or "".join(texts).count("<image>") != images
+        return
+    assert [image.url for image in record.images] == [ref.url for ref in refs]
+    assert [image.matched_text_index for image in record.images] == [
+        n for n, value in enumerate(texts) for _ in range(value.count("<image>"))
+    ]
+    assert record_from_json(record_to_json(record)) == record
+
+
+def test_every_form_of_text(tmp_path: Path) -> None:
+    found = text(
+        tmp_path,
+        {"task": "t", "prompt": "p", "completion": "c"},
+        {"inputs": "p", "targets": "c"},
+        {"input": "p", "output": "c"},
+        {"instruction": "p", "input": "", "output": "c"},
+        {"instruction": "p", "input": "more", "output": "c"},
+        {"instruction": "p", "output": "c", "history": [["a", "b"]]},
+        {"conversations": [{"from": "user", "value": "p"}, {"from": "chatgpt", "value": "c"}]},
+        {"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "c"}]},
+    )
+    assert [record.texts for record in found] == [
+        *[("p", "c")] * 4,
+        ("p\nmore", "c"),
+        ("a", "b", "p", "c"),
+        *[("p", "c")] * 2,
+    ]
+    assert {record.system for record in found} == {None}
+
+
+def test_system_prompts_and_tools(tmp_path: Path) -> None:
+    plain = {"prompt": "p", "completion": "c"}
+    own = {"conversations": [{"from": "system", "value": "Own."}, *chat("p", "c")]}
+    tools = {"conversations": chat("p", "c"), "tools": '[{"name": "search"}]'}
+    both = {"conversations": chat("p", "c"), "system": "Own.", "tools": [{"name": "search"}]}
+    assert [record.system for record in text(tmp_path, plain, own, tools, both)] == [
+        None,
+        "Own.",
+        '[{"name": "search"}]',
+        'Own.\n\n[{"name": "search"}]',
+    ]
+    assert [record.system for record in text(tmp_path, plain, own, tools, system="")] == [
+        "",
+        "Own.",
+        '[{"name": "search"}]',
+    ]
+    assert [record.system for record in text(tmp_path, plain, tools, system="S.")] == [
+        "S.",
+        'S.\n\n[{"name": "search"}]',
+    ]
+
+
+def test_calls_are_said_and_observations_are_told(tmp_path: Path) -> None:
+    speakers = ["human", "function_call", "observation", "gpt"]
+    (record,) = text(tmp_path, {"conversations": [{"from": one, "value": one} for one in speakers]})
+    assert record.roles == ("human", "gpt", "human", "gpt")
+    assert record.texts == tuple(speakers)
+
+
+def test_an_unknown_form_names_its_keys(tmp_path: Path) -> None:
+    unknown, empty, marked = text(
+        tmp_path, {"frage": "p", "antwort": "c"}, {}, {"prompt": "<image>", "completion": "c"}
+    )
+    assert unknown.reason == "missing_field" and unknown.detail.endswith("the row has frage, antwort")
+    assert empty.reason == "missing_field" and empty.detail.endswith("the row has no keys")
+    assert marked.reason == "image_count"
+
+
+def test_text_from_parquet(tmp_path: Path) -> None:
+    """Forms side by side in one table: what a row does not have is null there."""
+    path = tmp_path / "rows.parquet"
+    rows = [
+        {"prompt": "p", "completion": "c", "conversations": None},
+        {"prompt": None, "completion": None, "conversations": chat("p", "c")},
+        {"prompt": "p", "completion": None, "conversations": None},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=2)
+    source = open_corpus(TextConfig(kind="text", files=("x",)))
+    first, second, third = source.read(Part("c", 0, str(path), "rows", 0, 3, 3, "in"))
+    assert isinstance(first, Record) and isinstance(second, Record) and isinstance(third, BadRecord)
+    assert first.texts == second.texts == ("p", "c")
+    assert third.reason == "missing_field"
+
+
+def encoded(data: bytes = JPEG) -> str:
+    return base64.b64encode(data).decode()
+
+
+def test_vflan_rows(tmp_path: Path) -> None:
+    none, one, two, wrapped = vflan(
+        tmp_path,
+        {"question": "q", "answer": "a", "image": []},
+        {"question": "Is <image> <ima<image>ge>red?", "answer": "a", "image": encoded()},
+        {"question": "q", "answer": "a", "image": [encoded(), f"b'{encoded(JPEG * 2)}'"]},
+        {"question": "q", "answer": "a", "image": f"data:image/jpeg;base64,{encoded()}"},
+    )
+    assert (none.texts, none.images, none.system) == (("q", "a"), (), "")
+    assert one.texts == ("<image>\nIs  red?", "a")
+    assert two.texts == ("<image>\n<image>\nq", "a")
+    assert [image.data for image in two.images] == [JPEG, JPEG * 2]
+    assert wrapped.images[0].data == JPEG
+
+
+def test_vflan_bad_rows(tmp_path: Path) -> None:
+    many, broken, number, empty = vflan(
+        tmp_path,
+        {"question": "q", "answer": "a", "image": [encoded()] * 9},
+        {"question": "q", "answer": "a", "image": ["!!!", encoded()]},
+        {"question": "q", "answer": "a", "image": [3]},
+        {"question": "q", "answer": "", "image": []},
+    )
+    assert many.reason == "image_count" and "9 images; at most 8" in many.detail
+    assert [(image.error, image.data) for image in broken.images] == [("not_an_image", None), (None, JPEG)]
+    assert number.reason == "wrong_type"
+    assert empty.reason == "empty_conversation"
+
+
+def test_vflan_parquet_with_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    table = pa.table({"question": ["q"], "answer": ["a"], "image": pa.array([[JPEG, JPEG]], pa.list_(pa.binary()))})
+    pq.write_table(table, path)
+    (record,) = open_corpus(VflanConfig(kind="vflan", files=("x",))).read(
+        Part("c", 0, str(path), "rows", 0, 1, 1, "in")
+    )
+    assert isinstance(record, Record)
+    assert [image.data for image in record.images] == [JPEG, JPEG]
+
+
+def test_records_of_other_kinds_keep_their_json() -> None:
+    record = Record("r", "pair", ("t",), (ImageRef("u", 0),))
+    assert record_to_json(record) == (
+        b'{"images":[{"matched_sim":null,"matched_text_index":0,"name":null,"url":"u"}],"kind":"pair",'
+        b'"record_id":"r","source_url":null,"texts":["t"]}'
+    )

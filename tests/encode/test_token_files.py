@@ -1,0 +1,271 @@
+"""Token files of a made run: rows in the shards' order, read back as they were encoded, and one error for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tests.encode.conftest import Made
+from tests.encode.generated import encoded, labels_of
+from tests.made_run import MadeRun, make_run
+from vila_data.core.errors import DataError, UsageError
+from vila_data.core.layout import shard_stem
+from vila_data.core.receipts import read_receipt, valid_receipt
+from vila_data.core.schemas import LENGTHS
+from vila_data.core.store import Store
+from vila_data.encode.config import PackConfig
+from vila_data.encode.part import COUNTS, EncodeJob, encode_shard
+from vila_data.encode.sequence import OK
+from vila_data.encode.tokenizer import TextTokenizer
+from vila_data.encode.tokens import (
+    TokenManifest,
+    encoding_fingerprint,
+    finish_tokens,
+    open_tokens,
+    read_token_manifest,
+)
+
+CONFIG = PackConfig(tokenizer="made", sequence_length=120, tokens_per_image=16, max_images_per_document=3)
+PAPER = CONFIG.model_copy(update={"semantics": "paper"})
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A made run, all of whose sets have token files."""
+
+    run: MadeRun
+    tokenizer: TextTokenizer
+    manifests: dict[str, TokenManifest]
+    folders: dict[str, str]
+
+
+def jobs_of(run: MadeRun, name: str, config: PackConfig, tokenizer: TextTokenizer) -> list[EncodeJob]:
+    encoding = encoding_fingerprint(config, tokenizer)
+    count = len(run.sets[name].shards)
+    return [EncodeJob(name, index, tokenizer.fingerprint, encoding, f"inputs-{index}") for index in range(count)]
+
+
+def encode_run(run: MadeRun, config: PackConfig, tokenizer: TextTokenizer) -> Encoded:
+    manifests, folders = {}, {}
+    for name in run.sets:
+        jobs = jobs_of(run, name, config, tokenizer)
+        receipts = [encode_shard(run.store, job, config, tokenizer) for job in jobs]
+        folders[name] = jobs[0].folder
+        manifests[name] = finish_tokens(run.store, name, jobs, receipts, folders[name], "inputs")
+    return Encoded(run, tokenizer, manifests, folders)
+
+
+@pytest.fixture(scope="module", params=["local", "memory"])
+def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, made: Made) -> Encoded:
+    url = "memory://encode-made" if request.param == "memory" else str(tmp_path_factory.mktemp("made"))
+    return encode_run(make_run(url), CONFIG, made("llama_first"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, made: Made) -> Encoded:
+    """A run that is copied, not read."""
+    return encode_run(make_run(str(tmp_path_factory.mktemp("whole") / "run")), CONFIG, made("llama_first"))
+
+
+@pytest.fixture
+def copied(whole: Encoded, tmp_path: Path) -> Encoded:
+    """A run to spoil."""
+    shutil.copytree(whole.run.store.url, tmp_path / "run")
+    return replace(whole, run=replace(whole.run, store=Store(str(tmp_path / "run"))))
+
+
+def samples_of(run: MadeRun, name: str) -> list[tuple[int, int, str, dict[str, Any]]]:
+    """(shard, row, key, JSON) of each sample, read from the tars by the index."""
+    found = []
+    for shard in range(len(run.sets[name].shards)):
+        stem = shard_stem(name, shard)
+        with run.store.open_read(f"{stem}.parquet") as stream:
+            rows = pq.read_table(stream).to_pylist()
+        for number, row in enumerate(rows):
+            data = run.store.read_range(f"{stem}.tar", row["offsets"][0], row["sizes"][0])
+            found.append((shard, number, row["key"], json.loads(data)))
+    return found
+
+
+def test_rows_are_the_samples_in_order(done: Encoded) -> None:
+    cut = left_out = 0
+    for name in done.run.sets:
+        tokens = open_tokens(done.run.store, name, CONFIG, done.tokenizer)
+        samples = samples_of(done.run, name)
+        lengths = tokens.lengths().to_pylist()
+        assert [(row["shard"], row["row"]) for row in lengths] == [(shard, row) for shard, row, _, _ in samples]
+        for (shard, row, key, value), length in zip(samples, lengths, strict=True):
+            expected = encoded(value, CONFIG, done.tokenizer)
+            found = tokens.sample(shard, row)
+            assert found.key == key
+            assert found.ids.dtype == found.labels.dtype == found.images.dtype == np.int32
+            assert found.ids.tolist() == expected.ids
+            assert found.labels.tolist() == labels_of(expected)
+            assert tuple(found.images.tolist()) == expected.images
+            assert found.tokens == expected.tokens == length["tokens"]
+            assert length["images"] == len(expected.images)
+            assert length["text_tokens"] == len(expected.ids) - len(expected.images)
+            assert (length["images_left_out"], length["tokens_cut"]) == (expected.left_out, expected.cut)
+            assert length["fate"] == expected.fate and (expected.fate == OK) == (length["tokens"] > 0)
+            cut += expected.cut > 0
+            left_out += expected.left_out
+    assert cut and left_out, "nothing was cut: this shows too little"
+
+
+def test_members_of_images_are_there(done: Encoded) -> None:
+    """Image number i of a token file is the member behind the JSON's, i."""
+    for name in done.run.sets:
+        tokens = open_tokens(done.run.store, name, CONFIG, done.tokenizer)
+        for shard in range(tokens.manifest.shards):
+            with done.run.store.open_read(f"{shard_stem(name, shard)}.parquet") as stream:
+                index = pq.read_table(stream, columns=["members"]).column("members").to_pylist()
+            for row, members in enumerate(index):
+                pictures = [member for member in members if member.endswith(".jpg")]
+                assert all(0 <= number < len(pictures) for number in tokens.sample(shard, row).images)
+
+
+def test_lengths_and_counts_agree(done: Encoded) -> None:
+    for name, manifest in done.manifests.items():
+        tokens = open_tokens(done.run.store, name, CONFIG, done.tokenizer)
+        lengths = tokens.lengths()
+        assert lengths.schema.equals(LENGTHS)
+        totals = {column: sum(lengths.column(column).to_pylist()) for column in LENGTHS.names[2:-1]}
+        assert manifest.counts["samples"] == lengths.num_rows == done.run.sets[name].samples
+        for column in ("tokens", "text_tokens", "images", "images_left_out", "tokens_cut"):
+            assert manifest.counts[column] == totals[column]
+        fates = lengths.column("fate").to_pylist()
+        assert manifest.counts["sequences"] == fates.count(OK)
+        failed = {key: count for key, count in manifest.counts.items() if key.startswith("failed:")}
+        assert sum(failed.values()) == len(fates) - fates.count(OK)
+        trained = sum(int((tokens.sample(row["shard"], row["row"]).labels >= 0).sum()) for row in lengths.to_pylist())
+        assert manifest.counts["trained_tokens"] == trained
+        assert set(COUNTS) <= manifest.counts.keys()
+        assert read_token_manifest(done.run.store, done.folders[name]) == manifest == tokens.manifest
+
+
+def test_relaunched_bytes_are_the_same(done: Encoded) -> None:
+    before = {path: done.run.store.read(path) for path in done.run.store.files("tokens")}
+    receipts = [path for path in before if "/.receipts/" in path]
+    for path in receipts[::2]:
+        done.run.store.remove(path)
+    encode_run(done.run, CONFIG, done.tokenizer)
+    after = {path: done.run.store.read(path) for path in done.run.store.files("tokens")}
+    assert before == after and len(receipts) >= len(done.run.sets)
+
+
+def test_receipts_are_valid(done: Encoded) -> None:
+    for name in done.run.sets:
+        for job in jobs_of(done.run, name, CONFIG, done.tokenizer):
+            assert valid_receipt(done.run.store, job.receipt(), job.inputs) is not None
+            assert valid_receipt(done.run.store, job.receipt(), "other") is None
+            receipt = read_receipt(done.run.store, job.receipt())
+            assert receipt is not None and list(receipt.outputs) == [job.path()]
+
+
+def test_other_settings_have_files_of_their_own(done: Encoded, made: Made) -> None:
+    store, tokenizer = done.run.store, done.tokenizer
+    known = encoding_fingerprint(CONFIG, tokenizer)
+    others = [{"sequence_length": 121}, {"tokens_per_image": 15}, {"template": "plain"}, {"images_first": True}]
+    for change in [*others, {"semantics": "paper"}, {"max_images_per_document": None}, {"max_images_per_pack": 2}]:
+        other = CONFIG.model_copy(update=change)
+        assert encoding_fingerprint(other, tokenizer) != known
+        with pytest.raises(UsageError, match=f"there: tokenizer {tokenizer.fingerprint}, encoding {known}"):
+            open_tokens(store, "docs", other, tokenizer)
+    assert encoding_fingerprint(CONFIG.model_copy(update={"tokenizer": "elsewhere"}), tokenizer) == known
+    stranger = made("byte_level")
+    with pytest.raises(
+        UsageError, match=rf"{stranger.fingerprint}.*there: tokenizer {tokenizer.fingerprint}.*--only encode"
+    ):
+        open_tokens(store, "docs", CONFIG, stranger)
+    with pytest.raises(UsageError, match="there: none"):
+        open_tokens(store, "nothing", CONFIG, tokenizer)
+
+
+def test_files_of_an_earlier_layout_go(copied: Encoded) -> None:
+    store, folder = copied.run.store, copied.folders["docs"]
+    jobs = jobs_of(copied.run, "docs", CONFIG, copied.tokenizer)
+    stray = EncodeJob("docs", len(jobs), copied.tokenizer.fingerprint, jobs[0].encoding, "inputs")
+    store.commit_bytes(store.read(jobs[0].path()), stray.path())
+    store.commit_bytes(store.read(jobs[0].receipt()), stray.receipt())
+    receipts = [encode_shard(store, job, CONFIG, copied.tokenizer) for job in jobs]
+    finish_tokens(store, "docs", jobs, receipts, folder, "inputs")
+    assert not store.exists(stray.path()) and not store.exists(stray.receipt())
+    assert open_tokens(store, "docs", CONFIG, copied.tokenizer).manifest == copied.manifests["docs"]
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.9])
+def test_a_truncated_token_file(copied: Encoded, kept: float) -> None:
+    path = jobs_of(copied.run, "docs", CONFIG, copied.tokenizer)[0].path()
+    data = copied.run.store.read(path)
+    copied.run.store.commit_bytes(data[: int(len(data) * kept) if kept < 1 else int(kept)], path)
+    tokens = open_tokens(copied.run.store, "docs", CONFIG, copied.tokenizer)
+    with pytest.raises(DataError, match=r"docs-000000\.arrow: not a token file"):
+        tokens.sample(0, 0)
+
+
+def test_a_missing_token_file(copied: Encoded) -> None:
+    copied.run.store.remove(jobs_of(copied.run, "docs", CONFIG, copied.tokenizer)[0].path())
+    with pytest.raises(DataError, match=r"docs-000000\.arrow: missing: run the recipe again"):
+        open_tokens(copied.run.store, "docs", CONFIG, copied.tokenizer).sample(0, 0)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"name": "docs"}'])
+def test_a_broken_manifest(copied: Encoded, text: str) -> None:
+    copied.run.store.commit_bytes(text.encode(), f"{copied.folders['docs']}/manifest.json")
+    with pytest.raises(DataError, match=r"manifest\.json: not a manifest of token files"):
+        open_tokens(copied.run.store, "docs", CONFIG, copied.tokenizer)
+
+
+def test_broken_lengths(copied: Encoded) -> None:
+    path = f"{copied.folders['docs']}/lengths.parquet"
+    tokens = open_tokens(copied.run.store, "docs", CONFIG, copied.tokenizer)
+    copied.run.store.commit_bytes(copied.run.store.read(path)[:-9], path)
+    with pytest.raises(DataError, match=r"lengths\.parquet: not the lengths"):
+        tokens.lengths()
+    copied.run.store.remove(path)
+    with pytest.raises(DataError, match=r"lengths\.parquet: missing"):
+        tokens.lengths()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: b"{" + data[1:].replace(b'"', b"'"),
+        lambda data: b"[1]".ljust(len(data)),
+        lambda data: b"{}".ljust(len(data)),
+    ],
+)
+def test_a_shard_whose_json_is_broken(copied: Encoded, change: Any) -> None:
+    store, stem = copied.run.store, shard_stem("docs", 0)
+    with store.open_read(f"{stem}.parquet") as stream:
+        row = pq.read_table(stream).to_pylist()[1]
+    tar = store.read(f"{stem}.tar")
+    start, size = row["offsets"][0], row["sizes"][0]
+    store.commit_bytes(tar[:start] + change(tar[start : start + size]) + tar[start + size :], f"{stem}.tar")
+    job = jobs_of(copied.run, "docs", CONFIG, copied.tokenizer)[0]
+    with pytest.raises(DataError, match=rf"{row['members'][0]}: not a sample's JSON.*run check"):
+        encode_shard(store, job, CONFIG, copied.tokenizer)
+
+
+def test_a_truncated_shard(copied: Encoded) -> None:
+    store, stem = copied.run.store, shard_stem("docs", 0)
+    store.commit_bytes(store.read(f"{stem}.tar")[:2000], f"{stem}.tar")
+    job = jobs_of(copied.run, "docs", CONFIG, copied.tokenizer)[0]
+    with pytest.raises(DataError, match="not a sample's JSON"):
+        encode_shard(store, job, CONFIG, copied.tokenizer)
+
+
+def test_fidelity_modes_are_written_too(copied: Encoded) -> None:
+    done = encode_run(copied.run, PAPER, copied.tokenizer)
+    assert len(done.run.store.files(f"tokens/{done.tokenizer.fingerprint}/docs")) > 2
+    for shard, row, _, value in samples_of(done.run, "docs"):
+        sample = open_tokens(done.run.store, "docs", PAPER, done.tokenizer).sample(shard, row)
+        assert sample.labels[0] == done.tokenizer.bos_id
+        assert sample.ids.tolist() == encoded(value, PAPER, done.tokenizer).ids

@@ -1,0 +1,122 @@
+"""Real documents and conversations as token sequences, with real tokenizers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from tests.encode import reading
+from tests.encode.generated import encoded, labels_of, sample_of
+from tests.encode.made_tokenizers import CHATML, TRIMMING
+from tests.encode.trained import assert_answers_alone_are_trained
+from tests.realdata import mistral, real_samples
+from vila_data.core.errors import UsageError
+from vila_data.encode.config import PackConfig
+from vila_data.encode.fit import encode_samples
+from vila_data.encode.sequence import OK
+from vila_data.encode.tokenizer import TextTokenizer, load_tokenizer
+
+pytestmark = pytest.mark.realdata
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
+    return load_tokenizer(mistral.write_folder(tmp_path_factory.mktemp("tokenizer") / "mistral"))
+
+
+def config_of(semantics: str, length: int = 4096, tokens_per_image: int = 576, **others: Any) -> PackConfig:
+    values = {"tokenizer": "mistral", "sequence_length": length, "tokens_per_image": tokens_per_image, **others}
+    if semantics == "released_code":
+        values["micro_batch"] = 8
+    if semantics != "improved":
+        values["max_images_per_document"] = 6
+    return PackConfig.model_validate({**values, "semantics": semantics})
+
+
+def assert_as_read(samples: list[dict[str, Any]], config: PackConfig, tokenizer: TextTokenizer) -> tuple[int, int]:
+    """How many were compared, and how many of them were cut."""
+    auto = AutoTokenizer.from_pretrained(tokenizer.name)
+    cut = 0
+    sequences = encode_samples([sample_of(value) for value in samples], config, tokenizer)
+    for value, sequence in zip(samples, sequences, strict=True):
+        expected = reading.read(value, auto, config.sequence_length, config.tokens_per_image)
+        assert sequence.ids == expected.ids
+        assert labels_of(sequence) == expected.labels
+        assert list(sequence.images) == expected.images
+        assert sequence.tokens == expected.length
+        cut += sequence.cut > 0
+    return len(samples), cut
+
+
+MODES = pytest.mark.parametrize("semantics", ["paper", "released_code"])
+
+
+@MODES
+@pytest.mark.parametrize("size", [(4096, 576), (1024, 576), (300, 144), (64, 16)])
+def test_documents_are_as_read(semantics: str, size: tuple[int, int], shared: Path, tokenizer: TextTokenizer) -> None:
+    documents = [*real_samples.mmc4(shared), *real_samples.gimp_help()]
+    count, cut = assert_as_read(documents, config_of(semantics, *size), tokenizer)
+    assert count == 472 and cut > 10
+
+
+@MODES
+def test_pairs_are_as_read(semantics: str, shared: Path, tokenizer: TextTokenizer) -> None:
+    assert assert_as_read(real_samples.captions(shared), config_of(semantics), tokenizer) == (2500, 0)
+
+
+@MODES
+def test_conversations_are_as_read(semantics: str, shared: Path, tokenizer: TextTokenizer) -> None:
+    for name, samples in real_samples.all_conversations(shared):
+        if name != "t0":
+            assert_as_read(samples, config_of(semantics, 256, 144), tokenizer)
+    assert_as_read(samples[:1000], config_of(semantics, 256, 144), tokenizer)
+
+
+@pytest.mark.parametrize("template", ["vicuna_v1", "llama_2"])
+def test_answers_alone_are_trained(template: str, shared: Path, tokenizer: TextTokenizer) -> None:
+    config = config_of("improved", 100_000, template=template)
+    counts = {}
+    for name, samples in real_samples.all_conversations(shared):
+        sequences = list(encode_samples([sample_of(value) for value in samples], config, tokenizer))
+        for value, sequence in zip(samples, sequences, strict=True):
+            assert sequence.fate == OK and sequence.cut == 0
+            assert_answers_alone_are_trained(value, sequence, tokenizer)
+        counts[name] = len(sequences)
+    assert counts == {"llava": 90, "chats": 6, "sharegpt": 500, "alpaca_zh": 1000, "alpaca_en": 999, "t0": 8000}
+
+
+@pytest.mark.parametrize(("template", "end"), [(CHATML, "<|im_end|>"), (TRIMMING, "<|eot|>")])
+def test_chat_templates(template: str, end: str, shared: Path, tmp_path: Path) -> None:
+    auto = AutoTokenizer.from_pretrained(mistral.write_folder(tmp_path / "plain"))
+    marks = [mark for mark in ("<|im_start|>", "<|im_end|>", "<|start|>", "<|end|>", "<|eot|>") if mark in template]
+    auto.add_special_tokens({"additional_special_tokens": marks})
+    auto.chat_template = template
+    auto.save_pretrained(tmp_path / "chat")
+    tokenizer = load_tokenizer(str(tmp_path / "chat"))
+    config = config_of("improved", 100_000, template="chat")
+    for value in [*real_samples.llava(shared), *real_samples.chats(shared), *real_samples.sharegpt(shared)]:
+        assert_answers_alone_are_trained(value, encoded(value, config, tokenizer), tokenizer, end)
+
+
+def test_plain_is_the_image_and_its_caption(shared: Path, tokenizer: TextTokenizer) -> None:
+    for value in real_samples.llava(shared):
+        answer = value["conversations"][1]["value"]
+        sequence = encoded(value, config_of("improved", template="plain"), tokenizer)
+        assert sequence.ids == [1, -200, *tokenizer.encode([answer])[0].ids, 2]
+        assert sequence.trained == [(2, len(sequence.ids))]
+
+
+def test_a_tokenizer_of_clip(shared: Path) -> None:
+    """One that lowers case, ends words with a mark, and names no special tokens of its own."""
+    try:
+        tokenizer = load_tokenizer(str(shared / "liteclip"))
+    except UsageError as error:
+        assert "end-of-sequence" in str(error) or "cannot be loaded" in str(error)
+        return
+    value = real_samples.talk("<image>\nWhat is this?", "A boat.", "Where?", "At sea.")
+    sequence = encoded(value, config_of("improved"), tokenizer)
+    trained = [tokenizer.decode(sequence.ids[first:last]) for first, last in sequence.trained]
+    assert len(trained) == 2 and "boat" in trained[0] and "sea" in trained[1]

@@ -1,0 +1,60 @@
+"""Recipe values under `pack:`: how samples become token sequences, and how long a sequence is."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from vila_data.core.config import StrictModel
+
+Template = Literal["plain", "vicuna_v1", "llama_2", "chat"]
+Semantics = Literal["paper", "released_code", "improved"]
+
+
+class PackConfig(StrictModel):
+    """How samples become token sequences of one length.
+
+    tokenizer:               hub id or folder of any Hugging Face tokenizer with a fast backend.
+    sequence_length:         tokens of a sequence, those of images included.
+    tokens_per_image:        256 (224 px, patch 14), 576 (336 px), 144 (336 px, 2 x 2 down-sampled) …
+    max_images_per_document: a document's further images are left out (docs/sources.md: VILA takes 6).
+    max_images_per_pack:     images of a sequence at most, beside the limit of tokens.
+    template:                how a conversation is written; `chat` is the tokenizer's own.
+    semantics:               `paper` and `released_code` as VILA does (docs/sources.md); `improved`
+                             masks the first label of each sample, chooses images by similarity,
+                             keeps the end token and never cuts through an image.
+    images_first:            all images before the text: the paper's ablation.
+    micro_batch:             samples that `released_code` packs together.
+    """
+
+    tokenizer: str
+    sequence_length: Annotated[int, Field(gt=1)]
+    tokens_per_image: Annotated[int, Field(gt=0)]
+    max_images_per_document: Annotated[int, Field(gt=0)] | None = None
+    max_images_per_pack: Annotated[int, Field(gt=0)] | None = None
+    template: Template = "vicuna_v1"
+    semantics: Semantics = "improved"
+    images_first: bool = False
+    micro_batch: Annotated[int, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> PackConfig:
+        if self.tokens_per_image + 2 > self.sequence_length:
+            raise ValueError(
+                f"tokens_per_image {self.tokens_per_image}: an image does not fit into a sequence of "
+                f"{self.sequence_length} tokens with a word beside it"
+            )
+        if (self.micro_batch is None) == (self.semantics == "released_code"):
+            raise ValueError("micro_batch goes with semantics: released_code, and only with it")
+        return self
+
+    @property
+    def faithful(self) -> bool:
+        """Whether published behaviour is kept, flaws included."""
+        return self.semantics != "improved"
+
+    def document_images(self) -> int | None:
+        """Images of a document at most: what both limits allow; None: no limit."""
+        limits = [limit for limit in (self.max_images_per_document, self.max_images_per_pack) if limit is not None]
+        return min(limits) if limits else None

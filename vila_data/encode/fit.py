@@ -1,0 +1,209 @@
+"""Tokenised samples to sequences of at most the recipe's length.
+
+The fidelity modes cut where VILA does: at the limit, before and after images are expanded
+(docs/sources.md). `improved` ends a document after a whole sentence and a conversation after a
+whole answer; only a first sentence or answer that is too long by itself is cut inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import accumulate
+
+from vila_data.encode.config import PackConfig
+from vila_data.encode.draft import Document, Draft, draft_conversation, draft_document
+from vila_data.encode.sequence import (
+    IMAGE_ID,
+    NO_TEXT,
+    TOO_LONG,
+    TOO_MANY_IMAGES,
+    Tokenized,
+    TokenSequence,
+    nothing,
+    tokenize,
+)
+from vila_data.encode.templates import IMAGE, Talk
+from vila_data.encode.tokenizer import TextTokenizer
+
+Sample = Document | Talk
+
+
+def encode_samples(samples: Sequence[Sample], config: PackConfig, tokenizer: TextTokenizer) -> Iterator[TokenSequence]:
+    """Sequences of samples, in order."""
+    drafts = [draft_of(sample, config, tokenizer) for sample in samples]
+    for sample, tokenized in zip(samples, tokenize(drafts, tokenizer), strict=True):
+        whole = assemble(tokenized, config, tokenizer)
+        if config.faithful:
+            yield cut_as_released(whole, config)
+        else:
+            yield _fitted(sample, tokenized, whole, config, tokenizer)
+
+
+def draft_of(sample: Sample, config: PackConfig, tokenizer: TextTokenizer) -> Draft:
+    """A sample as chunks of text and images."""
+    if isinstance(sample, Document):
+        return draft_document(sample, config, tokenizer)
+    return draft_conversation(sample, config, tokenizer)
+
+
+def assemble(tokenized: Tokenized, config: PackConfig, tokenizer: TextTokenizer) -> TokenSequence:
+    """The whole sequence, whatever its length."""
+    draft = tokenized.draft
+    ids: list[int] = []
+    trained: list[tuple[int, int]] = []
+    if draft.bos and tokenizer.bos_id is not None:
+        ids.append(tokenizer.bos_id)
+        if draft.bos_trained:
+            trained.append((0, 1))
+    for number, (chunk, places) in enumerate(tokenized.chunks):
+        if number:
+            ids.append(IMAGE_ID)
+        trained += [(len(ids) + first, len(ids) + last) for first, last in places]
+        ids += chunk
+    if draft.eos:
+        trained.append((len(ids), len(ids) + 1))
+        ids.append(tokenizer.eos_id)
+    if not config.faithful:
+        trained = [(max(1, first), last) for first, last in trained if last > 1]
+    tokens = len(ids) + len(draft.images) * (config.tokens_per_image - 1)
+    return TokenSequence(ids, _merged(trained), draft.images, tokens, draft.left_out)
+
+
+def _merged(places: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    result: list[tuple[int, int]] = []
+    for first, last in places:
+        if result and result[-1][1] == first:
+            result[-1] = (result[-1][0], last)
+        else:
+            result.append((first, last))
+    return result
+
+
+def cut_as_released(whole: TokenSequence, config: PackConfig) -> TokenSequence:
+    """Cut at the limit before images are expanded and again after; an image of which one token is left stays."""
+    limit = config.sequence_length
+    stop = min(len(whole.ids), limit)
+    tokens = 0
+    for at in range(stop):
+        if tokens >= limit:
+            stop = at
+            break
+        tokens += config.tokens_per_image if whole.ids[at] == IMAGE_ID else 1
+    return _prefix(whole, stop, min(tokens, limit))
+
+
+def _prefix(whole: TokenSequence, stop: int, tokens: int) -> TokenSequence:
+    """The first `stop` ids."""
+    images = whole.images[: whole.ids[:stop].count(IMAGE_ID)]
+    trained = [(first, min(last, stop)) for first, last in whole.trained if first < stop]
+    left_out = whole.left_out + len(whole.images) - len(images)
+    return TokenSequence(whole.ids[:stop], trained, images, tokens, left_out, whole.tokens - tokens)
+
+
+def _fitted(
+    sample: Sample, tokenized: Tokenized, whole: TokenSequence, config: PackConfig, tokenizer: TextTokenizer
+) -> TokenSequence:
+    if not _says_something(sample, tokenized, whole):
+        return nothing(NO_TEXT, whole.left_out + len(whole.images), 0)
+    if _fits(whole, config):
+        return whole
+    shorter = _longest(sample, whole, config, tokenizer)
+    if shorter is None:
+        return _first_words(whole, isinstance(sample, Document), config, tokenizer)
+    left_out = whole.left_out + len(whole.images) - len(shorter.images)
+    return replace(shorter, left_out=left_out, cut=whole.tokens - shorter.tokens)
+
+
+def _says_something(sample: Sample, tokenized: Tokenized, sequence: TokenSequence) -> bool:
+    if isinstance(sample, Document) and not sample.has_text():
+        return False
+    return any(ids for ids, _ in tokenized.chunks) and bool(sequence.trained)
+
+
+def _fits(sequence: TokenSequence, config: PackConfig) -> bool:
+    most = config.max_images_per_pack
+    return sequence.tokens <= config.sequence_length and (most is None or len(sequence.images) <= most)
+
+
+def _longest(
+    sample: Sample, whole: TokenSequence, config: PackConfig, tokenizer: TextTokenizer
+) -> TokenSequence | None:
+    """The most whole sentences or exchanges from the front that fit with something to train; None if not one does.
+
+    The first guess is by characters; from there it steps down or up. Each try is a sample of its own, encoded
+    as any other.
+    """
+    ends, guess = _ends(sample, whole, config)
+
+    def attempt(at: int) -> TokenSequence:
+        head = _first(sample, ends[at])
+        (tokenized,) = tokenize([draft_of(head, config, tokenizer)], tokenizer)
+        sequence = assemble(tokenized, config, tokenizer)
+        return sequence if _says_something(head, tokenized, sequence) else nothing(NO_TEXT, 0, 0)
+
+    best = None
+    for at in range(guess, len(ends) - 1):
+        tried = attempt(at)
+        if not _fits(tried, config):
+            break
+        best = tried
+    for at in range(guess - 1, -1, -1):
+        if best is not None:
+            break
+        tried = attempt(at)
+        best = tried if _fits(tried, config) else None
+    return best if best is not None and best.trained else None
+
+
+def _first(sample: Sample, count: int) -> Sample:
+    if isinstance(sample, Document):
+        return sample.first(count)
+    return Talk(sample.exchanges[:count], sample.system)
+
+
+def _ends(sample: Sample, whole: TokenSequence, config: PackConfig) -> tuple[list[int], int]:
+    """Where a sample may end, as counts of its entries or exchanges, and which of them is expected to fit last."""
+    if isinstance(sample, Document):
+        chars = [len(entry) if isinstance(entry, str) else 0 for entry in sample.entries]
+        images = [int(entry in whole.images) for entry in sample.entries]
+        ends = [at + 1 for at, entry in enumerate(sample.entries) if isinstance(entry, str)]
+    else:
+        chars = [len(question) + len(answer or "") for question, answer in sample.exchanges]
+        images = [f"{question}{answer}".count(IMAGE) for question, answer in sample.exchanges]
+        ends = list(range(1, len(sample.exchanges) + 1))
+    a_char = (whole.tokens - len(whole.images) * config.tokens_per_image) / max(1, sum(chars))
+    sizes = accumulate(
+        count * a_char + shown * config.tokens_per_image for count, shown in zip(chars, images, strict=True)
+    )
+    totals = list(sizes)
+    guess = sum(totals[end - 1] <= config.sequence_length for end in ends) - 1
+    return ends, max(0, min(guess, len(ends) - 2))
+
+
+def _first_words(
+    whole: TokenSequence, is_document: bool, config: PackConfig, tokenizer: TextTokenizer
+) -> TokenSequence:
+    """A sample whose first sentence or answer is too long, cut inside it; a document keeps its end token."""
+    room = config.sequence_length - is_document
+    most = len(whole.images) if config.max_images_per_pack is None else config.max_images_per_pack
+    stop = tokens = images = 0
+    for at, token in enumerate(whole.ids):
+        tokens += config.tokens_per_image if token == IMAGE_ID else 1
+        images += token == IMAGE_ID
+        if tokens > room or images > most:
+            break
+        if token != IMAGE_ID:
+            stop = at + 1
+    kept = whole.ids[:stop].count(IMAGE_ID)
+    short = _prefix(whole, stop, stop + kept * (config.tokens_per_image - 1))
+    if not short.trained:
+        fate = TOO_MANY_IMAGES if images > most else TOO_LONG
+        return nothing(fate, whole.left_out + len(whole.images), whole.tokens)
+    if not is_document:
+        return short
+    end = len(short.ids)
+    trained = _merged([*short.trained, (end, end + 1)])
+    return replace(
+        short, ids=[*short.ids, tokenizer.eos_id], trained=trained, tokens=short.tokens + 1, cut=short.cut - 1
+    )

@@ -1,0 +1,164 @@
+"""The stage for one shard: its samples' JSON to one token file."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vila_data.core.errors import DataError
+from vila_data.core.layout import shard_stem, tokens_folder
+from vila_data.core.receipts import Receipt, committing
+from vila_data.core.schemas import TOKENS
+from vila_data.core.store import Store
+from vila_data.encode.config import PackConfig
+from vila_data.encode.draft import document_of
+from vila_data.encode.fit import Sample, encode_samples
+from vila_data.encode.sequence import OK, TokenSequence
+from vila_data.encode.templates import Talk, exchanges_of
+from vila_data.encode.tokenizer import TextTokenizer
+
+_BATCH: Final = 512
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """One shard to encode. tokenizer, encoding: fingerprints, that of all of `pack:` being the latter."""
+
+    name: str
+    index: int
+    tokenizer: str
+    encoding: str
+    inputs: str
+
+    @property
+    def folder(self) -> str:
+        """Where the set's token files lie."""
+        return tokens_folder(self.tokenizer, self.name, self.encoding)
+
+    def path(self) -> str:
+        """The shard's token file."""
+        return f"{self.folder}/{self.name}-{self.index:06d}.arrow"
+
+    def receipt(self) -> str:
+        """The shard's receipt."""
+        return f"{self.folder}/.receipts/{self.name}-{self.index:06d}.json"
+
+
+def encode_shard(store: Store, job: EncodeJob, config: PackConfig, tokenizer: TextTokenizer) -> Receipt:
+    """Write the token file of a shard and its receipt.
+
+    Raises:
+        DataError: a sample's JSON cannot be read, or the tokenizer's template cannot write it.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in TOKENS.names if name not in _LISTS}
+    lists = {name: _ListColumn() for name in _LISTS}
+    counts: Counter[str] = Counter()
+    samples = _samples(store, job)
+    while batch := list(islice(samples, _BATCH)):
+        sequences = encode_samples([sample for _, sample in batch], config, tokenizer)
+        for (key, _), sequence in zip(batch, sequences, strict=True):
+            _add(columns, lists, key, sequence)
+            _count(counts, sequence, config)
+    with committing(store, job.receipt(), job.inputs) as outputs:
+        arrays = [lists[name].array() if name in lists else columns[name] for name in TOKENS.names]
+        table = pa.Table.from_arrays(
+            [
+                pa.array(array, field.type) if isinstance(array, list) else array
+                for array, field in zip(arrays, TOKENS, strict=True)
+            ],
+            schema=TOKENS,
+        )
+        with pa.OSFile(str(outputs.path(job.path())), "wb") as stream, pa.ipc.new_file(stream, TOKENS) as writer:
+            writer.write_table(table.combine_chunks())
+        outputs.counts = {"samples": table.num_rows, **{name: counts[name] for name in COUNTS}, **_fates(counts)}
+    assert outputs.receipt is not None
+    return outputs.receipt
+
+
+COUNTS: Final = (
+    "sequences",
+    "tokens",
+    "text_tokens",
+    "trained_tokens",
+    "images",
+    "images_left_out",
+    "samples_cut",
+    "tokens_cut",
+)
+"""Counters of a token file's receipt, beside `samples` and one of each fate that is not ok."""
+
+_LISTS: Final = ("ids", "trained", "images")
+
+
+class _ListColumn:
+    """Rows of integers, kept as one array and where each row ends."""
+
+    def __init__(self) -> None:
+        self._pieces: list[np.ndarray[Any, np.dtype[np.int32]]] = []
+        self._ends = [0]
+
+    def add(self, values: list[int]) -> None:
+        self._pieces.append(np.array(values, np.int32))
+        self._ends.append(self._ends[-1] + len(values))
+
+    def array(self) -> pa.Array:
+        values = np.concatenate(self._pieces) if self._pieces else np.empty(0, np.int32)
+        return pa.ListArray.from_arrays(pa.array(self._ends, pa.int32()), pa.array(values))
+
+
+def _add(columns: dict[str, list[Any]], lists: dict[str, _ListColumn], key: str, sequence: TokenSequence) -> None:
+    columns["key"].append(key)
+    columns["tokens"].append(sequence.tokens)
+    columns["images_left_out"].append(sequence.left_out)
+    columns["tokens_cut"].append(sequence.cut)
+    columns["fate"].append(sequence.fate)
+    lists["ids"].add(sequence.ids)
+    lists["trained"].add(list(chain.from_iterable(sequence.trained)))
+    lists["images"].add(list(sequence.images))
+
+
+def _count(counts: Counter[str], sequence: TokenSequence, config: PackConfig) -> None:
+    counts["sequences"] += sequence.fate == OK
+    counts["tokens"] += sequence.tokens
+    counts["text_tokens"] += len(sequence.ids) - len(sequence.images)
+    counts["trained_tokens"] += sum(last - first for first, last in sequence.trained)
+    counts["images"] += len(sequence.images)
+    counts["images_left_out"] += sequence.left_out
+    counts["samples_cut"] += sequence.fate == OK and sequence.cut > 0
+    counts["tokens_cut"] += sequence.cut
+    if sequence.fate != OK:
+        counts[f"failed:{sequence.fate}"] += 1
+
+
+def _fates(counts: Counter[str]) -> dict[str, int]:
+    return {name: count for name, count in sorted(counts.items()) if name.startswith("failed:")}
+
+
+def _samples(store: Store, job: EncodeJob) -> Iterator[tuple[str, Sample]]:
+    """(key, sample) of a shard in order; only the JSON members are read."""
+    stem = shard_stem(job.name, job.index)
+    with store.open_read(f"{stem}.parquet") as stream:
+        index = pq.read_table(stream, columns=["key", "members", "offsets", "sizes"]).to_pylist()
+    with store.open_read(f"{stem}.tar") as tar:
+        for row in index:
+            tar.seek(row["offsets"][0])
+            data = tar.read(row["sizes"][0])
+            try:
+                yield row["key"], _sample(json.loads(data))
+            except (ValueError, KeyError, TypeError) as error:
+                where = f"{store.location(stem)}.tar: {row['members'][0]}"
+                raise DataError(f"{where}: not a sample's JSON: {error!r}; run check on the set") from error
+
+
+def _sample(value: dict[str, Any]) -> Sample:
+    if "conversations" in value:
+        return Talk(exchanges_of(value["conversations"]), value["system"])
+    return document_of(value)

@@ -1,0 +1,112 @@
+"""Drafts to ids and labels: each chunk tokenised alone, answers found by their characters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import Any, Final
+
+from vila_data.encode.draft import Chunk, Draft, trained_spans
+from vila_data.encode.tokenizer import TextTokenizer
+
+IMAGE_ID: Final = -200
+"""Stands in `ids` once for each image, whatever number of tokens the image takes."""
+IGNORED: Final = -100
+"""Label of what is not trained."""
+
+OK: Final = "ok"
+NO_TEXT: Final = "no_text"
+TOO_LONG: Final = "too_long"
+TOO_MANY_IMAGES: Final = "too_many_images"
+FATES: Final = (OK, NO_TEXT, TOO_LONG, TOO_MANY_IMAGES)
+"""A sequence; or none, since there is nothing in it to train, nothing trainable fits, or a pack takes fewer images."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSequence:
+    """One sample as tokens.
+
+    ids:      with IMAGE_ID for an image; trained: (start, stop) places in `ids` that are labels, in order.
+    images:   the sample's image numbers, one an IMAGE_ID.
+    tokens:   length with images expanded; in the fidelity modes the last image may be cut short by it.
+    left_out: images of the sample that are not in it; cut: tokens that the limit of length took away.
+    """
+
+    ids: list[int]
+    trained: list[tuple[int, int]]
+    images: tuple[int, ...]
+    tokens: int
+    left_out: int = 0
+    cut: int = 0
+    fate: str = OK
+
+
+def nothing(fate: str, left_out: int, cut: int) -> TokenSequence:
+    """A sample that gives no sequence."""
+    return TokenSequence([], [], (), 0, left_out, cut, fate)
+
+
+Places = list[tuple[int, int]]
+"""(start, stop) places in a list of ids that are trained, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """A draft and the ids and trained places of each of its chunks."""
+
+    draft: Draft
+    chunks: tuple[tuple[list[int], Places], ...]
+
+
+def tokenize(drafts: Sequence[Draft], tokenizer: TextTokenizer) -> list[Tokenized]:
+    """Tokenise the chunks of many drafts in one batch."""
+    done = _finished([chunk for draft in drafts for chunk in draft.chunks], tokenizer)
+    return [Tokenized(draft, tuple(islice(done, len(draft.chunks)))) for draft in drafts]
+
+
+def _finished(chunks: list[Chunk], tokenizer: TextTokenizer) -> Iterator[tuple[list[int], Places]]:
+    uniform = iter(tokenizer.encode_ids([chunk.text for chunk in chunks if chunk.is_uniform]))
+    mixed = iter(tokenizer.encode([chunk.text for chunk in chunks if not chunk.is_uniform]))
+    for chunk in chunks:
+        encoding = None if chunk.is_uniform else next(mixed)
+        ids: list[int] = next(uniform) if encoding is None else encoding.ids
+        own = sum(piece.special for piece in chunk.pieces if piece.text)
+        if chunk.pieces and tokenizer.spells_special(chunk.text, ids, own):
+            yield _piecewise(chunk, tokenizer)
+        elif encoding is None:
+            yield ids, [(0, len(ids))] if chunk.spans and ids else []
+        else:
+            yield ids, _places(encoding, chunk.spans, len(ids))
+
+
+def _places(encoding: Any, spans: Sequence[tuple[int, int]], count: int) -> Places:
+    return [place for span in spans if (place := _place(encoding, *span, count))]
+
+
+def _place(encoding: Any, start: int, stop: int, count: int) -> tuple[int, int] | None:
+    """Tokens that hold the characters from `start` to `stop`; None where no token does."""
+    first = next((token for at in range(start, stop) if (token := encoding.char_to_token(at)) is not None), None)
+    if first is None:
+        return None
+    last = next(token for at in range(stop - 1, start - 1, -1) if (token := encoding.char_to_token(at)) is not None)
+    while last + 1 < count and encoding.token_to_chars(last + 1)[0] < stop:  # one character may take several tokens
+        last += 1
+    return first, last + 1
+
+
+def _piecewise(chunk: Chunk, tokenizer: TextTokenizer) -> tuple[list[int], Places]:
+    """A chunk in which text spells special tokens: only those of the template become tokens."""
+    ids: list[int] = []
+    trained: Places = []
+    for special, group in groupby(chunk.pieces, key=lambda piece: piece.special):
+        pieces = [piece for piece in group if piece.text]
+        text = "".join(piece.text for piece in pieces)
+        if not text:
+            continue
+        encoding = tokenizer.encode([text])[0] if special else tokenizer.encode_as_text(text, begins=not ids)
+        found: list[int] = encoding.ids
+        places = _places(encoding, trained_spans(pieces), len(found))
+        trained += [(len(ids) + first, len(ids) + last) for first, last in places]
+        ids += found
+    return ids, trained

@@ -1,0 +1,87 @@
+"""The order of a block's packs: shares hold over short stretches of it, and packs that are alike are far apart."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vila_data.blend import seeded
+
+_SCALE: Final = 1_024
+"""Whole numbers a mean pack: sums are exact, and the order is the same on every machine."""
+_CLASSES: Final = 128
+"""Kinds of packs told apart at most."""
+_EVENNESS: Final = 0.1
+"""What a kind's lag of one pack behind its even spread weighs, beside a share's lag of one mean pack, squared."""
+
+
+def spread(units: NDArray[np.int64], totals: NDArray[np.int64], *of: int) -> NDArray[np.int64]:
+    """int64[p]: an order of p packs, named by the seed integers `of`.
+
+    units int64[p, e]: what each pack holds of each source; totals int64[p, e]: of the blend above it. Each next pack is
+    of the kind that leaves the sources' lags, and the kinds' own lags behind an even spread, least in squares; which
+    pack of a kind is by chance. A source's running sum so stays within about a pack of its share of the block.
+    """
+    packs = len(units)
+    if packs < 3:
+        return seeded.order(packs, *of)
+    lag = _lags(units, totals)
+    kind = _kinds(lag)
+    count = np.bincount(kind)
+    shuffled = seeded.order(packs, *of)
+    queue = shuffled[np.argsort(kind[shuffled], kind="stable")]
+    return _greedy(lag, kind, count, queue)
+
+
+def _greedy(
+    lag: NDArray[np.int64], kind: NDArray[np.int64], count: NDArray[np.int64], queue: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Take packs one by one; `queue` has them kind by kind. All numbers are integers below 2^53, in float64."""
+    packs = len(lag)
+    sums = np.zeros((len(count), lag.shape[1]))
+    np.add.at(sums, kind, lag)
+    typical = np.rint(sums / count[:, None])
+    weight = round(_EVENNESS * _SCALE * _SCALE)
+    cost = np.rint((typical * typical).sum(axis=1) / 2) + weight / 2
+    change = lag.astype(np.float64) @ typical.T - np.rint(weight * count / packs)
+    change[np.arange(packs), kind] += weight
+    end = np.cumsum(count)
+    place, ends = (end - count).tolist(), end.tolist()
+    members = queue.tolist()
+    rows = list(change)
+    found = []
+    for _ in range(packs):
+        best = int(cost.argmin())
+        pack = members[place[best]]
+        found.append(pack)
+        np.add(cost, rows[pack], out=cost)
+        place[best] += 1
+        if place[best] == ends[best]:
+            cost[best] = np.inf
+    return np.asarray(found, np.int64)
+
+
+def _lags(units: NDArray[np.int64], totals: NDArray[np.int64]) -> NDArray[np.int64]:
+    """int64[p, e]: what a pack holds of a source beyond the source's share of it, in 1 / _SCALE of a mean pack's total."""
+    packs = len(units)
+    given, whole = units.sum(axis=0), totals.sum(axis=0)
+    there = whole > 0
+    share = np.where(there, given / np.where(there, whole, 1), 0.0)
+    mean = np.where(there, whole / packs, 1.0)
+    lags: NDArray[np.int64] = np.rint((units - share * totals) / mean * _SCALE).astype(np.int64)
+    return lags
+
+
+def _kinds(lag: NDArray[np.int64]) -> NDArray[np.int64]:
+    """int64[p]: numbers of kinds, each with a pack at least: cells of a grid as fine as _CLASSES allows."""
+    width = _SCALE // 8
+    while True:
+        kind = np.zeros(len(lag), np.int64)
+        for column in range(lag.shape[1]):
+            cells = np.unique(lag[:, column] // width, return_inverse=True)[1]
+            kind = np.unique(kind * (int(cells.max()) + 1) + cells, return_inverse=True)[1]
+        if int(kind.max()) < _CLASSES:
+            return kind
+        width *= 2

@@ -1,0 +1,71 @@
+"""The encode stage over a run's shard sets: what is to be encoded, and the sets' token manifests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from vila_data.core.errors import DataError
+from vila_data.core.layout import tokens_folder
+from vila_data.core.receipts import Receipt, fingerprint
+from vila_data.core.store import Store
+from vila_data.encode.config import PackConfig
+from vila_data.encode.part import EncodeJob
+from vila_data.encode.templates import check_template
+from vila_data.encode.tokenizer import TextTokenizer, load_tokenizer
+from vila_data.encode.tokens import TokenManifest, encoding_fingerprint, finish_tokens, read_token_manifest
+from vila_data.shard.manifest import Manifest
+
+RunJobs = Callable[[str, list[EncodeJob]], list[Receipt]]
+"""(set, jobs) -> their receipts, in order."""
+
+
+def ready_tokenizer(config: PackConfig) -> TextTokenizer:
+    """The recipe's tokenizer, if it can write the recipe's sequences.
+
+    Raises:
+        UsageError: it cannot be loaded, or lacks a token or the template that the recipe asks for.
+    """
+    tokenizer = load_tokenizer(config.tokenizer)
+    check_template(config, tokenizer)
+    return tokenizer
+
+
+def encode_sets(
+    store: Store, config: PackConfig, sets: Iterable[Manifest], run_jobs: RunJobs
+) -> dict[str, TokenManifest]:
+    """Encode what is not encoded yet of some sets."""
+    tokenizer = ready_tokenizer(config)
+    encoding = encoding_fingerprint(config, tokenizer)
+    return {found.name: _encode_set(store, found, tokenizer, encoding, run_jobs) for found in sets}
+
+
+def _encode_set(
+    store: Store, shards: Manifest, tokenizer: TextTokenizer, encoding: str, run_jobs: RunJobs
+) -> TokenManifest:
+    folder = tokens_folder(tokenizer.fingerprint, shards.name, encoding)
+    inputs = fingerprint([encoding, [shard.sha256 for shard in shards.shards]])
+    jobs = [
+        EncodeJob(shards.name, index, tokenizer.fingerprint, encoding, fingerprint([encoding, shard.sha256]))
+        for index, shard in enumerate(shards.shards)
+    ]
+    committed = read_token_manifest(store, folder)
+    if committed is not None and committed.inputs == inputs and _files_there(store, jobs):
+        run_jobs(shards.name, [])
+        return committed
+    if committed is not None:  # nobody must take new token files for those that it counts
+        store.remove(f"{folder}/manifest.json")
+    receipts = run_jobs(shards.name, jobs)
+    encoded = sum(receipt.counts["samples"] for receipt in receipts)
+    if encoded != shards.samples:
+        raise DataError(f"set {shards.name!r}: {encoded} samples encoded of {shards.samples}: run check on it")
+    return finish_tokens(store, shards.name, jobs, receipts, folder, inputs)
+
+
+def _files_there(store: Store, jobs: list[EncodeJob]) -> bool:
+    return all(store.size(job.path()) is not None for job in jobs)
+
+
+def token_totals(manifest: TokenManifest) -> dict[str, Any]:
+    """A set's counts for run.json."""
+    return {"tokenizer": manifest.tokenizer, "encoding": manifest.encoding, **manifest.counts}
