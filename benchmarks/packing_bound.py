@@ -64,7 +64,7 @@ def lower_bound(
     gap: float,
     seconds: float,
 ) -> Bound:
-    """Column generation from the given packs' columns until upper and lower are within `gap`, or time is up."""
+    """Column generation from the given packs' columns until upper and lower are within `gap`, or `seconds` of CPU time are up."""
     images = images if max_images is not None else np.zeros_like(images)
     types = merged(tokens, images)
     limit = max_images or 0
@@ -74,8 +74,8 @@ def lower_bound(
         columns[tuple(zip(kinds.tolist(), counts.tolist(), strict=True))] = None
     best, centre = first_prices(types, capacity, limit)
     larger = next_larger(types)
-    deadline, rounds, upper = time.perf_counter() + seconds, 0, np.inf
-    while rounds == 0 or time.perf_counter() < deadline:
+    deadline, rounds, upper = time.process_time() + seconds, 0, np.inf
+    while rounds == 0 or time.process_time() < deadline:
         upper, prices = master(list(columns), types, larger)
         rounds += 1
         found: list[tuple[tuple[int, int], ...]] = []

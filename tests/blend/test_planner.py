@@ -157,9 +157,20 @@ def test_a_blend_inside_is_passed_over_as_often_as_it_is_to_be() -> None:
     plan = planner(config, held)
     found = listed(blocks(plan))
     assert [sum(source == number for source, *_ in found) for number in range(3)] == [60, 100, 40]
-    first_160 = [source for source, *_ in found[:40]]
-    assert abs(sum(source == 2 for source in first_160) - 20) <= 1
+    assert abs(sum(source == 2 for source, *_ in found[:40]) - 20) <= 1
     assert [edge.label for edge in plan.edges] == ["sources.0", "x", "y", "z"]
+
+
+def test_a_repeating_source_inside_goes_on_through_the_epochs_of_its_blend() -> None:
+    inner = {"weight_counts": "samples", "at_exhaustion": "repeat"}
+    inner["sources"] = [{"shards": "x", "weight": 3}, {"shards": "y", "weight": 1}]
+    config = blend(weight_counts="samples", sources=[{"blend": inner, "weight": 1, "repeat": 5}])
+    plan = planner(config, [lengths(20, seed=1), lengths(12, seed=2)])
+    found = listed(blocks(plan))
+    assert sum(source == 1 for source, *_ in found) == 5 * 12
+    seen = [row for source, _, _, row in found if source == 0]
+    counts = np.bincount(seen)
+    assert len(counts) == 20 and counts.max() - counts.min() <= 1
 
 
 def test_weights_change_at_their_share_of_the_packs() -> None:

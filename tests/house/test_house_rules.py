@@ -23,6 +23,10 @@ FLOOR = {
     "score": 2,
     "filter": 2,
     "shard": 2,
+    "encode": 2,
+    "blend": 2,
+    "pack": 2,
+    "stream": 3,
     "view": 3,
     "workflow": 4,
     "cli": 5,
@@ -130,7 +134,7 @@ def test_command_line_verbs() -> None:
     from vila_data.cli import app
 
     names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-    assert names == {"run", "plan", "inspect", "check"}
+    assert names == {"run", "plan", "inspect", "check", "recipes"}
 
 
 @pytest.mark.parametrize("path", sorted((REPO / "recipes").glob("*.yaml")), ids=str)

@@ -84,6 +84,15 @@ def test_fillers_are_kept_for_packs_that_images_limit() -> None:
     assert len(packs) == 10 and packs.sums(tokens).tolist() == [1000] * 10
 
 
+@pytest.mark.parametrize("repeat", [1, 12])
+def test_long_samples_are_spread_where_images_are_scarce(repeat: int) -> None:
+    rng = np.random.default_rng(repeat)
+    long, short = rng.integers(980, 1001, size=200 * repeat), rng.integers(582, 599, size=1000 * repeat)
+    tokens = rng.permutation(np.concatenate([long, short])).astype(np.int32)
+    packs = pack_block(tokens, np.ones_like(tokens), capacity=4096, max_images=6)
+    assert len(packs) <= 202 * repeat
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_perfect_packs_cut_at_random_are_found_but_for_two_percent(seed: int) -> None:
     rng = np.random.default_rng(seed)

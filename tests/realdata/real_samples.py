@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from tests.encode.generated import conversation_json, document_json
 
 
@@ -36,6 +38,12 @@ def captions(shared: Path) -> list[dict[str, Any]]:
     """Flickr8k's, as pairs."""
     with (shared / "realdata" / "flickr8k" / "captions_en.csv").open(newline="") as stream:
         return [{"sample_id": "key", "caption": row["caption"], "similarity": None} for row in csv.DictReader(stream)]
+
+
+def alt_texts(shared: Path) -> list[dict[str, Any]]:
+    """The web's, as pairs: each text once."""
+    texts = pq.read_table(shared / "realdata" / "web_rows.parquet").column("TEXT").to_pylist()
+    return [{"sample_id": "key", "caption": text, "similarity": None} for text in dict.fromkeys(texts)]
 
 
 def talk(*said: str, system: str | None = None) -> dict[str, Any]:

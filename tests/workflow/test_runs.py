@@ -89,7 +89,9 @@ def test_stage_by_stage_gives_the_same_bytes(
     out = tmp_path / "run"
     with pytest.raises(vd.UsageError, match="download lacks 3 of 3 parts"):
         vd.run(sample_recipe, out, runner="local", only="score")
-    for stage in ("download", "score", "filter", "shard"):
+    with pytest.raises(vd.UsageError, match="not there yet"):
+        vd.run(sample_recipe, out, runner="local", only="encode")
+    for stage in ("download", "score", "filter", "shard", "encode", "blend"):
         vd.run(sample_recipe, out, runner="local", only=stage)
     assert tree(out) == tree(local_run[0])
 
@@ -162,7 +164,7 @@ def test_inspect_and_check_on_the_command_line(local_run: tuple[Path, vd.RunRepo
 
 def test_inspect_recipe(sample_recipe: Path) -> None:
     found = json.loads(cli("inspect", str(sample_recipe), "--json").stdout)
-    assert found["kind"] == "recipe" and len(found["children"]) == 5
+    assert found["kind"] == "recipe" and len(found["children"]) == 10
 
 
 def test_check_finds_a_flipped_byte_of_a_download(local_run: tuple[Path, vd.RunReport], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a shard set's samples cost, and their order in a pass: shards in seeded order, rows as they are stored."""
+"""What a shard set's samples cost, and their order in a pass: shards in seeded order, rows of a shard one after another."""
 
 from __future__ import annotations
 
@@ -117,8 +117,9 @@ class Run:
 class SourceReader:
     """Samples of one shard set by their place in a pass.
 
-    A pass holds each sample in the stream once: shards in an order of (seed, epoch, source, pass), rows of a shard as
-    stored. samples: how many a pass holds.
+    A pass holds each sample in the stream once: shards in an order of (seed, epoch, source, pass); rows of a shard as
+    stored, from one of (seed, epoch, source, pass) on and around, so that a source of few shards that an epoch does not
+    finish does not always show the same samples. samples: how many a pass holds.
     """
 
     def __init__(self, lengths: Lengths, source: int, seed: int, epoch: int) -> None:
@@ -129,7 +130,7 @@ class SourceReader:
 
     def read(self, pass_: int, start: int, count: int) -> Run:
         """Samples `start` to `start + count` of a pass, or to its end."""
-        shards, ends = self._order(pass_)
+        shards, ends, begins = self._order(pass_)
         found_shards, found_rows = [], []
         slot = int(np.searchsorted(ends, start, side="right"))
         stop = min(start + count, self.samples)
@@ -138,7 +139,7 @@ class SourceReader:
             first = start - (int(ends[slot - 1]) if slot else 0)
             taken = min(stop, int(ends[slot])) - start
             found_shards.append(np.full(taken, shard, np.int32))
-            found_rows.append(self._rows(shard, first, taken))
+            found_rows.append(self._rows(shard, int(begins[slot]) + first, taken))
             start += taken
             slot += 1
         if not found_rows:
@@ -158,12 +159,15 @@ class SourceReader:
     def _rows(self, shard: int, first: int, count: int) -> NDArray[np.int32]:
         begin = int(self.lengths.ends[shard - 1]) if shard else 0
         end = int(self.lengths.ends[shard])
-        if int(self.lengths.live[shard]) == end - begin:
-            return np.arange(first, first + count, dtype=np.int32)
-        live = np.flatnonzero(self.lengths.tokens[begin:end] > 0)
-        return live[first : first + count].astype(np.int32)
+        place = np.arange(first, first + count) % self.lengths.live[shard]
+        if int(self.lengths.live[shard]) < end - begin:
+            place = np.flatnonzero(self.lengths.tokens[begin:end] > 0)[place]
+        return place.astype(np.int32)
 
-    def _pass_order(self, pass_: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        shards = seeded.order(len(self.lengths.ends), self._seed, self._epoch, self._source, pass_)
+    def _pass_order(self, pass_: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        of = (self._seed, self._epoch, self._source, pass_)
+        shards = seeded.order(len(self.lengths.ends), *of)
         shards = shards[self.lengths.live[shards] > 0]
-        return shards, np.cumsum(self.lengths.live[shards])
+        live = self.lengths.live[shards]
+        begins = seeded.numbers(len(shards), *of, 1) % live.astype(np.uint64)
+        return shards, np.cumsum(live), begins.astype(np.int64)

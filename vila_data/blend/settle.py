@@ -24,7 +24,7 @@ def settle(mix: Mix, state: MixState, share: float, unbounded: bool, note: Note)
         if isinstance(child.node, Mix) and isinstance(held.node, MixState):
             inner, reason = settle(child.node, held.node, share, False, note)
             if reason is not None:
-                held = replace(held, made=held.made + 1, node=restarted(inner))
+                held = replace(held, made=held.made + 1, node=restarted(child.node, inner))
             else:
                 held = replace(held, node=inner)
         children.append(held)
@@ -41,7 +41,7 @@ def note_short(mix: Mix, state: MixState, note: Note) -> None:
     """Note the sources whose least passes an epoch that ends now leaves undone."""
     for child, held in zip(mix.children, state.children, strict=True):
         if held.made < child.least:
-            note("short", child.label, held.made, f"the epoch ends before its {child.least} passes are done")
+            note("short", child.label, held.made, f"the epoch ends before its least passes, {child.least}, are done")
 
 
 def _note_passes(

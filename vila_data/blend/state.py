@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from vila_data.blend.tree import Leaf, Mix
+from vila_data.blend.tree import Child, Leaf, Mix
 
 
 @dataclass(frozen=True)
@@ -47,20 +47,19 @@ def begin_mix(mix: Mix) -> MixState:
     return MixState(tuple(ChildState(0, 0, 0.0, begin(child.node)) for child in mix.children))
 
 
-def restarted(state: MixState) -> MixState:
-    """A blend's next epoch: each source from the start of a pass."""
-    return MixState(
-        tuple(
-            ChildState(
-                0, 0, child.ahead, restarted(child.node) if isinstance(child.node, MixState) else _next(child.node)
-            )
-            for child in state.children
-        )
-    )
+def restarted(mix: Mix, state: MixState) -> MixState:
+    """A blend's next epoch: sources from the start of a pass; those that repeat go on where they are, so that none of
+    their samples is seen more often than others."""
+    return MixState(tuple(map(_restarted_source, mix.children, state.children)))
 
 
-def _next(leaf: LeafState) -> LeafState:
-    return LeafState(leaf.pass_ + 1, 0) if leaf.position else leaf
+def _restarted_source(child: Child, state: ChildState) -> ChildState:
+    node = state.node
+    if isinstance(child.node, Mix) and isinstance(node, MixState):
+        node = restarted(child.node, node)
+    elif isinstance(node, LeafState) and node.position and child.rule != "repeat":
+        node = LeafState(node.pass_ + 1, 0)
+    return ChildState(0, 0, state.ahead, node)
 
 
 def to_json(state: MixState) -> list[Any]:

@@ -8,38 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from vila_data.encode.config import PackConfig
 from vila_data.encode.templates import IMAGE, Piece, Talk, pieces_of
 from vila_data.encode.tokenizer import TextTokenizer
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Text between two images, tokenised alone.
 
-    spans:  (start, stop) characters whose tokens are trained, in order.
-    pieces: what it was joined from, where only pieces that say so may become special tokens; else empty.
+    spans:  (start, stop) characters whose tokens are trained, in order; None: all of them.
+    pieces: what it was joined from, of which only those that say so become special tokens; (): nothing does;
+            None: any spelling of a special token does, as published.
     """
 
     text: str
-    spans: tuple[tuple[int, int], ...]
-    pieces: tuple[Piece, ...] = ()
-
-    @property
-    def is_uniform(self) -> bool:
-        """Whether all of it is trained, or nothing."""
-        return self.spans in ((), ((0, len(self.text)),))
+    spans: tuple[tuple[int, int], ...] | None
+    pieces: tuple[Piece, ...] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(NamedTuple):
     """A sample before tokenisation: chunk 0, image 0, chunk 1, … chunk n, for n images.
 
     images:   numbers of the sample's images, in reading order.
     bos, eos: whether the first token and the last are put around it, and trained.
-    left_out: images of the sample that have no place in it.
+    left_out: images of the sample that have no place in it; has_text: whether there is something to train.
     """
 
     chunks: tuple[Chunk, ...]
@@ -48,6 +42,7 @@ class Draft:
     bos_trained: bool
     eos: bool
     left_out: int
+    has_text: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +58,6 @@ class Document:
     order: tuple[int, ...]
     similarity: tuple[float | None, ...]
     is_pair: bool = False
-
-    def has_text(self) -> bool:
-        """Whether any sentence says something."""
-        return any(isinstance(entry, str) and entry.strip() for entry in self.entries)
 
     def first(self, count: int) -> Document:
         """The document that ends after `count` entries."""
@@ -92,23 +83,34 @@ def document_of(sample: dict[str, Any]) -> Document:
 
 def draft_document(document: Document, config: PackConfig, tokenizer: TextTokenizer) -> Draft:
     """A document as VILA writes it, under the recipe's semantics."""
-    chosen = _chosen_images(document, config)
-    images = [entry for entry in document.entries if isinstance(entry, int) and entry in chosen]
-    text = _document_text(document, chosen, config.images_first)
-    if not (document.is_pair and config.faithful):
-        text = text.replace(f"{IMAGE} ", IMAGE).replace(f" {IMAGE}", IMAGE)
-    texts = text.split(IMAGE)
-    while not config.faithful and len(texts) > 1 and not texts[-1]:  # an image with nothing after it teaches nothing
-        texts.pop()
-    chunks = tuple(_document_chunk(chunk, config) for chunk in texts)
-    kept = tuple(images[: len(chunks) - 1])
-    left_out = sum(isinstance(entry, int) for entry in document.entries) - len(kept)
-    return Draft(chunks, kept, tokenizer.bos_id is not None, config.faithful, True, left_out)
-
-
-def _chosen_images(document: Document, config: PackConfig) -> set[int]:
     spoken = [at for at, entry in enumerate(document.entries) if isinstance(entry, str) and entry.strip()]
-    end = len(document.entries) if config.faithful else max(spoken, default=0)
+    faithful = config.faithful
+    if document.is_pair and (faithful or spoken):
+        texts = _pair_texts(document, faithful)
+        kept: tuple[int, ...] = (0,)
+    else:
+        chosen = _chosen_images(document, len(document.entries) if faithful else max(spoken, default=0), config)
+        images = [entry for entry in document.entries if isinstance(entry, int) and entry in chosen]
+        texts = _document_text(document, chosen, config.images_first).split(IMAGE)
+        while not faithful and len(texts) > 1 and not texts[-1]:  # an image with nothing after it teaches nothing
+            texts.pop()
+        kept = tuple(images[: len(texts) - 1])
+    pieces = None if faithful else ()
+    chunks = tuple([Chunk(text, None, pieces) for text in texts])
+    left_out = len(document.order) - len(kept)
+    return Draft(chunks, kept, tokenizer.bos_id is not None, faithful, True, left_out, bool(spoken))
+
+
+def _pair_texts(document: Document, faithful: bool) -> list[str]:
+    caption = document.entries[1]
+    assert isinstance(caption, str)
+    if IMAGE in caption:
+        caption = caption.replace(IMAGE, "<IMAGE>")
+    return ["", caption if faithful else caption.removeprefix(" ")]
+
+
+def _chosen_images(document: Document, end: int, config: PackConfig) -> set[int]:
+    """Images of a document's first `end` entries that have a place in its sequence."""
     numbers = [entry for entry in document.entries[:end] if isinstance(entry, int)]
     limit = config.max_images_per_document if config.faithful else config.document_images()
     if limit is None or len(numbers) <= limit:
@@ -135,12 +137,8 @@ def _document_text(document: Document, chosen: set[int], images_first: bool) -> 
     if images_first:
         sentences = [sentence.replace(IMAGE, "") for sentence in sentences]
         before, sentences[:1] = "", [IMAGE * len(chosen) + "".join(sentences[:1])]
-    return " ".join(sentences) + before
-
-
-def _document_chunk(text: str, config: PackConfig) -> Chunk:
-    spans = ((0, len(text)),) if text else ()
-    return Chunk(text, spans, () if config.faithful else (Piece(text, trained=True),))
+    text = " ".join(sentences) + before
+    return text.replace(f"{IMAGE} ", IMAGE).replace(f" {IMAGE}", IMAGE)
 
 
 def draft_conversation(talk: Talk, config: PackConfig, tokenizer: TextTokenizer) -> Draft:
@@ -149,7 +147,8 @@ def draft_conversation(talk: Talk, config: PackConfig, tokenizer: TextTokenizer)
     groups = list(_split_at_images(pieces))
     chunks = tuple(_joined(group, config) for group in groups)
     bos = config.template != "chat" and tokenizer.bos_id is not None
-    return Draft(chunks, tuple(range(len(groups) - 1)), bos, False, False, 0)
+    has_text = any(chunk.spans is None or chunk.spans for chunk in chunks)
+    return Draft(chunks, tuple(range(len(groups) - 1)), bos, False, False, 0, has_text)
 
 
 def _split_at_images(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
@@ -164,8 +163,9 @@ def _split_at_images(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
 
 
 def _joined(pieces: list[Piece], config: PackConfig) -> Chunk:
-    text = "".join(piece.text for piece in pieces)
-    return Chunk(text, trained_spans(pieces), () if config.faithful else tuple(pieces))
+    text = "".join([piece.text for piece in pieces])
+    spans = trained_spans(pieces)
+    return Chunk(text, None if spans == ((0, len(text)),) else spans, None if config.faithful else tuple(pieces))
 
 
 def trained_spans(pieces: Sequence[Piece]) -> tuple[tuple[int, int], ...]:

@@ -22,6 +22,7 @@ from vila_data.encode.sequence import (
     TokenSequence,
     nothing,
     tokenize,
+    tokenized_chunks,
 )
 from vila_data.encode.templates import IMAGE, Talk
 from vila_data.encode.tokenizer import TextTokenizer
@@ -49,35 +50,34 @@ def draft_of(sample: Sample, config: PackConfig, tokenizer: TextTokenizer) -> Dr
 
 def assemble(tokenized: Tokenized, config: PackConfig, tokenizer: TextTokenizer) -> TokenSequence:
     """The whole sequence, whatever its length."""
-    draft = tokenized.draft
+    _, images, bos, bos_trained, eos, left_out, _ = tokenized.draft
     ids: list[int] = []
     trained: list[tuple[int, int]] = []
-    if draft.bos and tokenizer.bos_id is not None:
+    if bos and tokenizer.bos_id is not None:
         ids.append(tokenizer.bos_id)
-        if draft.bos_trained:
+        if bos_trained:
             trained.append((0, 1))
     for number, (chunk, places) in enumerate(tokenized.chunks):
         if number:
             ids.append(IMAGE_ID)
-        trained += [(len(ids) + first, len(ids) + last) for first, last in places]
+        start = len(ids)
+        for first, last in places:
+            _add(trained, start + first, start + last)
         ids += chunk
-    if draft.eos:
-        trained.append((len(ids), len(ids) + 1))
+    if eos:
+        _add(trained, len(ids), len(ids) + 1)
         ids.append(tokenizer.eos_id)
-    if not config.faithful:
-        trained = [(max(1, first), last) for first, last in trained if last > 1]
-    tokens = len(ids) + len(draft.images) * (config.tokens_per_image - 1)
-    return TokenSequence(ids, _merged(trained), draft.images, tokens, draft.left_out)
+    if not config.faithful and trained and trained[0][0] == 0:
+        trained[:1] = [(1, trained[0][1])] if trained[0][1] > 1 else []
+    return TokenSequence(ids, trained, images, len(ids) + len(images) * (config.tokens_per_image - 1), left_out)
 
 
-def _merged(places: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    result: list[tuple[int, int]] = []
-    for first, last in places:
-        if result and result[-1][1] == first:
-            result[-1] = (result[-1][0], last)
-        else:
-            result.append((first, last))
-    return result
+def _add(trained: list[tuple[int, int]], first: int, last: int) -> None:
+    """Append a place, to the last one if they touch."""
+    if trained and trained[-1][1] == first:
+        trained[-1] = (trained[-1][0], last)
+    else:
+        trained.append((first, last))
 
 
 def cut_as_released(whole: TokenSequence, config: PackConfig) -> TokenSequence:
@@ -104,21 +104,19 @@ def _prefix(whole: TokenSequence, stop: int, tokens: int) -> TokenSequence:
 def _fitted(
     sample: Sample, tokenized: Tokenized, whole: TokenSequence, config: PackConfig, tokenizer: TextTokenizer
 ) -> TokenSequence:
-    if not _says_something(sample, tokenized, whole):
+    if not _says_something(tokenized, whole):
         return nothing(NO_TEXT, whole.left_out + len(whole.images), 0)
     if _fits(whole, config):
         return whole
-    shorter = _longest(sample, whole, config, tokenizer)
+    shorter = _longest(sample, tokenized, whole, config, tokenizer)
     if shorter is None:
         return _first_words(whole, isinstance(sample, Document), config, tokenizer)
     left_out = whole.left_out + len(whole.images) - len(shorter.images)
     return replace(shorter, left_out=left_out, cut=whole.tokens - shorter.tokens)
 
 
-def _says_something(sample: Sample, tokenized: Tokenized, sequence: TokenSequence) -> bool:
-    if isinstance(sample, Document) and not sample.has_text():
-        return False
-    return any(ids for ids, _ in tokenized.chunks) and bool(sequence.trained)
+def _says_something(tokenized: Tokenized, sequence: TokenSequence) -> bool:
+    return tokenized.draft.has_text and bool(sequence.trained) and any(ids for ids, _ in tokenized.chunks)
 
 
 def _fits(sequence: TokenSequence, config: PackConfig) -> bool:
@@ -127,20 +125,24 @@ def _fits(sequence: TokenSequence, config: PackConfig) -> bool:
 
 
 def _longest(
-    sample: Sample, whole: TokenSequence, config: PackConfig, tokenizer: TextTokenizer
+    sample: Sample, tokenized: Tokenized, whole: TokenSequence, config: PackConfig, tokenizer: TextTokenizer
 ) -> TokenSequence | None:
     """The most whole sentences or exchanges from the front that fit with something to train; None if not one does.
 
     The first guess is by characters; from there it steps down or up. Each try is a sample of its own, encoded
-    as any other.
+    as any other; chunks that were tokenised before are known.
     """
     ends, guess = _ends(sample, whole, config)
 
+    known = dict(zip(tokenized.draft.chunks, tokenized.chunks, strict=True))
+
     def attempt(at: int) -> TokenSequence:
-        head = _first(sample, ends[at])
-        (tokenized,) = tokenize([draft_of(head, config, tokenizer)], tokenizer)
-        sequence = assemble(tokenized, config, tokenizer)
-        return sequence if _says_something(head, tokenized, sequence) else nothing(NO_TEXT, 0, 0)
+        draft = draft_of(_first(sample, ends[at]), config, tokenizer)
+        new = [chunk for chunk in draft.chunks if chunk not in known]
+        known.update(zip(new, tokenized_chunks(new, tokenizer), strict=True))
+        head = Tokenized(draft, [known[chunk] for chunk in draft.chunks])
+        sequence = assemble(head, config, tokenizer)
+        return sequence if _says_something(head, sequence) else nothing(NO_TEXT, 0, 0)
 
     best = None
     for at in range(guess, len(ends) - 1):
@@ -203,7 +205,8 @@ def _first_words(
     if not is_document:
         return short
     end = len(short.ids)
-    trained = _merged([*short.trained, (end, end + 1)])
+    trained = list(short.trained)
+    _add(trained, end, end + 1)
     return replace(
         short, ids=[*short.ids, tokenizer.eos_id], trained=trained, tokens=short.tokens + 1, cut=short.cut - 1
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Final
@@ -102,16 +103,16 @@ class _ListColumn:
     """Rows of integers, kept as one array and where each row ends."""
 
     def __init__(self) -> None:
-        self._pieces: list[np.ndarray[Any, np.dtype[np.int32]]] = []
-        self._ends = [0]
+        self._values = array("i")
+        self._ends = array("i", [0])
 
-    def add(self, values: list[int]) -> None:
-        self._pieces.append(np.array(values, np.int32))
-        self._ends.append(self._ends[-1] + len(values))
+    def add(self, values: Iterable[int]) -> None:
+        self._values.extend(values)
+        self._ends.append(len(self._values))
 
     def array(self) -> pa.Array:
-        values = np.concatenate(self._pieces) if self._pieces else np.empty(0, np.int32)
-        return pa.ListArray.from_arrays(pa.array(self._ends, pa.int32()), pa.array(values))
+        ends, values = (pa.array(np.frombuffer(part, np.int32)) for part in (self._ends, self._values))
+        return pa.ListArray.from_arrays(ends, values)
 
 
 def _add(columns: dict[str, list[Any]], lists: dict[str, _ListColumn], key: str, sequence: TokenSequence) -> None:
@@ -121,8 +122,8 @@ def _add(columns: dict[str, list[Any]], lists: dict[str, _ListColumn], key: str,
     columns["tokens_cut"].append(sequence.cut)
     columns["fate"].append(sequence.fate)
     lists["ids"].add(sequence.ids)
-    lists["trained"].add(list(chain.from_iterable(sequence.trained)))
-    lists["images"].add(list(sequence.images))
+    lists["trained"].add(chain.from_iterable(sequence.trained))
+    lists["images"].add(sequence.images)
 
 
 def _count(counts: Counter[str], sequence: TokenSequence, config: PackConfig) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from vila_data.encode.draft import Chunk, Draft, trained_spans
+from vila_data.encode.templates import Piece
 from vila_data.encode.tokenizer import TextTokenizer
 
 IMAGE_ID: Final = -200
@@ -30,7 +31,7 @@ class TokenSequence:
     ids:      with IMAGE_ID for an image; trained: (start, stop) places in `ids` that are labels, in order.
     images:   the sample's image numbers, one an IMAGE_ID.
     tokens:   length with images expanded; in the fidelity modes the last image may be cut short by it.
-    left_out: images of the sample that are not in it; cut: tokens that the limit of length took away.
+    left_out: images of the sample that are not in it; cut: tokens that the limits took away.
     """
 
     ids: list[int]
@@ -51,33 +52,36 @@ Places = list[tuple[int, int]]
 """(start, stop) places in a list of ids that are trained, in order."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tokenized:
+class Tokenized(NamedTuple):
     """A draft and the ids and trained places of each of its chunks."""
 
     draft: Draft
-    chunks: tuple[tuple[list[int], Places], ...]
+    chunks: list[tuple[list[int], Places]]
 
 
-def tokenize(drafts: Sequence[Draft], tokenizer: TextTokenizer) -> list[Tokenized]:
+def tokenize(drafts: Sequence[Draft], tokenizer: TextTokenizer) -> Iterator[Tokenized]:
     """Tokenise the chunks of many drafts in one batch."""
-    done = _finished([chunk for draft in drafts for chunk in draft.chunks], tokenizer)
-    return [Tokenized(draft, tuple(islice(done, len(draft.chunks)))) for draft in drafts]
+    done = tokenized_chunks([chunk for draft in drafts for chunk in draft.chunks], tokenizer)
+    return (Tokenized(draft, list(islice(done, len(draft.chunks)))) for draft in drafts)
 
 
-def _finished(chunks: list[Chunk], tokenizer: TextTokenizer) -> Iterator[tuple[list[int], Places]]:
-    uniform = iter(tokenizer.encode_ids([chunk.text for chunk in chunks if chunk.is_uniform]))
-    mixed = iter(tokenizer.encode([chunk.text for chunk in chunks if not chunk.is_uniform]))
+def tokenized_chunks(chunks: Sequence[Chunk], tokenizer: TextTokenizer) -> Iterator[tuple[list[int], Places]]:
+    """Ids and trained places of each chunk; where all of a chunk is trained or nothing, no offsets are asked for."""
+    uniform = iter(tokenizer.encode_ids([text for text, spans, _ in chunks if text and not spans]))
+    mixed = iter(tokenizer.encode([text for text, spans, _ in chunks if spans]))
     for chunk in chunks:
-        encoding = None if chunk.is_uniform else next(mixed)
+        text, spans, pieces = chunk
+        if not text:
+            yield [], []
+            continue
+        encoding = next(mixed) if spans else None
         ids: list[int] = next(uniform) if encoding is None else encoding.ids
-        own = sum(piece.special for piece in chunk.pieces if piece.text)
-        if chunk.pieces and tokenizer.spells_special(chunk.text, ids, own):
-            yield _piecewise(chunk, tokenizer)
-        elif encoding is None:
-            yield ids, [(0, len(ids))] if chunk.spans and ids else []
+        if pieces is not None and tokenizer.spells_special(text, ids, sum([piece.special for piece in pieces])):
+            yield _piecewise(pieces or (Piece(text, trained=True),), tokenizer)
+        elif spans:
+            yield ids, _places(encoding, spans, len(ids))
         else:
-            yield ids, _places(encoding, chunk.spans, len(ids))
+            yield ids, [(0, len(ids))] if spans is None and ids else []
 
 
 def _places(encoding: Any, spans: Sequence[tuple[int, int]], count: int) -> Places:
@@ -95,18 +99,18 @@ def _place(encoding: Any, start: int, stop: int, count: int) -> tuple[int, int] 
     return first, last + 1
 
 
-def _piecewise(chunk: Chunk, tokenizer: TextTokenizer) -> tuple[list[int], Places]:
+def _piecewise(pieces: Sequence[Piece], tokenizer: TextTokenizer) -> tuple[list[int], Places]:
     """A chunk in which text spells special tokens: only those of the template become tokens."""
     ids: list[int] = []
     trained: Places = []
-    for special, group in groupby(chunk.pieces, key=lambda piece: piece.special):
-        pieces = [piece for piece in group if piece.text]
-        text = "".join(piece.text for piece in pieces)
+    for special, group in groupby(pieces, key=lambda piece: piece.special):
+        together = [piece for piece in group if piece.text]
+        text = "".join(piece.text for piece in together)
         if not text:
             continue
         encoding = tokenizer.encode([text])[0] if special else tokenizer.encode_as_text(text, begins=not ids)
         found: list[int] = encoding.ids
-        places = _places(encoding, trained_spans(pieces), len(found))
+        places = _places(encoding, trained_spans(together), len(found))
         trained += [(len(ids) + first, len(ids) + last) for first, last in places]
         ids += found
     return ids, trained

@@ -87,8 +87,12 @@ class TextTokenizer:
 
     def spells_special(self, text: str, ids: Sequence[int], expected: int) -> bool:
         """Whether a text whose ids are given became other special tokens than the `expected` number of its own."""
-        found = sum(map(self._special_ids.__contains__, ids))
-        return found != expected or (self._unknown is not None and self._unknown in text)
+        if not self._special_ids.isdisjoint(ids) if expected == 0 else self._special_among(ids) != expected:
+            return True
+        return self._unknown is not None and self._unknown in text
+
+    def _special_among(self, ids: Sequence[int]) -> int:
+        return sum(map(self._special_ids.__contains__, ids))
 
     def find_special(self, text: str) -> tuple[int, int] | None:
         """Where the first spelling of a special token begins and ends in a text."""

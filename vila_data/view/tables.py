@@ -27,6 +27,8 @@ def print_run(console: Console, value: dict[str, Any]) -> None:
         console.print(_sets_table(value["sets"]))
     if value.get("tokens"):
         console.print(_tokens_table(value["tokens"]))
+    if value.get("blend"):
+        _print_blend(console, value["blend"])
     if value.get("seconds"):
         times = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in value["seconds"].items())
         console.print(f"last launch: {times}", highlight=False)
@@ -126,6 +128,45 @@ def _tokens_table(sets: dict[str, Any]) -> Table:
             ", ".join(f"{count:,} {fate}" for fate, count in failed.items()) or "0",
         )
     return table
+
+
+def _print_blend(console: Console, value: dict[str, Any]) -> None:
+    """One epoch of a blend: shares, what happened to its sources, and the packs."""
+    table = Table(title="blend, one epoch", title_justify="left")
+    columns = ("source", "weight counts", "asked", "realised", "samples", "images", "tokens", "passes")
+    for heading in columns:
+        table.add_column(heading, justify="left" if heading in columns[:2] else "right")
+    for source in value["sources"]:
+        table.add_row(
+            "  " * source["path"].count(".blend.") + source["label"],
+            source["unit"],
+            f"{source['asked']:.2%}",
+            f"{source['realised']:.2%}",
+            *(f"{source[unit]:,}" for unit in ("samples", "images", "tokens")),
+            "" if source["passes"] is None else f"{source['passes']:.2f}",
+        )
+    console.print(table)
+    for event in value["events"]:
+        console.print(
+            f"pack {event['pack']:,}: {event['source'] or 'epoch'} {event['kind']}: {event['followed']}", highlight=False
+        )
+    for name, count in value["unlisted"].items():
+        console.print(f"and {count:,} times more: {name}", highlight=False)
+    packs = value["packs"]
+    reasons = ", ".join(f"{name} {count:,}" for name, count in packs["unfilled_tokens"].items())
+    console.print(
+        f"{packs['packs']:,} packs, {packs['fill']:.2%} full, {packs['samples_a_pack']['mean']:.1f} samples and "
+        f"{packs['images_a_pack']['mean']:.1f} images a pack; tokens not filled: {reasons}",
+        highlight=False,
+    )
+    length = value.get("sequence_length")
+    if length:
+        fill = length["fill"]
+        console.print(
+            f"a sequence of {length['best']:,} tokens would waste least: {fill[str(length['best'])]:.2%} full, beside "
+            f"{fill[str(length['current'])]:.2%} at {length['current']:,}",
+            highlight=False,
+        )
 
 
 def _mb(size: int) -> str:

@@ -62,6 +62,13 @@ def _encode_set(
     return finish_tokens(store, shards.name, jobs, receipts, folder, inputs)
 
 
+def encoded_sets(store: Store, config: PackConfig, tokenizer: TextTokenizer, names: Iterable[str]) -> bool:
+    """Whether all these sets have finished token files for a recipe's `pack:`."""
+    encoding = encoding_fingerprint(config, tokenizer)
+    folders = [tokens_folder(tokenizer.fingerprint, name, encoding) for name in names]
+    return all(read_token_manifest(store, folder) is not None for folder in folders)
+
+
 def _files_there(store: Store, jobs: list[EncodeJob]) -> bool:
     return all(store.size(job.path()) is not None for job in jobs)
 

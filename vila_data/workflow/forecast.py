@@ -10,6 +10,7 @@ from vila_data.core.store import Store
 from vila_data.score.clip import clip_fingerprint
 from vila_data.shard.manifest import read_manifest
 from vila_data.workflow import lock, tasks
+from vila_data.workflow.blend_tree import blend_node
 from vila_data.workflow.plan import CorpusPlan, corpus_inputs, plan_corpus, scan_here
 from vila_data.workflow.recipe import Recipe, load_recipe
 from vila_data.workflow.tasks import Work
@@ -47,6 +48,8 @@ def forecast(
     }
     children = [_corpus_node(work, plan) for plan in plans.values()]
     children += [_set_node(work, name) for name in value.shards]
+    if value.blend is not None:
+        children.append(blend_node(store, value))
     where = f" in {store.url}" if store is not None else ""
     return {
         "label": f"{value.name}{where} (recipe {fingerprints['recipe']}, seed {value.seed})",

@@ -30,7 +30,7 @@ def stage_fingerprints(
     """Fingerprints by stage. inputs: file fingerprints by corpus; clip: of the model's bytes."""
     value = recipe.model_dump(mode="json")
     corpora = {
-        name: {key: entry for key, entry in config.items() if key != "files"} | {"inputs": inputs[name]}
+        name: {key: entry for key, entry in config.items() if key not in ("files", "image_root", "dataset")} | {"inputs": inputs[name]}
         for name, config in value["corpora"].items()
     }
     download = fingerprint([corpora, limit, _without(value["download"], _HARMLESS["download"])])
@@ -113,7 +113,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
         for key in sorted(there.keys() | here.keys()):
             if (
                 key in _HARMLESS.get(section, ())
-                or key.endswith((".files", "clip.model"))
+                or key.endswith((".files", ".image_root", ".dataset", "clip.model"))
                 or there.get(key) == here.get(key)
             ):
                 continue

@@ -211,7 +211,7 @@ class _Run:
         parts, downloads = corpus.plan.parts, corpus.complete("download")
         scores: list[Receipt] | list[None] = corpus.complete("score") if self._work.scored else [None] * len(parts)
         copies: list[Any] = [None] * len(parts)
-        if self._recipe.filter.rules_for(name).images.exact_duplicates == "drop":
+        if self._recipe.rules_for(name).images.exact_duplicates == "drop":
             copies = duplicates.later_copies(self._ordered("filter", tasks.digests, parts))
         jobs = [FilterJob(*job) for job in zip(parts, downloads, scores, copies, strict=True)]
         self._watch.stage(f"filter {name}", len(jobs), 0)

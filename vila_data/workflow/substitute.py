@@ -18,7 +18,7 @@ from vila_data.core.config import StrictModel
 from vila_data.core.errors import RecipeError, UsageError
 from vila_data.workflow.marked_yaml import MarkedValue, nearest, read_marked, validate
 
-_WHERE_RECORDS_COME_FROM = {"files", "image_root", "dataset", "split", "config", "part_records"}
+_WHERE_RECORDS_COME_FROM = {"files", "image_root", "dataset", "split", "config", "revision", "part_records"}
 _PATHS = {"image_root", "model", "tokenizer"}
 
 
