@@ -1,7 +1,8 @@
 # make demo   environment, then the sample corpus from metadata to shards, then the report
 # make test   the default tests
 # make check  lint, format and types
-# make bench  the benchmarks, against peers, in one run each; PHOTOS=DIR for real photographs, whose results are kept
+# make bench  the benchmarks, against peers, in one run each; PHOTOS=DIR for real photographs, whose results are kept;
+#             SHARED=DIR for real lengths and texts (needs mistral-common and sentencepiece, installed with --no-deps)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -35,6 +36,9 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/score.py --json benchmarks/results/score.json
 	$(BIN)/python benchmarks/score.py --backend transformers --random-vit-b-32 --pairs 48 --repeats 3 --records \
 	  --json benchmarks/results/score.json
+	$(BIN)/python benchmarks/blend.py --json benchmarks/results/blend.json
+	$(BIN)/python benchmarks/encode.py $(if $(SHARED),--shared $(SHARED) --json benchmarks/results/encode.json)
+	$(if $(SHARED),$(BIN)/python benchmarks/packing.py --shared $(SHARED) --json benchmarks/results/packing.json)
 
 clean:
 	rm -rf $(VENV) .venvs runs .mypy_cache .ruff_cache .pytest_cache

@@ -109,7 +109,12 @@ def from_shared(shared: Path) -> dict[str, list[Value]]:
 
     return {
         "conversations": list(real_samples.t0(shared)),
-        "short conversations": [*real_samples.llava(shared), *real_samples.sharegpt(shared)],
+        "short conversations": [
+            *real_samples.llava(shared),
+            *real_samples.sharegpt(shared),
+            *real_samples.alpaca(shared, "en"),
+            *real_samples.alpaca(shared, "zh"),
+        ],
         "documents": real_samples.gimp_help(),
         "pairs": [*real_samples.alt_texts(shared), *real_samples.captions(shared)],
     }
@@ -242,10 +247,12 @@ def main() -> int:
         if options.shared:
             streams, texts = (
                 from_shared(options.shared),
-                "T0; LLaVA and ShareGPT; gimp-help; alt texts and Flickr8k captions",
+                "T0; LLaVA, ShareGPT, Alpaca; gimp-help; alt texts and Flickr8k captions",
             )
             from tests.realdata import mistral
 
+            if options.tokenizer is None and mistral.model_file() is None:
+                sys.exit(f"benchmarks/encode.py: no tokenizer: name one by --tokenizer, or {mistral.NEEDS}")
             name = options.tokenizer or mistral.write_folder(Path(folder) / "mistral-v1")
         else:
             files = [line for path in options.texts or () for line in path.read_text().splitlines() if line.strip()]

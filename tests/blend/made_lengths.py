@@ -59,7 +59,7 @@ def cases(draw: st.DrawFn, *, nested: bool = True) -> tuple[BlendConfig, list[Le
     made: list[Lengths] = []
 
     def source(depth: int, rule: str) -> dict[str, Any]:
-        weights: list[Any] = [1, 2.5, 0.3]
+        weights: list[Any] = [1, 2.5, 0.5]
         if total is not None:
             weights += [{"0.0": 1, "0.5": 3}, {"0.0": 2, "0.3": 0, "0.6": 1}]
         value: dict[str, Any] = {"weight": draw(st.sampled_from(weights))}
@@ -71,7 +71,7 @@ def cases(draw: st.DrawFn, *, nested: bool = True) -> tuple[BlendConfig, list[Le
             value["repeat"] = repeat
         if nested and depth < 2 and draw(st.integers(0, 3)) == 0:
             return value | {"blend": level(depth + 1)}
-        made.append(lengths(draw(st.integers(1, 60)), shards=draw(st.integers(1, 4)), seed=len(made), absent=0.2))
+        made.append(lengths(draw(st.integers(4, 60)), shards=draw(st.integers(1, 4)), seed=len(made), absent=0.2))
         return value | {"shards": f"set{len(made)}"}
 
     def level(depth: int) -> dict[str, Any]:

@@ -68,7 +68,6 @@ def test_one_source_needs_no_rule() -> None:
         ({"repeat": [1, 2], "at_exhaustion": "repeat"}, "bounded"),
         ({"shards": None}, "found neither"),
         ({"blend": {"weight_counts": "samples", "sources": TWO[:1]}}, "found both"),
-        ({"shards": None, "blend": {"weight_counts": "samples", "sources": TWO}}, "at_exhaustion is required"),
         ({"shards": None, "blend": {"weight_counts": "samples", "sources": TWO[:1]}, "subset": {"ids": "x"}}, "shard"),
         ({"subset": {}}, "found none"),
         ({"subset": {"ids": "a", "where": "images > 1"}}, "ids and where"),
@@ -82,11 +81,12 @@ def test_what_is_wrong_is_said(change: dict[str, Any], message: str) -> None:
     assert message in str(caught.value)
 
 
-def test_a_rule_is_required_where_there_are_two() -> None:
-    with pytest.raises(ValidationError, match="at_exhaustion is required where there is more than one source"):
-        blend(weight_counts="samples", sources=TWO)
-    each = [TWO[0] | {"at_exhaustion": "stop"}, TWO[1] | {"at_exhaustion": "repeat"}]
-    assert blend(weight_counts="samples", sources=each).at_exhaustion is None
+def test_an_epoch_stops_where_nothing_else_is_said() -> None:
+    silent = blend(weight_counts="samples", sources=TWO)
+    assert {silent.rule(source) for source in silent.sources} == {"stop"}
+    each = [TWO[0] | {"at_exhaustion": "renormalise"}, TWO[1] | {"at_exhaustion": "repeat"}]
+    said = blend(weight_counts="samples", sources=each)
+    assert [said.rule(source) for source in said.sources] == ["renormalise", "repeat"]
 
 
 def test_a_time_without_weights() -> None:

@@ -33,7 +33,7 @@ def kinds(plan: BlendPlanner) -> list[tuple[str, str]]:
 
 
 @given(cases())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_passes_are_whole_and_none_is_beyond_the_bounds(case: tuple[BlendConfig, list[Lengths]]) -> None:
     config, held = case
     plan = planner(config, held)
@@ -49,7 +49,7 @@ def test_passes_are_whole_and_none_is_beyond_the_bounds(case: tuple[BlendConfig,
 
 
 @given(cases(nested=False))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_bounds_of_passes_are_held_or_the_shortfall_is_told(case: tuple[BlendConfig, list[Lengths]]) -> None:
     config, held = case
     plan = planner(config, held)
@@ -62,8 +62,8 @@ def test_bounds_of_passes_are_held_or_the_shortfall_is_told(case: tuple[BlendCon
         assert (passes < least) == (source.shards in short)
 
 
-@given(cases(), st.integers(1, 40))
-@settings(max_examples=120, deadline=None)
+@given(cases(), st.integers(5, 40))
+@settings(max_examples=80, deadline=None)
 def test_shares_hold_over_every_stretch_without_a_change(case: tuple[BlendConfig, list[Lengths]], block: int) -> None:
     config, held = case
     plan = planner(config, held, block=block)

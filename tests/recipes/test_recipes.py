@@ -45,9 +45,7 @@ def test_takes_each_resolution(name: str, setting: str) -> None:
     assert f"{recipe.download.resize.shorter_side_px}/{recipe.pack.tokens_per_image}" == setting
     given = load_recipe(RECIPES / f"{name}.yaml", STAND_INS)
     assert given.pack is not None and given.download.resize is not None
-    assert (recipe == given) == (
-        setting == f"{given.download.resize.shorter_side_px}/{given.pack.tokens_per_image}"
-    )
+    assert (recipe == given) == (setting == f"{given.download.resize.shorter_side_px}/{given.pack.tokens_per_image}")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -67,7 +65,9 @@ def test_runs_on_the_sample(name: str, sample_stand_ins: Path, tmp_path: Path) -
         assert packs["packs"] < packs["samples"] / 2
     assert list(inspection.check(tmp_path / "run")) == []
     expected = (PLANS / f"{name}.txt").read_text()
-    assert without_fingerprints(printed_plan(name, sample_stand_ins, tmp_path / "run")) == without_fingerprints(expected)
+    assert without_fingerprints(printed_plan(name, sample_stand_ins, tmp_path / "run")) == without_fingerprints(
+        expected
+    )
 
 
 def test_the_ablations_differ_as_their_names_say(sample_stand_ins: Path, tmp_path: Path) -> None:

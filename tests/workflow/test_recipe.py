@@ -105,7 +105,7 @@ def test_a_good_recipe_is_resolved(tmp_path: Path) -> None:
         (
             "weight: 1}\n    - {shards: pairs",
             "weight: 0}\n    - {shards: pairs",
-            "recipe.yaml:26 blend.sources.0.weight: input should be greater than 0",
+            "recipe.yaml:26 blend.sources.0.weight: weight 0 is not above 0",
         ),
         ("name: small", "name: a.b", "recipe.yaml:2 name: string should match pattern"),
         ("version: 1", "version: 2", "recipe.yaml:1 version: found 2; one of: 1"),

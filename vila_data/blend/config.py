@@ -16,8 +16,6 @@ Unit = Literal["samples", "images", "tokens"]
 AtExhaustion = Literal["stop", "repeat", "renormalise"]
 Location = tuple[str | int, ...]
 
-_RULES = "stop (the epoch ends), renormalise (it leaves and the others share its weight) or repeat (it goes on without bound)"
-
 
 def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -166,7 +164,8 @@ class BlendLeaf:
 class InnerBlend(StrictModel):
     """Sources, what their weights count, and what happens when one is exhausted.
 
-    A source is exhausted when it has been passed over `most` times. Then, by its rule,
+    A source is exhausted when it has been passed over `most` times. Then, by its rule (`stop` unless the recipe says
+    another; each such event is in the plan and in the report),
 
     - stop: the epoch ends there, whatever the others have left;
     - renormalise: it leaves, and the others share its weight in proportion to theirs;
@@ -190,8 +189,6 @@ class InnerBlend(StrictModel):
         for index, source in enumerate(self.sources):
             where = f"sources.{index} ({source.name})"
             rule = source.at_exhaustion or self.at_exhaustion
-            if rule is None and len(self.sources) > 1:
-                raise ValueError(f"at_exhaustion is required where there is more than one source: {_RULES}")
             bounded = source.repeat is not None and (isinstance(source.repeat, int) or source.repeat[1] is not None)
             if rule == "repeat" and bounded:
                 raise ValueError(
@@ -208,7 +205,7 @@ class InnerBlend(StrictModel):
         return self
 
     def rule(self, source: BlendSource) -> AtExhaustion:
-        """What happens when a source of this blend is exhausted; `stop` where it is the only one and nothing is said."""
+        """What happens when a source of this blend is exhausted; `stop` where nothing is said."""
         return source.at_exhaustion or self.at_exhaustion or "stop"
 
     def passes(self, source: BlendSource) -> tuple[int, int | None]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vila_data.blend import seeded
+from vila_data.blend.seeded import numbers, order
 from vila_data.core.errors import DataError
 
 if TYPE_CHECKING:
@@ -162,12 +162,13 @@ class SourceReader:
         place = np.arange(first, first + count) % self.lengths.live[shard]
         if int(self.lengths.live[shard]) < end - begin:
             place = np.flatnonzero(self.lengths.tokens[begin:end] > 0)[place]
-        return place.astype(np.int32)
+        rows: NDArray[np.int32] = place.astype(np.int32)
+        return rows
 
     def _pass_order(self, pass_: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         of = (self._seed, self._epoch, self._source, pass_)
-        shards = seeded.order(len(self.lengths.ends), *of)
+        shards = order(len(self.lengths.ends), *of)
         shards = shards[self.lengths.live[shards] > 0]
         live = self.lengths.live[shards]
-        begins = seeded.numbers(len(shards), *of, 1) % live.astype(np.uint64)
+        begins = numbers(len(shards), *of, 1) % live.astype(np.uint64)
         return shards, np.cumsum(live), begins.astype(np.int64)

@@ -8,6 +8,7 @@ sums and one sort a block, exact in integers up to the division, and so the same
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,9 +18,6 @@ from vila_data.blend.config import Unit
 from vila_data.blend.lengths import Run
 from vila_data.blend.state import ChildState, LeafState, MixState
 from vila_data.blend.tree import UNITS, Child, Leaf, Mix
-
-_SPARE = 64
-"""Samples looked at beyond those expected from a source."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +82,17 @@ def look(mix: Mix, state: MixState, share: float, want: int, unbounded: bool) ->
         if not weight:
             parts.append(None)
             continue
-        ahead = _look_source(child, held, share, int(want * part / total * 1.05) + _SPARE, unbounded)
+        ahead = _look_source(child, held, share, _enough(want * part / total), unbounded)
         units = units_of(ahead.run, mix.unit)
         running = np.cumsum(units)
         parts.append((ahead, running))
         due.append((held.ahead + (running - units / 2)) / weight)
     return _merged(parts, due, want)
+
+
+def _enough(expected: float) -> int:
+    """Samples to look at where `expected` are: where they are too few, the block is shorter."""
+    return int(1.05 * expected + 4 * math.sqrt(expected)) + 16
 
 
 def _merged(parts: list[tuple[Ahead, NDArray[np.int64]] | None], due: list[NDArray[np.float64]], want: int) -> Ahead:

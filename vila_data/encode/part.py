@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vila_data.core.errors import DataError
@@ -147,15 +148,16 @@ def _samples(store: Store, job: EncodeJob) -> Iterator[tuple[str, Sample]]:
     """(key, sample) of a shard in order; only the JSON members are read."""
     stem = shard_stem(job.name, job.index)
     with store.open_read(f"{stem}.parquet") as stream:
-        index = pq.read_table(stream, columns=["key", "members", "offsets", "sizes"]).to_pylist()
+        index = pq.read_table(stream, columns=["key", "members", "offsets", "sizes"])
+    places = [pc.list_element(index.column(name), 0).to_pylist() for name in ("offsets", "sizes")]
     with store.open_read(f"{stem}.tar") as tar:
-        for row in index:
-            tar.seek(row["offsets"][0])
-            data = tar.read(row["sizes"][0])
+        for row, (key, offset, size) in enumerate(zip(index.column("key").to_pylist(), *places, strict=True)):
+            tar.seek(offset)
+            data = tar.read(size)
             try:
-                yield row["key"], _sample(json.loads(data))
+                yield key, _sample(json.loads(data.decode()))
             except (ValueError, KeyError, TypeError) as error:
-                where = f"{store.location(stem)}.tar: {row['members'][0]}"
+                where = f"{store.location(stem)}.tar: {index.column('members')[row][0]}"
                 raise DataError(f"{where}: not a sample's JSON: {error!r}; run check on the set") from error
 
 

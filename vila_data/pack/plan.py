@@ -6,6 +6,7 @@ import numpy as np
 
 from vila_data.core.errors import DataError, UsageError
 from vila_data.pack.fill import TRIAL, fill_block
+from vila_data.pack.join import joined
 from vila_data.pack.packs import Ints, Packs, check_lengths
 from vila_data.pack.stock import Array, Stock, samples_of, stock_of
 
@@ -34,7 +35,7 @@ def pack_block(tokens: Ints, images: Ints, *, capacity: int, max_images: int | N
     limit = max(1, int(images.sum(dtype=np.int64)) if max_images is None else max_images)
     reserve = _best_reserve(stock, capacity, limit)
     bins, kinds = fill_block(stock, capacity, limit, reserve=reserve)
-    return _packs(bins, samples_of(kinds, order))
+    return joined(_packs(bins, samples_of(kinds, order)), tokens, images, capacity, limit)
 
 
 def _best_reserve(stock: Stock, capacity: int, limit: int) -> int:

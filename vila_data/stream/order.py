@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import heapq
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vila_data.blend import seeded
+from vila_data.blend.seeded import order
 
 _SCALE: Final = 1_024
 """Whole numbers a mean pack: sums are exact, and the order is the same on every machine."""
-_CLASSES: Final = 128
+_KINDS: Final = 128
 """Kinds of packs told apart at most."""
-_EVENNESS: Final = 0.1
+_EVENNESS: Final = 0.05
 """What a kind's lag of one pack behind its even spread weighs, beside a share's lag of one mean pack, squared."""
+
+_Kind = tuple[int, int, NDArray[np.int64], int, int]
 
 
 def spread(units: NDArray[np.int64], totals: NDArray[np.int64], *of: int) -> NDArray[np.int64]:
@@ -26,11 +29,11 @@ def spread(units: NDArray[np.int64], totals: NDArray[np.int64], *of: int) -> NDA
     """
     packs = len(units)
     if packs < 3:
-        return seeded.order(packs, *of)
+        return order(packs, *of)
     lag = _lags(units, totals)
     kind = _kinds(lag)
     count = np.bincount(kind)
-    shuffled = seeded.order(packs, *of)
+    shuffled = order(packs, *of)
     queue = shuffled[np.argsort(kind[shuffled], kind="stable")]
     return _greedy(lag, kind, count, queue)
 
@@ -75,13 +78,24 @@ def _lags(units: NDArray[np.int64], totals: NDArray[np.int64]) -> NDArray[np.int
 
 
 def _kinds(lag: NDArray[np.int64]) -> NDArray[np.int64]:
-    """int64[p]: numbers of kinds, each with a pack at least: cells of a grid as fine as _CLASSES allows."""
-    width = _SCALE // 8
-    while True:
-        kind = np.zeros(len(lag), np.int64)
-        for column in range(lag.shape[1]):
-            cells = np.unique(lag[:, column] // width, return_inverse=True)[1]
-            kind = np.unique(kind * (int(cells.max()) + 1) + cells, return_inverse=True)[1]
-        if int(kind.max()) < _CLASSES:
-            return kind
-        width *= 2
+    """int64[p]: numbers of kinds, each with a pack at least: the widest kind is halved at its mean, up to _KINDS times."""
+    kind = np.zeros(len(lag), np.int64)
+    widest = [_width(lag, np.arange(len(lag)), 0)]
+    for number in range(1, _KINDS):
+        spread_out, _, members, column, middle = heapq.heappop(widest)
+        if not spread_out:
+            break
+        above = lag[members, column] > middle
+        kind[members[above]] = number
+        heapq.heappush(widest, _width(lag, members[~above], 2 * number))
+        heapq.heappush(widest, _width(lag, members[above], 2 * number + 1))
+    return kind
+
+
+def _width(lag: NDArray[np.int64], members: NDArray[np.int64], name: int) -> _Kind:
+    """Minus the largest sum of squares about the mean, a tie-break, the members, its column, the mean there."""
+    held = lag[members]
+    sums = held.sum(axis=0)
+    squares = (held * held).sum(axis=0) - sums * sums // len(members)
+    column = int(squares.argmax())
+    return -int(squares[column]), name, members, column, int(sums[column]) // len(members)
