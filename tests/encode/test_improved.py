@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from tests.encode.generated import (
 )
 from tests.encode.trained import assert_answers_alone_are_trained, bare, decode
 from vila_data.encode.config import PackConfig
-from vila_data.encode.sequence import IGNORED, IMAGE_ID, NO_TEXT, OK, TokenSequence
+from vila_data.encode.sequence import IGNORED, IMAGE_ID, NO_TEXT, OK, TOO_LONG, TOO_MANY_IMAGES, TokenSequence
 
 KINDS = ("llama_legacy", "llama_first", "byte_level")
 relaxed = settings(
@@ -233,3 +234,36 @@ def test_images_first(made: Made) -> None:
 def test_a_sample_without_text_has_its_fate(made: Made, value: dict[str, Any]) -> None:
     sequence = encoded(value, config_of(), made("llama_legacy"))
     assert isinstance(sequence, TokenSequence) and sequence.tokens == 0 and sequence.fate == NO_TEXT
+
+
+def test_a_conversation_with_more_images_than_a_pack_takes(made: Made) -> None:
+    """It ends after the last answer whose images all have room; what is left out is counted."""
+    tokenizer = made("llama_first")
+    said = ["<image>\nwhat is this", "the red boat", "<image>\nand this", "a house", "<image>", "a tree"]
+    turns = [{"from": ("human", "gpt")[n % 2], "value": text} for n, text in enumerate(said)]
+    sequence = encoded(conversation_json(turns), config_of(max_images_per_pack=2), tokenizer)
+    head = encoded(conversation_json(turns[:4]), config_of(), tokenizer)
+    assert sequence == replace(head, left_out=1, cut=sequence.cut)
+    whole = encoded(conversation_json(turns), config_of(), tokenizer)
+    assert (sequence.images, sequence.cut) == ((0, 1), whole.tokens - sequence.tokens)
+    crowded = conversation_json([{"from": "human", "value": "<image>" * 3}, {"from": "gpt", "value": "a boat"}])
+    refused = encoded(crowded, config_of(max_images_per_pack=2), tokenizer)
+    assert (refused.fate, refused.tokens, refused.left_out) == (TOO_MANY_IMAGES, 0, 3)
+
+
+def test_a_question_longer_than_a_sequence(made: Made) -> None:
+    tokenizer = made("llama_first")
+    turns = [{"from": "human", "value": "what is this " * 50}, {"from": "gpt", "value": "a boat"}]
+    value = conversation_json(turns)
+    refused = encoded(value, config_of(60), tokenizer)
+    whole = encoded(value, config_of(), tokenizer)
+    assert (refused.fate, refused.tokens, refused.cut, refused.ids) == (TOO_LONG, 0, whole.tokens, [])
+
+
+def test_a_first_sentence_longer_than_a_sequence(made: Made) -> None:
+    tokenizer = made("llama_first")
+    value = document_json(["the red boat " * 50, "a house"], [])
+    sequence = encoded(value, config_of(60), tokenizer)
+    whole = encoded(value, config_of(), tokenizer)
+    assert (sequence.tokens, sequence.ids[:-1], sequence.ids[-1]) == (60, whole.ids[:59], tokenizer.eos_id)
+    assert sequence.trained == [(1, 60)] and sequence.cut == whole.tokens - 60

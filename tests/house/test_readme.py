@@ -50,3 +50,20 @@ def test_the_share_of_waiting_is_that_of_the_benchmark() -> None:
     share = score["random-vit-b-32 on cpu"]["model_waits_for_input_share"]
     assert f"waits for its input {share:.1%} of the time" in README
     assert share < 0.05
+
+
+def test_packing_is_that_of_the_benchmark() -> None:
+    streams = json.loads((RESULTS / "packing.json").read_text())["streams"]
+    rows = [line for line in README.splitlines() if line.startswith("| ") and "tokens an image" in line]
+    assert len(rows) == 4
+    for row in rows:
+        name, *shown = (cell.strip() for cell in row.strip("|").split("|"))
+        packers = streams[name]["packers"]
+        ours = packers.pop("vila_data")
+        packers.pop("LLaMA-Factory's rule, our blocks")
+        whole = {peer: found["fill"] for peer, found in packers.items() if not found["dropped"] + found["split"]}
+        best = max(whole, key=lambda peer: whole[peer])
+        share = ours["share_of_whole_stream_bound"]
+        expected = [f"{ours['fill']:.2%}", f"{whole[best]:.2%} ({best})", f"{share:.2%}"]
+        assert shown == [*expected, f"{ours['samples_per_s'] / 1000:.0f}"]
+        assert ours["fill"] > whole[best] and share >= 0.99 and ours["samples_per_s"] >= 500_000

@@ -129,8 +129,8 @@ def _longest(
 ) -> TokenSequence | None:
     """The most whole sentences or exchanges from the front that fit with something to train; None if not one does.
 
-    The first guess is by characters; from there it steps down or up. Each try is a sample of its own, encoded
-    as any other; chunks that were tokenised before are known.
+    The first guess is by characters; from there it steps down or up, further each time, until it can halve what
+    is left. Each try is a sample of its own, encoded as any other; chunks that were tokenised before are known.
     """
     ends, guess = _ends(sample, whole, config)
 
@@ -145,16 +145,16 @@ def _longest(
         return sequence if _says_something(head, sequence) else nothing(NO_TEXT, 0, 0)
 
     best = None
-    for at in range(guess, len(ends) - 1):
+    low, high, at, step = -1, len(ends) - 1, guess, 1  # what ends at `high` does not fit, what ends at `low` does
+    while high - low > 1:
         tried = attempt(at)
-        if not _fits(tried, config):
-            break
-        best = tried
-    for at in range(guess - 1, -1, -1):
-        if best is not None:
-            break
-        tried = attempt(at)
-        best = tried if _fits(tried, config) else None
+        if _fits(tried, config):
+            best, low, at = tried, at, at + step
+        else:
+            high, at = at, at - step
+        step *= 2
+        if not low < at < high:
+            at = (low + high) // 2
     return best if best is not None and best.trained else None
 
 

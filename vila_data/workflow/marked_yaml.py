@@ -81,7 +81,7 @@ def validate(marked: MarkedValue, model: type[Model]) -> Model:
         # JSON mode is strict on types and still takes lists for tuples.
         return model.model_validate_json(json.dumps(marked.value, default=str))
     except ValidationError as error:
-        details = [dict(detail) for detail in error.errors(include_url=False)]
+        details = _causes([dict(detail) for detail in error.errors(include_url=False)])
         problems = sorted(
             ((detail["type"] != "extra_forbidden", *_describe(marked, model, detail)) for detail in details),
             key=lambda problem: (problem[0], _line(problem[1])),  # a misspelt key explains a missing one
@@ -89,6 +89,16 @@ def validate(marked: MarkedValue, model: type[Model]) -> Model:
         _, where, text = problems[0]
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise RecipeError(where, text + more) from error
+
+
+def _causes(details: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without lists that are too short for the reason that an entry of theirs is wrong."""
+
+    def inside(outer: dict[str, Any]) -> bool:
+        size = len(outer["loc"])
+        return any(len(detail["loc"]) > size and detail["loc"][:size] == outer["loc"] for detail in details)
+
+    return [detail for detail in details if detail["type"] != "too_short" or not inside(detail)]
 
 
 def nearest(name: str, names: typing.Iterable[str]) -> str:
