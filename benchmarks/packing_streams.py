@@ -85,7 +85,7 @@ def tokenizer():
 
         data = importlib.resources.files("mistral_common") / "data" / "tokenizer.model.v1"
     except ModuleNotFoundError as error:
-        sys.exit(f"benchmarks/packing.py: {error.name} is absent: pip install mistral-common sentencepiece")
+        sys.exit(f"benchmarks/packing.py: {error.name} is absent: pip install --no-deps mistral-common sentencepiece")
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(data))
     return lambda texts: np.array([len(ids) for ids in pieces.encode(texts)], dtype=np.int64)
 

@@ -267,3 +267,21 @@ def test_a_first_sentence_longer_than_a_sequence(made: Made) -> None:
     whole = encoded(value, config_of(), tokenizer)
     assert (sequence.tokens, sequence.ids[:-1], sequence.ids[-1]) == (60, whole.ids[:59], tokenizer.eos_id)
     assert sequence.trained == [(1, 60)] and sequence.cut == whole.tokens - 60
+
+
+def test_a_document_whose_characters_cost_unevenly(made: Made) -> None:
+    """Where the guess by characters is far off, the last sentence that fits is found all the same."""
+    tokenizer = made("llama_first")
+    sentences = ["the red boat on the open sea"] * 200 + ["漢字かな交じり文"] * 200
+    for length in (50, 1500, 3000):
+        sequence = encoded(document_json(sentences, []), config_of(length), tokenizer)
+        kept = tokenizer.decode(sequence.ids).count("boat") + tokenizer.decode(sequence.ids).count("漢字")
+        heads = [encoded(document_json(sentences[:count], []), config_of(), tokenizer) for count in (kept, kept + 1)]
+        assert sequence.ids == heads[0].ids and heads[1].tokens > length
+
+
+def test_without_a_limit_the_fidelity_modes_take_vilas_six_images() -> None:
+    for semantics, images in (("paper", 6), ("improved", None)):
+        config = PackConfig(tokenizer="x", sequence_length=4096, tokens_per_image=8, semantics=semantics)
+        assert config.document_images() == images
+        assert config.model_copy(update={"max_images_per_document": 9}).document_images() == 9

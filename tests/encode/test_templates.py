@@ -11,7 +11,6 @@ from tests.encode.conftest import Made
 from tests.encode.generated import HARMLESS_TEXT, conversation_json, conversations, encoded
 from tests.encode.made_tokenizers import CHATML, SPACED, TRIMMING
 from tests.encode.trained import assert_answers_alone_are_trained, bare, parts
-from vila_data.core.errors import DataError
 from vila_data.encode.config import PackConfig
 from vila_data.encode.tokenizer import TextTokenizer
 
@@ -127,7 +126,7 @@ def test_chat_keeps_spelled_tokens_as_text(made: Made) -> None:
 )
 def test_a_chat_template_that_loses_turns_is_refused(made: Made, template: str) -> None:
     tokenizer = made("llama_first", template)
-    with pytest.raises(DataError, match="leaves out a turn or writes it twice"):
+    with pytest.raises(UsageError, match="leaves out a turn or writes it twice"):
         encoded(talk(), config_of("chat"), tokenizer)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
 from vila_data.core.config import StrictModel
+
+VILA_IMAGES: Final = 6
+"""Images of a document that VILA v1.0 takes."""
 
 Template = Literal["plain", "vicuna_v1", "llama_2", "chat"]
 Semantics = Literal["paper", "released_code", "improved"]
@@ -18,7 +21,8 @@ class PackConfig(StrictModel):
     tokenizer:               hub id or folder of any Hugging Face tokenizer with a fast backend.
     sequence_length:         tokens of a sequence, those of images included.
     tokens_per_image:        256 (224 px, patch 14), 576 (336 px), 144 (336 px, 2 x 2 down-sampled) …
-    max_images_per_document: a document's further images are left out (docs/sources.md: VILA takes 6).
+    max_images_per_document: a document's further images are left out; without it `paper` and `released_code`
+                             take 6, as VILA does (docs/sources.md), and `improved` all that fit.
     max_images_per_pack:     images of a sequence at most, beside the limit of tokens.
     template:                how a conversation is written; `chat` is the tokenizer's own.
     semantics:               `paper` and `released_code` as VILA does (docs/sources.md); `improved`
@@ -55,6 +59,8 @@ class PackConfig(StrictModel):
         return self.semantics != "improved"
 
     def document_images(self) -> int | None:
-        """Images of a document at most: what both limits allow; None: no limit."""
+        """Images of a document at most: what both limits allow; None: no limit. Fidelity modes know no limit of packs."""
+        if self.faithful:
+            return self.max_images_per_document or VILA_IMAGES
         limits = [limit for limit in (self.max_images_per_document, self.max_images_per_pack) if limit is not None]
         return min(limits) if limits else None

@@ -112,7 +112,7 @@ def _pair_texts(document: Document, faithful: bool) -> list[str]:
 def _chosen_images(document: Document, end: int, config: PackConfig) -> set[int]:
     """Images of a document's first `end` entries that have a place in its sequence."""
     numbers = [entry for entry in document.entries[:end] if isinstance(entry, int)]
-    limit = config.max_images_per_document if config.faithful else config.document_images()
+    limit = config.document_images()
     if limit is None or len(numbers) <= limit:
         return set(numbers)
     if config.faithful:

@@ -62,13 +62,11 @@ def encode_shard(store: Store, job: EncodeJob, config: PackConfig, tokenizer: Te
     """
     columns: dict[str, list[Any]] = {name: [] for name in TOKENS.names if name not in _LISTS}
     lists = {name: _ListColumn() for name in _LISTS}
-    counts: Counter[str] = Counter()
     samples = _samples(store, job)
     while batch := list(islice(samples, _BATCH)):
         sequences = encode_samples([sample for _, sample in batch], config, tokenizer)
         for (key, _), sequence in zip(batch, sequences, strict=True):
             _add(columns, lists, key, sequence)
-            _count(counts, sequence, config)
     with committing(store, job.receipt(), job.inputs) as outputs:
         arrays = [lists[name].array() if name in lists else columns[name] for name in TOKENS.names]
         table = pa.Table.from_arrays(
@@ -80,7 +78,7 @@ def encode_shard(store: Store, job: EncodeJob, config: PackConfig, tokenizer: Te
         )
         with pa.OSFile(str(outputs.path(job.path())), "wb") as stream, pa.ipc.new_file(stream, TOKENS) as writer:
             writer.write_table(table.combine_chunks())
-        outputs.counts = {"samples": table.num_rows, **{name: counts[name] for name in COUNTS}, **_fates(counts)}
+        outputs.counts = _counts(table)
     assert outputs.receipt is not None
     return outputs.receipt
 
@@ -127,21 +125,23 @@ def _add(columns: dict[str, list[Any]], lists: dict[str, _ListColumn], key: str,
     lists["images"].add(sequence.images)
 
 
-def _count(counts: Counter[str], sequence: TokenSequence, config: PackConfig) -> None:
-    counts["sequences"] += sequence.fate == OK
-    counts["tokens"] += sequence.tokens
-    counts["text_tokens"] += len(sequence.ids) - len(sequence.images)
-    counts["trained_tokens"] += sum(last - first for first, last in sequence.trained)
-    counts["images"] += len(sequence.images)
-    counts["images_left_out"] += sequence.left_out
-    counts["samples_cut"] += sequence.fate == OK and sequence.cut > 0
-    counts["tokens_cut"] += sequence.cut
-    if sequence.fate != OK:
-        counts[f"failed:{sequence.fate}"] += 1
-
-
-def _fates(counts: Counter[str]) -> dict[str, int]:
-    return {name: count for name, count in sorted(counts.items()) if name.startswith("failed:")}
+def _counts(table: pa.Table) -> dict[str, int]:
+    """`samples`, COUNTS, and the number of each fate that is not ok."""
+    tokens, left_out, cut = (table.column(name).to_numpy() for name in ("tokens", "images_left_out", "tokens_cut"))
+    ids, trained, images = (pc.list_flatten(table.column(name)).to_numpy() for name in _LISTS)
+    fates = Counter(table.column("fate").to_pylist())
+    found = {
+        "sequences": fates[OK],
+        "tokens": tokens.sum(),
+        "text_tokens": len(ids) - len(images),
+        "trained_tokens": trained[1::2].sum() - trained[::2].sum(),
+        "images": len(images),
+        "images_left_out": left_out.sum(),
+        "samples_cut": np.count_nonzero(cut[tokens > 0]),
+        "tokens_cut": cut.sum(),
+    }
+    failed = {f"failed:{fate}": count for fate, count in sorted(fates.items()) if fate != OK}
+    return {"samples": table.num_rows, **{name: int(found[name]) for name in COUNTS}, **failed}
 
 
 def _samples(store: Store, job: EncodeJob) -> Iterator[tuple[str, Sample]]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from vila_data.core.errors import DataError, UsageError
+from vila_data.core.errors import UsageError
 from vila_data.encode.config import PackConfig, Template
 from vila_data.encode.tokenizer import TextTokenizer
 
@@ -46,8 +46,7 @@ def pieces_of(template: Template, talk: Talk, tokenizer: TextTokenizer) -> list[
     """A conversation written by a template, without the sequence's first token.
 
     Raises:
-        UsageError: the tokenizer lacks what the template needs.
-        DataError: a tokenizer's own template changes the turns, so that answers cannot be found in it.
+        UsageError: the tokenizer lacks what the template needs, or its own template loses or repeats turns.
     """
     return list(_WRITERS[template](talk, tokenizer))
 
@@ -131,7 +130,7 @@ def _skeleton(tokenizer: TextTokenizer, roles: tuple[str, ...]) -> tuple[tuple[s
     parts: list[tuple[str, bool]] = []
     for mark in marks:
         if text.count(mark) != 1:
-            raise DataError(f"tokenizer {tokenizer.name}: its chat template leaves out a turn or writes it twice")
+            raise UsageError(f"tokenizer {tokenizer.name}: its chat template leaves out a turn or writes it twice")
         trims = f"\t{mark}\t" not in text
         before, text = text.split(mark if trims else f"\t{mark}\t")
         parts.append((before, trims))

@@ -148,7 +148,8 @@ def _print_blend(console: Console, value: dict[str, Any]) -> None:
     console.print(table)
     for event in value["events"]:
         console.print(
-            f"pack {event['pack']:,}: {event['source'] or 'epoch'} {event['kind']}: {event['followed']}", highlight=False
+            f"pack {event['pack']:,}: {event['source'] or 'epoch'} {event['kind']}: {event['followed']}",
+            highlight=False,
         )
     for name, count in value["unlisted"].items():
         console.print(f"and {count:,} times more: {name}", highlight=False)

@@ -30,7 +30,8 @@ def stage_fingerprints(
     """Fingerprints by stage. inputs: file fingerprints by corpus; clip: of the model's bytes."""
     value = recipe.model_dump(mode="json")
     corpora = {
-        name: {key: entry for key, entry in config.items() if key not in ("files", "image_root", "dataset")} | {"inputs": inputs[name]}
+        name: {key: entry for key, entry in config.items() if key not in ("files", "image_root", "dataset")}
+        | {"inputs": inputs[name]}
         for name, config in value["corpora"].items()
     }
     download = fingerprint([corpora, limit, _without(value["download"], _HARMLESS["download"])])

@@ -95,7 +95,9 @@ def scan_file(config: CorpusConfig, file: str, max_rows: int | None, share: floa
 
 
 def _identity(config: CorpusConfig, inputs: list[str], limit: int | None) -> str:
-    return fingerprint([config.model_dump(mode="json", exclude={"files", "image_root", "dataset"}), inputs, limit, READER_VERSION])
+    return fingerprint(
+        [config.model_dump(mode="json", exclude={"files", "image_root", "dataset"}), inputs, limit, READER_VERSION]
+    )
 
 
 def _committed(store: Store, name: str, identity: str) -> CorpusPlan | None:
