@@ -11,6 +11,7 @@ from tests.encode.conftest import Made
 from tests.encode.generated import HARMLESS_TEXT, conversation_json, conversations, encoded
 from tests.encode.made_tokenizers import CHATML, SPACED, TRIMMING
 from tests.encode.trained import assert_answers_alone_are_trained, bare, parts
+from vila_data.core.errors import UsageError
 from vila_data.encode.config import PackConfig
 from vila_data.encode.tokenizer import TextTokenizer
 

@@ -67,3 +67,12 @@ def test_packing_is_that_of_the_benchmark() -> None:
         expected = [f"{ours['fill']:.2%}", f"{whole[best]:.2%} ({best})", f"{share:.2%}"]
         assert shown == [*expected, f"{ours['samples_per_s'] / 1000:.0f}"]
         assert ours["fill"] > whole[best] and share >= 0.99 and ours["samples_per_s"] >= 500_000
+
+
+def test_encoding_and_shares_are_those_of_the_benchmarks() -> None:
+    (encode,) = json.loads((RESULTS / "encode.json").read_text()).values()
+    least = min(found["stage_share_of_alone"] for name, found in encode.items() if name != "conditions")
+    assert f"encoding runs at {least:.0%} or more" in README and least >= 0.7
+    blend = json.loads((RESULTS / "blend.json").read_text())
+    worst = max(found["worst_window_percent"] for name, found in blend.items() if name != "conditions")
+    assert f"{worst:.2f} points of those asked for" in README and worst <= 0.5
