@@ -27,7 +27,7 @@ pytestmark = pytest.mark.realdata
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     if mistral.model_file() is None:
-        pytest.skip(f"needs: {mistral.NEEDS}")
+        pytest.fail(f"needs: {mistral.NEEDS}")
     return mistral.write_folder(tmp_path_factory.mktemp("tokenizer") / "mistral")
 
 
