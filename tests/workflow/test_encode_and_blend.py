@@ -144,6 +144,10 @@ def test_samples_longer_than_a_sequence_are_cut_and_counted(sample_stand_ins: Pa
         (("blend.sources=[{shards: docs, weight: 1}]",), "no shard set 'docs'"),
         (("blend.sources=[{shards: chat, weight: -1}]",), "weight -1 is not above 0"),
         (("blend.weight_counts=rows",), "found 'rows'"),
+        (
+            ("pack.semantics=released_code", "pack.micro_batch=8"),
+            "vila_sft.yaml:36 blend: semantics released_code takes",
+        ),
         (("pack=null",), "needs `pack`"),
         (("blend.sources=[{shards: chat, weight: 1, subset: {ids: no.txt}}]",), "'no.txt' is no file"),
     ],
@@ -166,3 +170,19 @@ def test_a_subset_that_leaves_nothing_is_an_error(finished: Path, sample_stand_i
     nothing = recipe(sample_stand_ins, 'blend.sources=[{shards: chat, weight: 1, subset: {where: "n_images > 99"}}]')
     with pytest.raises(vd.UsageError, match=r"subset 'n_images > 99' leaves no sample of set 'chat'"):
         vd.run(nothing, finished, runner="local", only="blend")
+
+
+def test_the_released_order_and_packs(finished: Path, sample_stand_ins: Path, tmp_path: Path) -> None:
+    sources = (
+        "blend.sources=[{shards: chat, weight: 1}, {shards: vflan, weight: 1}, {shards: flan, weight: 1, repeat: 2}]"
+    )
+    released = recipe(sample_stand_ins, "pack.semantics=released_code", "pack.micro_batch=4", sources)
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    report = vd.run(released, out, runner="local")
+    assert report.blend is not None
+    samples = {source["label"]: source["samples"] for source in report.blend["sources"]}
+    in_sets = {name: report.tokens[name]["sequences"] // 4 * 4 for name in samples}
+    assert samples == {"chat": in_sets["chat"], "vflan": in_sets["vflan"], "flan": 2 * in_sets["flan"]}
+    packs = report.blend["packs"]
+    assert packs["samples"] / 4 <= packs["packs"] < packs["samples"]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import vila_data as vd
+from vila_data.workflow.marked_yaml import MarkedValue, validate
 from vila_data.workflow.recipe import Recipe
 
 GOOD = """version: 1
@@ -147,3 +148,16 @@ def test_a_missing_file(tmp_path: Path) -> None:
 def test_what_is_no_mapping(tmp_path: Path, text: str) -> None:
     with pytest.raises(vd.RecipeError, match="a recipe is a mapping of keys; found"):
         vd.load_recipe(write(tmp_path, text))
+
+
+def test_the_examples_of_the_docs_are_recipes() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "recipe.md").read_text()
+    whole, *pieces = [block.split("```", 1)[0] for block in text.split("```yaml\n")[1:]]
+    recipe = validate(MarkedValue("docs/recipe.md", whole), Recipe)
+    assert recipe.blend is not None and recipe.pack is not None
+    blends = [piece for piece in pieces if piece.startswith("blend:")]
+    assert blends
+    for piece in blends:
+        head = whole[: whole.index("\nblend:") + 1]
+        blend = validate(MarkedValue("docs/recipe.md", head + piece), Recipe).blend
+        assert blend is not None and len(list(blend.leaves())) > len(blend.sources)

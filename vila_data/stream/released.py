@@ -42,7 +42,7 @@ class ReleasedPlanner:
         micro_batch: int,
         block_samples: int = BLOCK_SAMPLES,
     ) -> None:
-        _check(config)
+        check_released(config)
         root = grow(config, lengths, seed=seed, epoch=epoch, capacity=capacity)
         self.edges: tuple[Edge, ...] = tuple(edges(root))
         self.events = EventLog()
@@ -123,7 +123,8 @@ class ReleasedPlanner:
         return Run.joined(runs)
 
 
-def _check(config: BlendConfig) -> None:
+def check_released(config: BlendConfig) -> None:
+    """Raise UsageError unless VILA v1.0 could have made the blend: every row a whole number of times, nothing weighed."""
     where = "blend: semantics released_code takes sources in the ratio of their rows"
     if config.weight_counts != "samples":
         raise UsageError(f"{where}: weight_counts is {config.weight_counts}; give samples")

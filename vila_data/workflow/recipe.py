@@ -11,13 +11,14 @@ from pydantic import Field
 
 from vila_data.blend.config import BlendConfig, InnerBlend
 from vila_data.core.config import StrictModel
-from vila_data.core.errors import RecipeError
+from vila_data.core.errors import RecipeError, UsageError
 from vila_data.corpora.config import CorpusConfig
 from vila_data.download.config import DownloadConfig
 from vila_data.encode.config import PackConfig
 from vila_data.filter.config import FilterConfig, Rules
 from vila_data.score.config import ScoreConfig
 from vila_data.shard.config import ShardSet
+from vila_data.stream.released import check_released
 from vila_data.workflow.marked_yaml import Location, MarkedValue, nearest, read_marked, validate
 from vila_data.workflow.sources import check_engine, check_rules, check_view, resolve_corpus
 from vila_data.workflow.substitute import override, substitute
@@ -116,6 +117,11 @@ def _check_names(recipe: Recipe, marked: MarkedValue) -> None:
     check_rules(recipe.corpora, recipe.filter, marked)
     for leaf in recipe.blend.leaves(("blend",)) if recipe.blend else ():
         known(leaf.source.name, list(recipe.shards), (*leaf.location, "shards"), "shard set")
+    if recipe.blend is not None and recipe.pack is not None and recipe.pack.semantics == "released_code":
+        try:
+            check_released(recipe.blend)
+        except UsageError as error:
+            raise RecipeError(marked.where(("blend",)), str(error).removeprefix("blend: ")) from error
     if recipe.blend is not None and recipe.pack is None:
         raise RecipeError(marked.where(("blend",)), "a blend is of packed sequences: needs `pack`, which is not set")
     if recipe.score.clip is None:
