@@ -79,6 +79,12 @@ def test_new_shards_are_encoded_again_and_old_token_files_go(
     assert list(check(out)) == []
 
 
+def test_blending_again_tells_the_same(finished: Path, sample_stand_ins: Path) -> None:
+    first = vd.run(recipe(sample_stand_ins), finished, runner="local")
+    again = vd.run(recipe(sample_stand_ins), finished, runner="local", only="blend")
+    assert first.blend and again.blend == first.blend and again.tokens == first.tokens
+
+
 def test_what_is_committed_is_not_encoded_again(finished: Path, sample_stand_ins: Path) -> None:
     arrows = {path: path.stat().st_mtime_ns for path in finished.rglob("*.arrow")}
     vd.run(recipe(sample_stand_ins), finished, runner="local")

@@ -12,7 +12,7 @@ from vila_data.encode.tokenizer import TextTokenizer
 from vila_data.encode.tokens import encoding_fingerprint
 from vila_data.shard.manifest import read_manifest
 from vila_data.stream.sources import blended_lengths
-from vila_data.workflow.encoding import encoded_sets, ready_tokenizer
+from vila_data.workflow.encoding import committed_tokens, ready_tokenizer
 from vila_data.workflow.recipe import Recipe
 
 Node = dict[str, Any]
@@ -25,7 +25,8 @@ def blend_node(store: Store | None, recipe: Recipe) -> Node:
     state = "; to be encoded"
     if store is not None and all(read_manifest(store, name) for name in recipe.blended_sets()):
         tokenizer = ready_tokenizer(recipe.pack)
-        if encoded_sets(store, recipe.pack, tokenizer, recipe.blended_sets()):
+        names = recipe.blended_sets()
+        if len(committed_tokens(store, recipe.pack, tokenizer, names)) == len(names):
             lengths = iter(blended_lengths(store, recipe.blend, recipe.pack, tokenizer))
             state = _fingerprints(recipe, tokenizer)
     pack = recipe.pack

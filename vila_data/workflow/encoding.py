@@ -62,11 +62,13 @@ def _encode_set(
     return finish_tokens(store, shards.name, jobs, receipts, folder, inputs)
 
 
-def encoded_sets(store: Store, config: PackConfig, tokenizer: TextTokenizer, names: Iterable[str]) -> bool:
-    """Whether all these sets have finished token files for a recipe's `pack:`."""
+def committed_tokens(
+    store: Store, config: PackConfig, tokenizer: TextTokenizer, names: Iterable[str]
+) -> dict[str, TokenManifest]:
+    """The manifests of those of these sets that have finished token files for a recipe's `pack:`."""
     encoding = encoding_fingerprint(config, tokenizer)
-    folders = [tokens_folder(tokenizer.fingerprint, name, encoding) for name in names]
-    return all(read_token_manifest(store, folder) is not None for folder in folders)
+    found = {name: read_token_manifest(store, tokens_folder(tokenizer.fingerprint, name, encoding)) for name in names}
+    return {name: manifest for name, manifest in found.items() if manifest is not None}
 
 
 def _files_there(store: Store, jobs: list[EncodeJob]) -> bool:

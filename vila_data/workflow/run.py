@@ -29,7 +29,7 @@ from vila_data.shard.manifest import Manifest, finish_set, manifest_path, read_m
 from vila_data.shard.write import ShardJob
 from vila_data.workflow import lock, tasks
 from vila_data.workflow.blending import plan_epoch
-from vila_data.workflow.encoding import encode_sets, ready_tokenizer, token_totals
+from vila_data.workflow.encoding import committed_tokens, encode_sets, ready_tokenizer, token_totals
 from vila_data.workflow.plan import CorpusPlan, commit_parts, corpus_inputs, plan_corpus
 from vila_data.workflow.progress import Silence, Watch
 from vila_data.workflow.recipe import Recipe, load_recipe
@@ -274,7 +274,11 @@ class _Run:
             if only == "blend":
                 raise UsageError("--only blend: the recipe has no blend")
             return None
+        assert self._recipe.pack is not None
         with self._timed("blend"):
+            tokenizer = ready_tokenizer(self._recipe.pack)
+            names = self._recipe.blended_sets()
+            self._tokens = committed_tokens(self._store, self._recipe.pack, tokenizer, names)
             return plan_epoch(self._store, self._recipe)
 
     def _ordered(self, stage: str, function: Any, jobs: Any, watched: str | None = None) -> list[Any]:
