@@ -57,6 +57,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=os.environ.get("VILA_DATA_SHARED"))
     parser.add_argument("--samples", type=int, default=200_000)
+    parser.add_argument(
+        "--seed", type=int, default=SEED, help="of jitter, draw and order; another than the default is held out"
+    )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.shared is None:
@@ -64,7 +67,7 @@ def main() -> None:
     corpora = read_corpora(Path(arguments.shared))
     streams: dict[str, Any] = {}
     for tokens_per_image, limit in LIMITS.items():
-        for name, lengths in make_streams(corpora, arguments.samples, tokens_per_image).items():
+        for name, lengths in make_streams(corpora, arguments.samples, tokens_per_image, arguments.seed).items():
             for max_images in (limit, None) if name == "pairs" else (limit,):
                 label = f"{name}, {tokens_per_image} tokens an image, " + (
                     f"{limit} images" if max_images else "no limit"
@@ -73,7 +76,11 @@ def main() -> None:
                 print_stream(label, streams[label])
                 if name == "blended" and tokens_per_image == min(LIMITS):
                     memory = {str(n): peak_bytes(lengths, max_images, n) for n in MEMORY_SAMPLES}
-    result = {"streams": streams, "planning_peak_bytes": memory, "conditions": conditions(arguments.samples)}
+    result = {
+        "streams": streams,
+        "planning_peak_bytes": memory,
+        "conditions": conditions(arguments.samples, arguments.seed),
+    }
     print(json.dumps({key: result[key] for key in ("planning_peak_bytes", "conditions")}, indent=1))
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
@@ -245,14 +252,14 @@ def print_stream(label: str, found: dict[str, Any]) -> None:
     print("", end="", flush=True)
 
 
-def conditions(samples: int) -> dict[str, Any]:
+def conditions(samples: int, seed: int) -> dict[str, Any]:
     cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
     packages = ("numpy", "scipy", "sentencepiece", "mistral-common")
     return {
         "samples": samples,
         "capacity": CAPACITY,
         "block_samples": BLOCK_SAMPLES,
-        "seed": SEED,
+        "seed": seed,
         "text_jitter": JITTER,
         "conversations": {"with_images": VISUAL_SHARE, "share_of_blended_samples": CONVERSATION_SHARE},
         "cores": len(os.sched_getaffinity(0)),

@@ -116,9 +116,9 @@ def text_rows(folder: Path) -> list[str]:
     return found + [vicuna([turn["value"] for turn in chat["conversations"]]) for chat in chats]
 
 
-def make_streams(corpora: Corpora, samples: int, tokens_per_image: int) -> dict[str, Lengths]:
-    """Each stream at `samples` samples; one seed, so that 576 and 144 tokens an image see the same texts."""
-    rng = np.random.default_rng(SEED)
+def make_streams(corpora: Corpora, samples: int, tokens_per_image: int, seed: int) -> dict[str, Lengths]:
+    """Each stream at `samples` samples; one seed for both, so that 576 and 144 tokens an image see the same texts."""
+    rng = np.random.default_rng(seed)
     documents = document_lengths(corpora, samples, tokens_per_image, rng)
     pairs = short_lengths(
         np.stack([corpora.pairs, np.ones_like(corpora.pairs)], axis=1), samples, tokens_per_image, rng
