@@ -95,3 +95,18 @@ def test_arrays_that_do_not_belong_together() -> None:
         Lengths(one, one[:2], np.asarray([3]))
     with pytest.raises(DataError, match="shards end at 2"):
         Lengths(one, one, np.asarray([2]))
+
+
+def test_a_fingerprint_is_of_every_entry() -> None:
+    """Not of totals: a list of ids that names other samples, as many and as long, must not resume the old plan."""
+    tokens, images = np.asarray([5, 5, 5, 7], np.int32), np.asarray([1, 1, 1, 0], np.int32)
+    lengths = Lengths(tokens, images, np.asarray([3, 4], np.int64))
+    found = [
+        lengths,
+        Lengths(tokens, images, np.asarray([2, 4], np.int64)),
+        Lengths(tokens, images[::-1], lengths.ends),
+    ]
+    found += [lengths.only(np.arange(4) != left_out) for left_out in range(3)]
+    assert len({each.fingerprint for each in found}) == len(found)
+    assert Lengths(tokens.copy(), images, lengths.ends).fingerprint == lengths.fingerprint
+    assert len(Lengths.of_shards([]).fingerprint) == 16

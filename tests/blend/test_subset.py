@@ -107,11 +107,12 @@ def test_every_column_can_be_named() -> None:
         assert parse(f"{name} == {'0' if kind == 'number' else repr('x')}").names == {name}
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
 @pytest.mark.parametrize("form", ["lines", "json"])
-def test_lists_of_ids(tmp_path: Path, form: str) -> None:
+def test_lists_of_ids(tmp_path: Path, form: str, mark: str) -> None:
     ids = ["b", "nowhere", "a"]
     file = tmp_path / "ids"
-    file.write_text(json.dumps(ids) if form == "json" else "\n".join([*ids, "", "  a "]) + "\n")
+    file.write_text(mark + (json.dumps(ids) if form == "json" else "\n".join([*ids, "", "  a "]) + "\n"), "utf-8")
     keep, leave = SubsetFilter(Subset(ids=str(file))), SubsetFilter(Subset(without_ids=str(file)))
     first = {"record_id": np.asarray(["a", "c"])}
     second = {"record_id": np.asarray(["b", "b", "zz"])}

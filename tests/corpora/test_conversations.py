@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -202,6 +203,12 @@ def test_an_unknown_form_names_its_keys(tmp_path: Path) -> None:
     assert unknown.reason == "missing_field" and unknown.detail.endswith("the row has frage, antwort")
     assert empty.reason == "missing_field" and empty.detail.endswith("the row has no keys")
     assert marked.reason == "image_count"
+
+
+@pytest.mark.parametrize("history", [5, True, "said", {"a": "b"}, ["ab"], [["a"]], [["a", 1]]])
+def test_a_history_that_is_none(tmp_path: Path, history: object) -> None:
+    (bad,) = text(tmp_path, {"instruction": "p", "output": "c", "history": history})
+    assert bad.reason == "wrong_type" and "history is" in bad.detail
 
 
 def test_text_from_parquet(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_captions_as_csv_by_any_slices(tmp_path_factory: Any, rows: list[tuple[s
 
 def test_captions_as_tabbed_lines(tmp_path: Path) -> None:
     path = tmp_path / "captions.txt"
-    path.write_text('1.jpg#0\tA child , in pink .\n1.jpg#1\tA "girl"\r\n2.jpg.1#0\tTwo\n3.jpg#0\t \n4.jpg#0\n')
+    path.write_text('1.jpg#0\tA child , in pink .\n1.jpg#1\tA "girl"\r\n2.jpg.1#0\tTwo\n3.jpg#0\t \n4.jpg#0\n\r\n')
     source = Flickr8kSource(Flickr8kConfig(kind="flickr8k", files=("x",), image_root="/images"))
     found = list(source.read(part_of(path, 0, source.scan(str(path), None).rows)))
     good = [record for record in found if isinstance(record, Record)]

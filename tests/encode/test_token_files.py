@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -20,6 +22,7 @@ from vila_data.core.layout import shard_stem
 from vila_data.core.receipts import read_receipt, valid_receipt
 from vila_data.core.schemas import LENGTHS
 from vila_data.core.store import Store
+from vila_data.encode.check import check_tokens
 from vila_data.encode.config import PackConfig
 from vila_data.encode.part import COUNTS, EncodeJob, encode_shard
 from vila_data.encode.sequence import OK
@@ -216,9 +219,26 @@ def test_a_missing_token_file(copied: Encoded) -> None:
         open_tokens(copied.run.store, "docs", CONFIG, copied.tokenizer).sample(0, 0)
 
 
+def test_a_check_of_token_files(copied: Encoded) -> None:
+    """What no receipt covers: the lengths of a whole set, and its manifest."""
+    store, folder = copied.run.store, copied.folders["docs"]
+    assert [problem for each in copied.folders.values() for problem in check_tokens(store, each)] == []
+    manifest = store.read(f"{folder}/manifest.json")
+    store.commit_bytes(manifest.replace(b'"tokens": ', b'"tokens": 1'), f"{folder}/manifest.json")
+    (problem,) = check_tokens(store, folder)
+    assert problem.endswith("manifest.json: its counts are not the sums of the receipts")
+    store.commit_bytes(manifest, f"{copied.folders['pairs']}/manifest.json")
+    (problem,) = check_tokens(store, copied.folders["pairs"])
+    assert problem.endswith("manifest.json: is of another folder")
+    store.remove(f"{folder}/manifest.json")
+    assert list(check_tokens(store, folder)) == []
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"name": "docs"}'])
 def test_a_broken_manifest(copied: Encoded, text: str) -> None:
     copied.run.store.commit_bytes(text.encode(), f"{copied.folders['docs']}/manifest.json")
+    (problem,) = check_tokens(copied.run.store, copied.folders["docs"])
+    assert "manifest.json: not a manifest of token files" in problem
     with pytest.raises(DataError, match=r"manifest\.json: not a manifest of token files"):
         open_tokens(copied.run.store, "docs", CONFIG, copied.tokenizer)
 
@@ -226,8 +246,17 @@ def test_a_broken_manifest(copied: Encoded, text: str) -> None:
 def test_broken_lengths(copied: Encoded) -> None:
     path = f"{copied.folders['docs']}/lengths.parquet"
     tokens = open_tokens(copied.run.store, "docs", CONFIG, copied.tokenizer)
-    copied.run.store.commit_bytes(copied.run.store.read(path)[:-9], path)
-    with pytest.raises(DataError, match=r"lengths\.parquet: not the lengths"):
+    data = copied.run.store.read(path)
+    changed = tokens.lengths()
+    changed = changed.set_column(4, LENGTHS.field(4), pc.add(changed.column(4), 1).cast(LENGTHS.field(4).type))
+    stream = io.BytesIO()
+    pq.write_table(changed, stream)
+    for broken in (data[:-9], stream.getvalue()):
+        copied.run.store.commit_bytes(broken, path)
+        (problem,) = check_tokens(copied.run.store, copied.folders["docs"])
+        assert "lengths.parquet: not the lengths" in problem
+    copied.run.store.commit_bytes(data[:-9], path)
+    with pytest.raises(DataError, match=r"lengths\.parquet: not the lengths.*delete it and run the recipe again"):
         tokens.lengths()
     copied.run.store.remove(path)
     with pytest.raises(DataError, match=r"lengths\.parquet: missing"):

@@ -7,13 +7,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import vila_data as vd
 from tests.faults.kills import tree
 from vila_data.core.store import Store
 from vila_data.encode.tokenizer import load_tokenizer
 from vila_data.encode.tokens import open_tokens
-from vila_data.workflow.inspection import check
+from vila_data.view.tables import print_run
+from vila_data.workflow.inspection import check, inspect
 from vila_data.workflow.recipe import Recipe, load_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -125,12 +127,30 @@ def test_a_tokenizer_that_cannot_do_it_is_refused_before_any_download(sample_sta
     assert not (tmp_path / "run").exists()
 
 
-def test_samples_longer_than_a_sequence_are_cut_and_counted(sample_stand_ins: Path, tmp_path: Path) -> None:
+def test_lengths_that_are_gone_are_made_again(finished: Path, sample_stand_ins: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (lengths,) = out.glob("tokens/*/chat/*/lengths.parquet")
+    lengths.unlink()
+    (problem,) = check(out)
+    assert problem.endswith(
+        "chat/" + lengths.parent.name + "/lengths.parquet: missing: run the recipe again to encode it"
+    )
+    vd.run(recipe(sample_stand_ins), out, runner="local")
+    assert tokens_of(out) == tokens_of(finished) and list(check(out)) == []
+
+
+def test_samples_longer_than_a_sequence_are_cut_and_counted(
+    sample_stand_ins: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     short = recipe(sample_stand_ins, "pack.sequence_length=160", "pack.tokens_per_image=64")
     report = vd.run(short, tmp_path / "run", runner="local")
     chat = report.tokens["chat"]
     failed = sum(count for name, count in chat.items() if name.startswith("failed:"))
     assert chat["samples_cut"] > 0 and failed > 0 and chat["sequences"] + failed == chat["samples"]
+    print_run(Console(width=250), inspect(tmp_path / "run")[1])
+    cut = f"{chat['tokens_cut']:,} of {chat['samples_cut'] + failed:,} samples"
+    assert cut in capsys.readouterr().out
     assert report.blend is not None
     tokens = open_tokens(Store(str(tmp_path / "run")), "chat", short.pack, load_tokenizer(short.pack.tokenizer))  # type: ignore[arg-type,union-attr]
     lengths = tokens.lengths().column("tokens").to_pylist()
@@ -176,6 +196,18 @@ def test_a_subset_that_leaves_nothing_is_an_error(finished: Path, sample_stand_i
     nothing = recipe(sample_stand_ins, 'blend.sources=[{shards: chat, weight: 1, subset: {where: "n_images > 99"}}]')
     with pytest.raises(vd.UsageError, match=r"subset 'n_images > 99' leaves no sample of set 'chat'"):
         vd.run(nothing, finished, runner="local", only="blend")
+
+
+def test_a_list_that_leaves_nothing_out_is_an_error(finished: Path, sample_stand_ins: Path, tmp_path: Path) -> None:
+    """Published ids are not record_ids: held-out rows would be trained on without a word."""
+    (tmp_path / "held_out.txt").write_text("000000033471\n")
+    source = f"{{shards: chat, weight: 1, subset: {{without_ids: {tmp_path}/held_out.txt}}}}"
+    with pytest.raises(vd.UsageError, match=r"held_out.txt: none of its 1 ids is a record_id of set 'chat'"):
+        vd.run(recipe(sample_stand_ins, f"blend.sources=[{source}]"), finished, runner="local", only="blend")
+    (tmp_path / "held_out.txt").write_text("chat-000000001\nelsewhere-000000001\n")
+    report = vd.run(recipe(sample_stand_ins, f"blend.sources=[{source}]"), finished, runner="local", only="blend")
+    assert report.blend is not None
+    assert report.blend["sources"][0]["samples"] == report.tokens["chat"]["sequences"] - 1
 
 
 def test_the_released_order_and_packs(finished: Path, sample_stand_ins: Path, tmp_path: Path) -> None:

@@ -75,9 +75,11 @@ class Lengths:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of the number of rows and samples of each shard, and of the totals."""
-        value = self.ends.astype("<i8").tobytes() + self.live.astype("<i8").tobytes() + repr(self.totals).encode()
-        return hashlib.sha256(value).hexdigest()[:16]
+        """16 hex digits of every entry: another subset of as many samples and tokens is another plan."""
+        digest = hashlib.sha256(repr(self.totals).encode())
+        for values, kind in ((self.ends, "<i8"), (self.tokens, "<i4"), (self.images, "<i4")):
+            digest.update(np.ascontiguousarray(values, kind).data)
+        return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from vila_data.core.errors import DataError, UsageError
 class SubsetFilter:
     """A subset, applied shard by shard; counts what it kept and which listed ids it met.
 
-    columns: the columns that `keep` needs.
+    columns: the columns that `keep` needs; listed: how many distinct ids a list has, 0 for a condition.
     """
 
     def __init__(self, subset: Subset) -> None:
@@ -26,6 +26,7 @@ class SubsetFilter:
         self._file = subset.ids or subset.without_ids or ""
         self._ids = _read_ids(self._file) if self._condition is None else np.zeros(0, np.str_)
         self._met = np.zeros(len(self._ids), np.bool_)
+        self.listed = len(self._ids)
         self.columns = self._condition.names if self._condition is not None else frozenset({"record_id"})
         self.samples = 0
         self.kept = 0
@@ -62,7 +63,7 @@ class SubsetFilter:
 def _read_ids(file: str) -> NDArray[np.str_]:
     """str[k]: the distinct ids of a file, sorted."""
     try:
-        with open(file, encoding="utf-8") as stream:
+        with open(file, encoding="utf-8-sig") as stream:
             text = stream.read()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: the subset's list of ids cannot be read: {error}") from error

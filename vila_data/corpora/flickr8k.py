@@ -58,7 +58,7 @@ def _captions(file: str) -> Iterator[dict[str, str | None] | RowProblem]:
             first = stream.readline()
             stream.seek(0)
             if "\t" in first and "#" in first.partition("\t")[0]:
-                yield from map(_line, stream)
+                yield from (_line(line) for line in stream if line.strip())
             else:
                 yield from _csv_rows(stream, file)
         except OSError as error:

@@ -62,6 +62,8 @@ def _alpaca(row: Row) -> list[Turn]:
 
 def _history(value: Any) -> list[Turn]:
     turns: list[Turn] = []
+    if value and not isinstance(value, list):
+        raise RowProblem("wrong_type", f"history is a {type(value).__name__}, not a list of [question, answer]")
     for entry in value or []:
         if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(text, str) for text in entry):
             raise RowProblem("wrong_type", "history is no list of [question, answer]")

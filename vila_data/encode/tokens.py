@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vila_data.core.errors import DataError, UsageError
+from vila_data.core.errors import DataError, StorageError, UsageError
 from vila_data.core.layout import tokens_folder
 from vila_data.core.receipts import Receipt, fingerprint
 from vila_data.core.schemas import LENGTHS, SCHEMA_VERSION
@@ -62,7 +62,7 @@ def finish_tokens(
         if path not in wanted and path.endswith((".arrow", ".json")):
             store.remove(path)
     with ThreadPoolExecutor(_READERS) as pool:
-        tables = list(pool.map(lambda job: _lengths(store, job), jobs))
+        tables = list(pool.map(lambda job: lengths_of(store, job), jobs))
     with store.scratch() as scratch:
         pq.write_table(pa.concat_tables([LENGTHS.empty_table(), *tables]), scratch / "lengths", compression="zstd")
         store.commit_file(scratch / "lengths", f"{folder}/lengths.parquet")
@@ -74,7 +74,8 @@ def finish_tokens(
     return manifest
 
 
-def _lengths(store: Store, job: EncodeJob) -> pa.Table:
+def lengths_of(store: Store, job: EncodeJob) -> pa.Table:
+    """core.schemas.LENGTHS of one token file."""
     with store.open_read(job.path()) as stream, pa.ipc.open_file(stream) as file:
         table = file.read_all()
     images = pc.list_value_length(table.column("images"))
@@ -131,8 +132,11 @@ class TokenSet:
         try:
             with self._store.open_read(path) as stream:
                 return pq.read_table(stream, schema=LENGTHS)
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise DataError(f"{self._store.location(path)}: not the lengths of token files: {error}") from error
+        except (pa.ArrowException, StorageError) as error:
+            raise DataError(
+                f"{self._store.location(path)}: not the lengths of token files: {error}; "
+                "delete it and run the recipe again"
+            ) from error
 
     def sample(self, shard: int, row: int) -> TokenSample:
         """One sample; a local file is mapped, not read."""

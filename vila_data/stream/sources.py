@@ -60,4 +60,9 @@ def _kept(
     if not result.any():
         asked = subset.where or subset.ids or f"all but {subset.without_ids}"
         raise UsageError(f"blend: subset {asked!r} leaves no sample of set {manifest.name!r}")
+    if subset.without_ids is not None and chosen.unmatched_ids() == chosen.listed:
+        raise UsageError(
+            f"blend: {subset.without_ids}: none of its {chosen.listed:,} ids is a record_id of set {manifest.name!r}, so "
+            "it leaves nothing out; a record_id is <file's name>-<row> (vila-data inspect of a shard shows some)"
+        )
     return result

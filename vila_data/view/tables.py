@@ -121,10 +121,11 @@ def _tokens_table(sets: dict[str, Any]) -> Table:
         table.add_column(heading.replace("_", " "), justify="left" if heading == "set" else "right")
     for name, counts in sets.items():
         failed = {key.split(":", 1)[1]: count for key, count in counts.items() if key.startswith("failed:")}
+        cut = counts["samples_cut"] + sum(count for fate, count in failed.items() if fate != "no_text")
         table.add_row(
             name,
             *(f"{counts[column]:,}" for column in columns),
-            f"{counts['tokens_cut']:,} of {counts['samples_cut']:,} samples" if counts["samples_cut"] else "0",
+            f"{counts['tokens_cut']:,} of {cut:,} samples" if cut else "0",
             ", ".join(f"{count:,} {fate}" for fate, count in failed.items()) or "0",
         )
     return table

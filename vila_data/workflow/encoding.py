@@ -50,7 +50,7 @@ def _encode_set(
         for index, shard in enumerate(shards.shards)
     ]
     committed = read_token_manifest(store, folder)
-    if committed is not None and committed.inputs == inputs and _files_there(store, jobs):
+    if committed is not None and committed.inputs == inputs and _files_there(store, folder, jobs):
         run_jobs(shards.name, [])
         return committed
     if committed is not None:  # nobody must take new token files for those that it counts
@@ -71,8 +71,9 @@ def committed_tokens(
     return {name: manifest for name, manifest in found.items() if manifest is not None}
 
 
-def _files_there(store: Store, jobs: list[EncodeJob]) -> bool:
-    return all(store.size(job.path()) is not None for job in jobs)
+def _files_there(store: Store, folder: str, jobs: list[EncodeJob]) -> bool:
+    paths = [f"{folder}/lengths.parquet", *(job.path() for job in jobs)]
+    return all(store.size(path) is not None for path in paths)
 
 
 def token_totals(manifest: TokenManifest) -> dict[str, Any]:

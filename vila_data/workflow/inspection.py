@@ -12,6 +12,7 @@ from vila_data.core.errors import UsageError
 from vila_data.core.receipts import read_receipt
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import walk_file
+from vila_data.encode.check import check_tokens
 from vila_data.shard.check import check_set, check_tar
 from vila_data.shard.manifest import parse_manifest
 from vila_data.workflow.forecast import forecast
@@ -125,6 +126,9 @@ def _check_run(store: Store) -> Iterator[str]:
     sets = {path.split("/")[1] for path in files if path.startswith("shards/") and path.count("/") >= 2}
     for name in sorted(sets):
         yield from check_set(store, f"shards/{name}")
+    for path in files:
+        if path.startswith("tokens/") and path.endswith("/manifest.json"):
+            yield from check_tokens(store, path.removesuffix("/manifest.json"))
 
 
 def _check_receipt(store: Store, path: str) -> Iterator[str]:
