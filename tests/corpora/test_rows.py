@@ -19,7 +19,7 @@ from vila_data.core.records import BadRecord, Record
 from vila_data.corpora import json_rows
 from vila_data.corpora.json_rows import count_json, read_json
 from vila_data.corpora.rows import RowSource
-from vila_data.corpora.source import RowProblem
+from vila_data.corpora.source import RowProblem, file_labels
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=12),
@@ -192,3 +192,9 @@ def test_what_is_no_parquet_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "rows.parquet").write_bytes(b"PAR0")
     with pytest.raises(DataError, match=r"rows\.parquet: not a parquet file"):
         RowSource(read_number).scan(str(tmp_path / "rows.parquet"), None)
+
+
+def test_labels_of_files_never_repeat() -> None:
+    assert file_labels(["x/a.json", "y/a.json", "z/a.json", "b.json"]) == ["a", "a~2", "a~3", "b"]
+    found = file_labels(["x/a.json", "y/a.json", "z/a~2.json", "w/a.json"])
+    assert len(set(found)) == 4 and found[:2] == ["a", "a~2"]

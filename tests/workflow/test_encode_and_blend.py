@@ -165,7 +165,9 @@ def test_samples_longer_than_a_sequence_are_cut_and_counted(
         (("pack.tokens_per_image",), "write dotted.key=value"),
         (("name.first=x",), "name is no mapping"),
         (("pack.semantics=papers",), "pack.semantics: found 'papers'; nearest: paper"),
-        (("pack.semantics=released_code",), "micro_batch goes with semantics: released_code"),
+        (("pack.micro_batch=8",), "micro_batch goes with semantics: released_code"),
+        (("blend.sources.0.weight=0",), "blend.sources.0.weight: weight 0 is not above 0"),
+        (("blend.sources.7.weight=1",), "blend.sources.7 is not there"),
         (("pack.tokens_per_image=5000",), "does not fit into a sequence of 4096 tokens"),
         (("blend.sources=[{shards: docs, weight: 1}]",), "no shard set 'docs'"),
         (("blend.sources=[{shards: chat, weight: -1}]",), "weight -1 is not above 0"),
@@ -224,3 +226,21 @@ def test_the_released_order_and_packs(finished: Path, sample_stand_ins: Path, tm
     assert samples == {"chat": in_sets["chat"], "vflan": in_sets["vflan"], "flan": 2 * in_sets["flan"]}
     packs = report.blend["packs"]
     assert packs["samples"] / 4 <= packs["packs"] < packs["samples"]
+
+
+def test_a_subset_says_what_it_took(finished: Path, sample_stand_ins: Path, tmp_path: Path) -> None:
+    rows = vd.open_shards(finished / "shards" / "chat")
+    listed = [sample.json["source"]["record_id"] for sample in rows][:7]
+    (tmp_path / "held_out.txt").write_text("\n".join([*listed, "nobody-000000001"]))
+    sources = f"blend.sources=[{{shards: chat, weight: 1, subset: {{without_ids: {tmp_path}/held_out.txt}}}}]"
+    report = vd.run(recipe(sample_stand_ins, sources), finished, runner="local", only="blend")
+    assert report.blend is not None
+    assert report.blend["subsets"] == [{"name": "chat", "samples": len(rows), "kept": len(rows) - 7, "ids_not_met": 1}]
+    assert report.blend["packs"]["samples"] == len(rows) - 7
+
+
+def test_room_left_by_rule_is_given_no_reason(finished: Path, sample_stand_ins: Path) -> None:
+    improved = vd.run(recipe(sample_stand_ins), finished, runner="local", only="blend").blend
+    assert improved is not None and "unfilled_tokens" in improved["packs"]
+    paper = vd.run(recipe(sample_stand_ins, "pack.semantics=paper"), finished, runner="local").blend
+    assert paper is not None and "unfilled_tokens" not in paper["packs"]

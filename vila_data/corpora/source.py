@@ -72,13 +72,18 @@ def file_fingerprint(file: str) -> str:
 
 def file_labels(files: list[str]) -> list[str]:
     """Prefixes of record ids, one a file: its name up to the first dot, made unique where names repeat."""
-    labels: list[str] = []
+    labels: dict[str, None] = {}
     seen: dict[str, int] = {}
     for file in files:
         stem = file.rsplit("/", 1)[-1].split(".", 1)[0] or "file"
-        seen[stem] = seen.get(stem, 0) + 1
-        labels.append(stem if seen[stem] == 1 else f"{stem}~{seen[stem]}")
-    return labels
+        number = seen.get(stem, 0) + 1
+        label = stem if number == 1 else f"{stem}~{number}"
+        while label in labels:
+            number += 1
+            label = f"{stem}~{number}"
+        seen[stem] = number
+        labels[label] = None
+    return list(labels)
 
 
 def open_binary(file: str) -> Any:

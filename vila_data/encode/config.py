@@ -10,6 +10,7 @@ from vila_data.core.config import StrictModel
 
 VILA_IMAGES: Final = 6
 """Images of a document that VILA v1.0 takes."""
+MICRO_BATCH: Final = 8
 
 Template = Literal["plain", "vicuna_v1", "llama_2", "chat"]
 Semantics = Literal["paper", "released_code", "improved"]
@@ -29,7 +30,7 @@ class PackConfig(StrictModel):
                              masks the first label of each sample, chooses images by similarity,
                              keeps the end token and never cuts through an image.
     images_first:            all images before the text: the paper's ablation.
-    micro_batch:             samples that `released_code` packs together.
+    micro_batch:             samples that `released_code` packs together: what a device took a step, 8 unless said.
     """
 
     tokenizer: str
@@ -49,7 +50,7 @@ class PackConfig(StrictModel):
                 f"tokens_per_image {self.tokens_per_image}: an image does not fit into a sequence of "
                 f"{self.sequence_length} tokens with a word beside it"
             )
-        if (self.micro_batch is None) == (self.semantics == "released_code"):
+        if self.micro_batch is not None and self.semantics != "released_code":
             raise ValueError("micro_batch goes with semantics: released_code, and only with it")
         return self
 
@@ -57,6 +58,11 @@ class PackConfig(StrictModel):
     def faithful(self) -> bool:
         """Whether published behaviour is kept, flaws included."""
         return self.semantics != "improved"
+
+    @property
+    def samples_a_micro_batch(self) -> int:
+        """Samples that `released_code` packs together."""
+        return self.micro_batch or MICRO_BATCH
 
     def document_images(self) -> int | None:
         """Images of a document at most: what both limits allow; None: no limit. Fidelity modes know no limit of packs."""

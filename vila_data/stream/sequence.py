@@ -141,7 +141,7 @@ class PackSequence:
         if self._pack.semantics == "paper":
             return one_each(run.tokens, run.images)
         if self._pack.semantics == "released_code":
-            return micro_batches(run.tokens, run.images, micro_batch=self._pack.micro_batch or 1)
+            return micro_batches(run.tokens, run.images, micro_batch=self._pack.samples_a_micro_batch)
         return pack_block(run.tokens, run.images, capacity=capacity, max_images=limit)
 
 
@@ -160,7 +160,7 @@ def _planner(blend: BlendConfig, pack: PackConfig, lengths: Sequence[Lengths], s
     capacity = pack.sequence_length
     if pack.semantics == "released_code":
         return ReleasedPlanner(
-            blend, lengths, seed=seed, epoch=epoch, capacity=capacity, micro_batch=pack.micro_batch or 1
+            blend, lengths, seed=seed, epoch=epoch, capacity=capacity, micro_batch=pack.samples_a_micro_batch
         )
     one = 1 if pack.semantics == "paper" else None
     return BlendPlanner(blend, lengths, seed=seed, epoch=epoch, capacity=capacity, samples_a_pack=one)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,15 +22,33 @@ from vila_data.encode.tokens import TokenSet, open_tokens
 from vila_data.shard.manifest import Manifest, manifest_path, read_manifest
 
 
-def blended_lengths(store: Store, blend: BlendConfig, pack: PackConfig, tokenizer: TextTokenizer) -> list[Lengths]:
-    """The lengths of each of `blend.leaves()`, in their order, subsets taken.
+@dataclass(frozen=True)
+class SubsetCounts:
+    """What a subset took of a set: samples that were asked about, those kept, and listed ids that no sample has."""
+
+    name: str
+    samples: int
+    kept: int
+    ids_not_met: int
+
+
+@dataclass(frozen=True)
+class BlendedSets:
+    """lengths: of each of a blend's `leaves()`, in their order, subsets taken; subsets: a line for each of these."""
+
+    lengths: list[Lengths]
+    subsets: list[SubsetCounts]
+
+
+def read_blended_sets(store: Store, blend: BlendConfig, pack: PackConfig, tokenizer: TextTokenizer) -> BlendedSets:
+    """What the blend of a run's shard sets is planned from.
 
     Raises:
         UsageError: a shard set is not there, is not encoded as `pack` says, or a subset leaves nothing of it.
         DataError:  a file of it is damaged.
     """
     opened: dict[str, tuple[Manifest, TokenSet, pa.Table]] = {}
-    found = []
+    found = BlendedSets([], [])
     for leaf in blend.leaves():
         name = leaf.source.name
         if name not in opened:
@@ -40,15 +60,17 @@ def blended_lengths(store: Store, blend: BlendConfig, pack: PackConfig, tokenize
         manifest, _, table = opened[name]
         lengths = Lengths.of_table(table, len(manifest.shards))
         if leaf.source.subset is not None:
-            lengths = lengths.only(_kept(store, manifest, table, leaf.source.subset, lengths.ends))
-        found.append(lengths)
+            kept, counts = _kept(store, manifest, table, leaf.source.subset, lengths.ends)
+            lengths = lengths.only(kept)
+            found.subsets.append(counts)
+        found.lengths.append(lengths)
     return found
 
 
 def _kept(
     store: Store, manifest: Manifest, lengths: pa.Table, subset: Subset, ends: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """bool[samples of the set]: those of the subset."""
+) -> tuple[NDArray[np.bool_], SubsetCounts]:
+    """bool[samples of the set]: those of the subset; and its counts."""
     chosen = SubsetFilter(subset)
     kept = [np.zeros(0, np.bool_)]
     for shard, end in enumerate(ends.tolist()):
@@ -65,4 +87,4 @@ def _kept(
             f"blend: {subset.without_ids}: none of its {chosen.listed:,} ids is a record_id of set {manifest.name!r}, so "
             "it leaves nothing out; a record_id is <file's name>-<row> (vila-data inspect of a shard shows some)"
         )
-    return result
+    return result, SubsetCounts(manifest.name, chosen.samples, chosen.kept, chosen.unmatched_ids())

@@ -147,6 +147,10 @@ def _print_blend(console: Console, value: dict[str, Any]) -> None:
             "" if source["passes"] is None else f"{source['passes']:.2f}",
         )
     console.print(table)
+    for subset in value["subsets"]:
+        strangers = f"; {subset['ids_not_met']:,} listed ids are not in it" if subset["ids_not_met"] else ""
+        kept = f"{subset['kept']:,} of {subset['samples']:,} samples"
+        console.print(f"subset of {subset['name']}: {kept}{strangers}", highlight=False)
     for event in value["events"]:
         console.print(
             f"pack {event['pack']:,}: {event['source'] or 'epoch'} {event['kind']}: {event['followed']}",
@@ -155,10 +159,11 @@ def _print_blend(console: Console, value: dict[str, Any]) -> None:
     for name, count in value["unlisted"].items():
         console.print(f"and {count:,} times more: {name}", highlight=False)
     packs = value["packs"]
-    reasons = ", ".join(f"{name} {count:,}" for name, count in packs["unfilled_tokens"].items())
+    unfilled = packs.get("unfilled_tokens", {})
+    reasons = "; tokens not filled: " * bool(unfilled) + ", ".join(f"{name} {n:,}" for name, n in unfilled.items())
     console.print(
         f"{packs['packs']:,} packs, {packs['fill']:.2%} full, {packs['samples_a_pack']['mean']:.1f} samples and "
-        f"{packs['images_a_pack']['mean']:.1f} images a pack; tokens not filled: {reasons}",
+        f"{packs['images_a_pack']['mean']:.1f} images a pack{reasons}",
         highlight=False,
     )
     length = value.get("sequence_length")

@@ -11,7 +11,7 @@ from vila_data.core.store import Store
 from vila_data.encode.tokenizer import TextTokenizer
 from vila_data.encode.tokens import encoding_fingerprint
 from vila_data.shard.manifest import read_manifest
-from vila_data.stream.sources import blended_lengths
+from vila_data.stream.sources import read_blended_sets
 from vila_data.workflow.encoding import committed_tokens, ready_tokenizer
 from vila_data.workflow.recipe import Recipe
 
@@ -27,7 +27,7 @@ def blend_node(store: Store | None, recipe: Recipe) -> Node:
         tokenizer = ready_tokenizer(recipe.pack)
         names = recipe.blended_sets()
         if len(committed_tokens(store, recipe.pack, tokenizer, names)) == len(names):
-            lengths = iter(blended_lengths(store, recipe.blend, recipe.pack, tokenizer))
+            lengths = iter(read_blended_sets(store, recipe.blend, recipe.pack, tokenizer).lengths)
             state = _fingerprints(recipe, tokenizer)
     pack = recipe.pack
     total = f", {recipe.blend.total_packs:,} packs" if recipe.blend.total_packs else ""

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from vila_data.core.store import Store
 from vila_data.pack import best_sequence_length
 from vila_data.stream.sequence import PackSequence
-from vila_data.stream.sources import blended_lengths
+from vila_data.stream.sources import read_blended_sets
 from vila_data.workflow.encoding import ready_tokenizer
 from vila_data.workflow.recipe import Recipe
 
 
 def plan_epoch(store: Store, recipe: Recipe) -> dict[str, Any]:
     """The first epoch of the recipe's blend from lengths alone, for run.json: BlendReport's fields, and
-    `sequence_length`: {"best", "current", "fill": {length: share}} where samples are packed freely.
+    `subsets`: what each took of its set, and, where samples are packed freely, `sequence_length`: {"best",
+    "current", "fill": {length: share}}.
 
     Raises:
         UsageError: a shard set is not there or not encoded, or the blend cannot be made of it.
     """
     assert recipe.pack is not None and recipe.blend is not None
-    lengths = blended_lengths(store, recipe.blend, recipe.pack, ready_tokenizer(recipe.pack))
-    sequence = PackSequence(recipe.blend, recipe.pack, lengths, seed=recipe.seed, epoch=0)
+    sets = read_blended_sets(store, recipe.blend, recipe.pack, ready_tokenizer(recipe.pack))
+    sequence = PackSequence(recipe.blend, recipe.pack, sets.lengths, seed=recipe.seed, epoch=0)
     best = None
     for planned in sequence:
         if best is None and recipe.pack.semantics == "improved":
@@ -32,7 +34,9 @@ def plan_epoch(store: Store, recipe: Recipe) -> dict[str, Any]:
                 max_images=recipe.pack.max_images_per_pack,
                 seed=recipe.seed,
             )
-    value = sequence.report().as_dict()
+    value = sequence.report().as_dict() | {"subsets": [asdict(counts) for counts in sets.subsets]}
+    if recipe.pack.semantics != "improved":  # room is left by rule there, not for want of samples
+        del value["packs"]["unfilled_tokens"]
     if best is not None:
         fill = {str(length): round(share, 6) for length, share in best.fill}
         value["sequence_length"] = {"best": best.best, "current": recipe.pack.sequence_length, "fill": fill}

@@ -143,4 +143,4 @@ def _check_receipt(store: Store, path: str) -> Iterator[str]:
         elif size != facts["bytes"]:
             yield f"{store.location(output)}: {size} bytes; its receipt says {facts['bytes']}"
         elif not output.startswith("shards/") and store.sha256(output) != facts["sha256"]:
-            yield f"{store.location(output)}: sha256 is not its receipt's: bytes have changed"
+            yield f"{store.location(output)}: sha256 is not its receipt's: bytes have changed; delete it and run the recipe again"

@@ -76,8 +76,13 @@ def override(marked: MarkedValue, settings: Sequence[str]) -> None:
             raise UsageError(f"--set {setting}: write dotted.key=value, e.g. pack.tokens_per_image=144")
         *way, last = key.split(".")
         target: Any = marked.value
-        for step in way:
-            target = target.setdefault(step, {}) if isinstance(target, dict) else None
+        for count, step in enumerate(way, 1):
+            if isinstance(target, list) and step.isdigit():
+                if int(step) >= len(target):
+                    raise UsageError(f"--set {setting}: {'.'.join(way[:count])} is not there in {marked.file}")
+                target = target[int(step)]
+            else:
+                target = target.setdefault(step, {}) if isinstance(target, dict) else None
         if not isinstance(target, dict):
             raise UsageError(f"--set {setting}: {'.'.join(way)} is no mapping in {marked.file}")
         target[last] = MarkedValue(f"--set {key}", text).value
