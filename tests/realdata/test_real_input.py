@@ -20,7 +20,7 @@ import pytest
 
 import vila_data as vd
 from tests.faults.kills import tree
-from tests.realdata import gimp_help
+from tests.realdata import gimp_help, mistral
 from vila_data.workflow.inspection import check
 
 pytestmark = pytest.mark.realdata
@@ -34,6 +34,9 @@ corpora:
   flickr: {{kind: coyo, files: [flickr.parquet], part_records: 130}}
   mmc4: {{kind: mmc4, files: ["{shared}/realdata/mmc4_doc.jsonl"]}}
   coyo: {{kind: coyo, files: ["{shared}/realdata/coyo_rows.parquet"]}}
+  chats: {{kind: llava, files: ["{data}/llava/multi_image_chats.json"], image_root: "{data}/llava"}}
+  t0: {{kind: text, files: ["{data}/text/t0.jsonl"], part_records: 3000, system: ""}}
+  talks: {{kind: text, files: ["{data}/text/sharegpt.json", "{data}/text/alpaca_zh.json"]}}
 download: {{timeout_s: 20, per_host: 32, allow_private_hosts: ["{host}"]}}
 score: {{clip: {{backend: onnx, model: "{shared}/liteclip", batch_size: 64}}}}
 filter:
@@ -46,6 +49,22 @@ shards:
   flickr: {{corpus: flickr, view: pairs, max_mb: 8}}
   mmc4: {{corpus: mmc4, view: interleaved}}
   coyo: {{corpus: coyo, view: pairs}}
+  chats: {{corpus: chats, view: conversations}}
+  t0: {{corpus: t0, view: conversations, max_mb: 4}}
+  talks: {{corpus: talks, view: conversations}}
+pack: {{tokenizer: "{tokenizer}", sequence_length: 4096, tokens_per_image: 144, max_images_per_document: 6}}
+blend:
+  weight_counts: tokens
+  at_exhaustion: renormalise
+  sources:
+    - weight: 4
+      blend:
+        weight_counts: images
+        at_exhaustion: renormalise
+        sources: [{{shards: gimp, weight: 4}}, {{shards: flickr, weight: 1}}]
+    - {{shards: t0, weight: 3, at_exhaustion: stop}}
+    - {{shards: talks, weight: 1, repeat: [1, null], at_exhaustion: repeat}}
+    - {{shards: chats, weight: 0.1, repeat: [1, null], at_exhaustion: repeat}}
 """
 
 
@@ -100,7 +119,8 @@ def runs(
     assert gimp_help.write_documents(folder / "gimp.jsonl", f"http://{web}/gimp") == 471
     right = write_flickr(folder / "flickr.parquet", shared, f"http://{web}/flickr")
     recipe = folder / "real.yaml"
-    recipe.write_text(RECIPE.format(shared=shared, host=web))
+    tokenizer = mistral.write_folder(folder / "mistral")
+    recipe.write_text(RECIPE.format(shared=shared, data=shared / "realdata", host=web, tokenizer=tokenizer))
     outs = {runner: folder / runner for runner in ("local", "ray")}
     reports = [vd.run(recipe, out, runner=runner) for runner, out in outs.items()]
     assert reports[0].funnel == reports[1].funnel
@@ -152,3 +172,29 @@ def test_links_that_fail_here_have_their_fate(runs: Runs) -> None:
         fates = report.funnel[corpus]["download"]["images"]
         assert sum(fates.values()) == images and fates["kept"] == 0
         assert report.sets[corpus].samples == 0
+
+
+def test_every_kept_sample_is_a_sequence_and_the_blend_takes_each_as_asked(runs: Runs) -> None:
+    _, report, _ = runs
+    assert set(report.tokens) == {"gimp", "flickr", "t0", "talks", "chats"} and report.blend is not None
+    for name, counts in report.tokens.items():
+        without = {fate: count for fate, count in counts.items() if fate.startswith("failed:")}
+        assert without == (
+            {"failed:too_long": 18} if name == "t0" else {}
+        )  # prompts that fill a sequence by themselves
+        assert counts["sequences"] + sum(without.values()) == counts["samples"] == report.sets[name].samples > 5
+    assert report.tokens["t0"]["samples"] == 8000 and report.tokens["talks"]["samples"] == 1500
+    sources = {source["label"]: source for source in report.blend["sources"]}
+    for source in sources.values():
+        assert abs(source["asked"] - source["realised"]) < 0.005, source
+    assert sources["t0"]["passes"] == 1 and sources["chats"]["passes"] > 1
+    packs = report.blend["packs"]
+    assert packs["fill"] > 0.99
+    print()
+    for name, counts in report.tokens.items():
+        print(name, counts)
+    for name, source in sources.items():
+        print(f"{name}: asked {source['asked']:.4f}, realised {source['realised']:.4f}, {source['passes']} passes")
+    print(f"{packs['packs']} packs, fill {packs['fill']:.4f}", report.blend["sequence_length"]["best"])
+    for event in report.blend["events"]:
+        print(event["kind"], event["source"], event["pack"], event["followed"])
