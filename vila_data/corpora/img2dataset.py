@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from vila_data.core.errors import DataError
 from vila_data.core.layout import Part
 from vila_data.core.records import BadRecord, ImageRef, Record
+from vila_data.core.tables import read_parquet
 from vila_data.core.tarcodec import Member, walk_file
 from vila_data.corpora.config import Img2datasetConfig
 from vila_data.corpora.source import FileScan, file_fingerprint, open_binary
@@ -45,7 +46,7 @@ class Img2datasetSource:
     def read(self, part: Part) -> Iterator[Record | BadRecord]:
         """Pairs of the parquet's rows `part.start` to `part.stop`, with their images' bytes."""
         with open_binary(_stem(part.file) + ".parquet") as stream:
-            table = pq.read_table(stream).slice(part.start, part.stop - part.start)
+            table = read_parquet(stream).slice(part.start, part.stop - part.start)
         with open_binary(part.file) as tar:
             members = {member.name: member for member in walk_file(tar, part.file, strict=False)}
             for row, value in enumerate(table.to_pylist(), part.start):

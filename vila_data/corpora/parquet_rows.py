@@ -53,7 +53,7 @@ def _clipped(
     parquet: pq.ParquetFile, group: int, rows: tuple[int, int, int], columns: list[str], batch_rows: int
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     at, start, stop = rows
-    for batch in parquet.iter_batches(batch_rows, row_groups=[group], columns=columns):
+    for batch in parquet.iter_batches(batch_rows, row_groups=[group], columns=columns, use_threads=False):
         first, last = max(start, at), min(stop, at + batch.num_rows)
         if first < last:
             yield first, batch.slice(first - at, last - first)

@@ -13,13 +13,13 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from vila_data.core.errors import DataError
 from vila_data.core.layout import shard_stem, tokens_folder
 from vila_data.core.receipts import Receipt, committing
 from vila_data.core.schemas import TOKENS
 from vila_data.core.store import Store
+from vila_data.core.tables import read_parquet
 from vila_data.encode.config import PackConfig
 from vila_data.encode.draft import document_of
 from vila_data.encode.fit import Sample, encode_samples
@@ -148,7 +148,7 @@ def _samples(store: Store, job: EncodeJob) -> Iterator[tuple[str, Sample]]:
     """(key, sample) of a shard in order; only the JSON members are read."""
     stem = shard_stem(job.name, job.index)
     with store.open_read(f"{stem}.parquet") as stream:
-        index = pq.read_table(stream, columns=["key", "members", "offsets", "sizes"])
+        index = read_parquet(stream, columns=["key", "members", "offsets", "sizes"])
     places = [pc.list_element(index.column(name), 0).to_pylist() for name in ("offsets", "sizes")]
     with store.open_read(f"{stem}.tar") as tar:
         for row, (key, offset, size) in enumerate(zip(index.column("key").to_pylist(), *places, strict=True)):

@@ -20,6 +20,7 @@ from vila_data.core.layout import tokens_folder
 from vila_data.core.receipts import Receipt, fingerprint
 from vila_data.core.schemas import LENGTHS, SCHEMA_VERSION
 from vila_data.core.store import Store
+from vila_data.core.tables import read_arrow, read_parquet
 from vila_data.encode.config import PackConfig
 from vila_data.encode.part import COUNTS, EncodeJob
 from vila_data.encode.sequence import IGNORED
@@ -76,8 +77,8 @@ def finish_tokens(
 
 def lengths_of(store: Store, job: EncodeJob) -> pa.Table:
     """core.schemas.LENGTHS of one token file."""
-    with store.open_read(job.path()) as stream, pa.ipc.open_file(stream) as file:
-        table = file.read_all()
+    with store.open_read(job.path()) as stream:
+        table = read_arrow(stream)
     images = pc.list_value_length(table.column("images"))
     ids = pc.list_value_length(table.column("ids"))
     columns = {
@@ -131,7 +132,7 @@ class TokenSet:
             raise DataError(f"{self._store.location(path)}: missing: run the recipe again to encode it")
         try:
             with self._store.open_read(path) as stream:
-                return pq.read_table(stream, schema=LENGTHS)
+                return read_parquet(stream, schema=LENGTHS)
         except (pa.ArrowException, StorageError) as error:
             raise DataError(
                 f"{self._store.location(path)}: not the lengths of token files: {error}; "
@@ -157,7 +158,7 @@ class TokenSet:
         else:
             source = pa.BufferReader(self._store.read(path))
         try:
-            return pa.ipc.open_file(source).read_all().combine_chunks().to_batches()[0]
+            return read_arrow(source).combine_chunks().to_batches()[0]
         except (pa.ArrowInvalid, IndexError) as error:
             raise DataError(f"{self._store.location(path)}: not a token file: {error}") from error
 

@@ -14,6 +14,7 @@ from vila_data.core.layout import Part
 from vila_data.core.receipts import Receipt, committing
 from vila_data.core.schemas import FATES
 from vila_data.core.store import Store
+from vila_data.core.tables import read_parquet
 from vila_data.filter import duplicates
 from vila_data.filter.config import Rules
 from vila_data.filter.rules import (
@@ -95,13 +96,13 @@ def filter_part(
 
 def _read(store: Store, part: Part, rules: Rules, scored: bool) -> _Tables:
     with store.open_read(part.images_table()) as stream:
-        images = pq.read_table(stream, columns=_IMAGE_COLUMNS)
+        images = read_parquet(stream, columns=_IMAGE_COLUMNS)
     with store.open_read(part.records_table()) as stream:
-        records = pq.read_table(stream, columns=_RECORD_COLUMNS)
+        records = read_parquet(stream, columns=_RECORD_COLUMNS)
     scores = None
     if scored:
         with store.open_read(part.scores_table()) as stream:
-            scores = pq.read_table(stream, columns=_SCORE_COLUMNS)
+            scores = read_parquet(stream, columns=_SCORE_COLUMNS)
     return _Tables(images, records, read_columns(images, records, scores, rules))
 
 

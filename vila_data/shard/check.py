@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vila_data.core.errors import DataError, StorageError
 from vila_data.core.records import IMAGE_MARK
 from vila_data.core.store import Store
+from vila_data.core.tables import read_parquet
 from vila_data.core.tarcodec import BLOCK, member_bytes, walk_file
 from vila_data.shard.energon import tar_index
 from vila_data.shard.manifest import Manifest, ShardFacts, parse_manifest, wids_meta
@@ -159,7 +159,7 @@ def _check_index(store: Store, path: str, shard: ShardFacts, samples: _Samples) 
         return
     try:
         with store.open_read(path) as stream:
-            rows = pq.read_table(stream, columns=["key", "n_images", "members", "offsets", "sizes"]).to_pylist()
+            rows = read_parquet(stream, columns=["key", "n_images", "members", "offsets", "sizes"]).to_pylist()
     except (pa.ArrowException, StorageError, ValueError) as error:
         yield f"{where}: not an index: {error}"
         return

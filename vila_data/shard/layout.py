@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vila_data.core.layout import Part
 from vila_data.core.store import Store
+from vila_data.core.tables import read_parquet
 from vila_data.core.tarcodec import BLOCK, member_bytes
 from vila_data.shard.config import View
 
@@ -125,11 +125,11 @@ def _filled(ends: NDArray[np.int64], limit: int) -> list[int]:
 
 def _part_refs(store: Store, part: Part, view: View) -> SampleRefs:
     with store.open_read(part.fates_table()) as stream:
-        fates = pq.read_table(stream, columns=["row", "image_index", "fate", "text_index", "similarity"])
+        fates = read_parquet(stream, columns=["row", "image_index", "fate", "text_index", "similarity"])
     with store.open_read(part.records_table()) as stream:
-        records = pq.read_table(stream, columns=["row", "n_texts", "offset", "json_bytes", "json_sha256"])
+        records = read_parquet(stream, columns=["row", "n_texts", "offset", "json_bytes", "json_sha256"])
     with store.open_read(part.images_table()) as stream:
-        images = pq.read_table(stream, columns=["row", "image_index", "offset", "bytes", "sha256"])
+        images = read_parquet(stream, columns=["row", "image_index", "offset", "bytes", "sha256"])
     is_image = pc.is_valid(fates.column("image_index"))
     is_kept = pc.equal(fates.column("fate"), "kept")
     kept_rows = fates.filter(pc.and_(is_kept, pc.invert(is_image))).column("row").to_numpy()

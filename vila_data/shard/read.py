@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vila_data.core.errors import DataError
 from vila_data.core.store import Store
+from vila_data.core.tables import read_parquet
 from vila_data.shard.manifest import Manifest, parse_manifest
 
 _OPEN_INDEXES = 64
@@ -72,7 +72,7 @@ class ShardSetReader(Sequence[Sample]):
         name = self.manifest.shards[shard].name.replace(".tar", ".parquet")
         try:
             with self._store.open_read(name) as stream:
-                rows: list[dict[str, Any]] = pq.read_table(stream).to_pylist()
+                rows: list[dict[str, Any]] = read_parquet(stream).to_pylist()
         except pa.ArrowException as error:
             raise DataError(f"{self._store.location(name)}: not an index: {error}") from error
         return rows

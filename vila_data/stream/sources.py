@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vila_data.blend.columns import subset_columns
@@ -16,6 +15,7 @@ from vila_data.blend.subset import SubsetFilter
 from vila_data.core.errors import UsageError
 from vila_data.core.layout import shard_stem
 from vila_data.core.store import Store
+from vila_data.core.tables import read_parquet
 from vila_data.encode.config import PackConfig
 from vila_data.encode.tokenizer import TextTokenizer
 from vila_data.encode.tokens import TokenSet, open_tokens
@@ -76,7 +76,7 @@ def _kept(
     for shard, end in enumerate(ends.tolist()):
         start = int(ends[shard - 1]) if shard else 0
         with store.open_read(f"{shard_stem(manifest.name, shard)}.parquet") as stream:
-            index = pq.read_table(stream)
+            index = read_parquet(stream)
         kept.append(chosen.keep(subset_columns(index, lengths.slice(start, end - start), chosen.columns)))
     result = np.concatenate(kept)
     if not result.any():
