@@ -1,8 +1,8 @@
 """Tables from streams, in the thread that asks.
 
-pyarrow's own threads, those that read ahead among them, may still hold a Python stream when the interpreter ends; a process whose work is done then
-dies with SIGABRT ("terminate called without an active exception"): one in five under load, with pyarrow 26. Tasks run side by
-side anyway.
+pyarrow's own threads, those that read ahead among them, may still hold a Python stream when the
+interpreter ends; a process whose work is done then dies with SIGABRT ("terminate called without an
+active exception"): one in five under load, with pyarrow 26. Tasks run side by side anyway.
 """
 
 from __future__ import annotations
