@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from vila_data.blend import Subset, SubsetFilter
-from vila_data.blend.columns import subset_columns
+from vila_data.blend.columns import index_columns, subset_columns
 from vila_data.blend.expression import COLUMNS
 from vila_data.core.errors import DataError
 from vila_data.core.schemas import LENGTHS, SHARD_INDEX
@@ -57,3 +57,8 @@ def test_shards_of_two_lengths() -> None:
 def test_no_similarities_at_all() -> None:
     index, lengths = (table.slice(0, 1) for table in tables())
     assert np.isnan(subset_columns(index, lengths, ["max_similarity"])["max_similarity"]).all()
+
+
+def test_which_columns_of_an_index_are_needed() -> None:
+    assert index_columns(["tokens", "images", "text_tokens"]) == []
+    assert index_columns(["text_chars", "max_similarity", "min_similarity", "tokens"]) == ["similarities", "text_chars"]

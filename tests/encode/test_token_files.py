@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.encode.conftest import Made
 from tests.encode.generated import encoded, labels_of
@@ -20,12 +27,14 @@ from tests.made_run import MadeRun, make_run
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.layout import shard_stem
 from vila_data.core.receipts import read_receipt, valid_receipt
-from vila_data.core.schemas import LENGTHS
+from vila_data.core.schemas import LENGTHS, TOKENS
 from vila_data.core.store import Store
+from vila_data.core.tables import read_arrow
 from vila_data.encode.check import check_tokens
 from vila_data.encode.config import PackConfig
 from vila_data.encode.part import COUNTS, EncodeJob, encode_shard
 from vila_data.encode.sequence import OK
+from vila_data.encode.token_set import TokenSet
 from vila_data.encode.tokenizer import TextTokenizer
 from vila_data.encode.tokens import (
     TokenManifest,
@@ -107,11 +116,13 @@ def test_rows_are_the_samples_in_order(done: Encoded) -> None:
         for (shard, row, key, value), length in zip(samples, lengths, strict=True):
             expected = encoded(value, CONFIG, done.tokenizer)
             found = tokens.sample(shard, row)
-            assert found.key == key
+            assert found.key == key and found.record_id == value["source"]["record_id"]
             assert found.ids.dtype == found.labels.dtype == found.images.dtype == np.int32
             assert found.ids.tolist() == expected.ids
             assert found.labels.tolist() == labels_of(expected)
             assert tuple(found.images.tolist()) == expected.images
+            assert found.trained.tolist() == [list(place) for place in expected.trained]
+            assert found.offsets.dtype == found.sizes.dtype == np.int64
             assert found.tokens == expected.tokens == length["tokens"]
             assert length["images"] == len(expected.images)
             assert length["text_tokens"] == len(expected.ids) - len(expected.images)
@@ -122,16 +133,24 @@ def test_rows_are_the_samples_in_order(done: Encoded) -> None:
     assert cut and left_out, "nothing was cut: this shows too little"
 
 
-def test_members_of_images_are_there(done: Encoded) -> None:
-    """Image number i of a token file is the member behind the JSON's, i."""
+def test_places_of_images_are_those_of_their_members(done: Encoded) -> None:
+    """Image number i of a token file is the i-th picture of the sample, at the bytes that the index says."""
+    images = 0
     for name in done.run.sets:
         tokens = open_tokens(done.run.store, name, CONFIG, done.tokenizer)
         for shard in range(tokens.manifest.shards):
             with done.run.store.open_read(f"{shard_stem(name, shard)}.parquet") as stream:
-                index = pq.read_table(stream, columns=["members"]).column("members").to_pylist()
-            for row, members in enumerate(index):
-                pictures = [member for member in members if member.endswith(".jpg")]
-                assert all(0 <= number < len(pictures) for number in tokens.sample(shard, row).images)
+                index = pq.read_table(stream).to_pylist()
+            for row, entry in enumerate(index):
+                members = zip(entry["members"], entry["offsets"], entry["sizes"], strict=True)
+                pictures = [(offset, size) for member, offset, size in members if member.endswith(".jpg")]
+                sample = tokens.sample(shard, row)
+                found = list(zip(sample.offsets.tolist(), sample.sizes.tolist(), strict=True))
+                assert found == [pictures[number] for number in sample.images]
+                images += len(found)
+            jpeg = done.run.store.read_range(f"{shard_stem(name, shard)}.tar", *found[0]) if found else b"\xff\xd8"
+            assert jpeg[:2] == b"\xff\xd8"
+    assert images > 20
 
 
 def test_lengths_and_counts_agree(done: Encoded) -> None:
@@ -213,6 +232,128 @@ def test_a_truncated_token_file(copied: Encoded, kept: float) -> None:
         tokens.sample(0, 0)
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("trained", [3, 10_000], "trained places"),
+        ("trained", [9, 3], "trained places"),
+        ("trained", [-1, 3], "trained places"),
+        ("trained", [1, 2, 3], "reshape"),
+        ("images", [0] * 40, "not equally many"),
+        ("offsets", [], "not equally many"),
+        ("ids", [5, 6], "not equally many"),
+    ],
+)
+def test_a_damaged_row(copied: Encoded, column: str, value: list[int], message: str) -> None:
+    def damage(rows: list[dict[str, Any]]) -> None:
+        assert rows[0]["images"]
+        rows[0][column] = value
+
+    rewritten(copied, damage)
+    tokens = open_tokens(copied.run.store, "docs", CONFIG, copied.tokenizer)
+    assert len(tokens.sample(0, 1).ids) > 0
+    with pytest.raises(DataError, match=rf"docs-000000\.arrow: row 0: .*{message}.*delete it and run the recipe again"):
+        tokens.sample(0, 0)
+
+
+def rewritten(copied: Encoded, change: Callable[[list[dict[str, Any]]], None], schema: pa.Schema = TOKENS) -> None:
+    """Write the first token file of docs again, its rows changed."""
+    store, path = copied.run.store, jobs_of(copied.run, "docs", CONFIG, copied.tokenizer)[0].path()
+    with store.open_read(path) as stream:
+        rows = read_arrow(stream).to_pylist()
+    change(rows)
+    stream = io.BytesIO()
+    with pa.ipc.new_file(stream, schema) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, schema=schema).combine_chunks())
+    store.commit_bytes(stream.getvalue(), path)
+
+
+@pytest.mark.parametrize("row", [-1, 10_000])
+def test_a_row_that_is_not_there(done: Encoded, row: int) -> None:
+    tokens = open_tokens(done.run.store, "docs", CONFIG, done.tokenizer)
+    with pytest.raises(DataError, match=rf"docs-000000\.arrow: row {row}: there are \d+ rows"):
+        tokens.sample(0, row)
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_bytes_that_changed_never_crash(copied: Encoded, data: st.DataObject) -> None:
+    """A changed byte gives a sample or a DataError with the file's name, nothing else."""
+    store = Store("memory://changed-tokens")
+    path = jobs_of(copied.run, "docs", CONFIG, copied.tokenizer)[0].path()
+    content = bytearray(copied.run.store.read(path))
+    regions = [(0, len(content) - 1), (0, 1_500), (len(content) - 2_000, len(content) - 1)]  # schema, batch and footer
+    at = data.draw(st.sampled_from(regions).flatmap(lambda region: st.integers(*region)))
+    content[at] = data.draw(st.integers(0, 255))
+    store.commit_bytes(bytes(content), path)
+    tokens = TokenSet(store, copied.manifests["docs"], copied.folders["docs"])
+    for row in range(3):
+        try:
+            sample = tokens.sample(0, row)
+        except DataError as error:
+            assert "docs-000000.arrow" in str(error)
+        else:
+            assert len(sample.labels) == len(sample.ids) and len(sample.offsets) == len(sample.images)
+
+
+def test_files_of_an_earlier_version(copied: Encoded) -> None:
+    earlier = pa.schema([field for field in TOKENS if field.name not in ("record_id", "offsets", "sizes")])
+    rewritten(copied, lambda rows: [row.pop("record_id") for row in rows] and None, earlier)
+    with pytest.raises(DataError, match=r"not a token file: 1 batches with columns key, ids, trained"):
+        open_tokens(copied.run.store, "docs", CONFIG, copied.tokenizer).sample(0, 0)
+    (problem,) = check_tokens(copied.run.store, copied.folders["docs"])
+    assert "docs-000000.arrow: has not the columns of this version" in problem
+
+
+def test_a_copy_is_mapped_where_the_store_is_remote(copied: Encoded, tmp_path: Path) -> None:
+    """Asked for once a file; what it gives is read in its place."""
+    remote, folder = Store("memory://token-copies"), copied.folders["docs"]
+    asked: list[str] = []
+
+    def local_copy(path: str) -> Path:
+        asked.append(path)
+        return Path(copied.run.store.location(path))
+
+    tokens = TokenSet(remote, copied.manifests["docs"], folder, local_copy=local_copy)
+    here = open_tokens(copied.run.store, "docs", CONFIG, copied.tokenizer)
+    for row in (0, 1, 0):
+        assert tokens.sample(0, row).ids.tolist() == here.sample(0, row).ids.tolist()
+    assert asked == [f"{folder}/docs-000000.arrow"], "a file is asked for when it is opened"
+
+
+def test_the_number_of_mapped_files_is_bounded(copied: Encoded) -> None:
+    """And none holds a descriptor, of which a process may have few."""
+    first = jobs_of(copied.run, "docs", CONFIG, copied.tokenizer)[0]
+    data = copied.run.store.read(first.path())
+    for index in range(40):
+        copied.run.store.commit_bytes(data, replace(first, index=index).path())
+
+    def held() -> tuple[int, int]:
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        return sum(copied.run.store.url in line for line in maps), len(list(Path("/proc/self/fd").iterdir()))
+
+    tokens = TokenSet(copied.run.store, copied.manifests["docs"], copied.folders["docs"], open_files=5)
+    mapped, descriptors = held()
+    samples = [tokens.sample(index, 0).ids.tolist() for index in range(40)]
+    assert samples == [samples[0]] * 40
+    assert mapped == 0 and held() == (5, descriptors)
+    del tokens
+    gc.collect()
+    assert held() == (0, descriptors)
+
+
+def test_reading_samples_loads_nothing_heavy() -> None:
+    probe = (
+        "import sys, vila_data.encode.token_set, vila_data.encode.tokens; "
+        "print(sorted({'torch', 'transformers', 'tokenizers', 'ray', 'PIL', 'cv2'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+    probe = "import sys, vila_data.encode.token_set; print(sorted({'pydantic', 'pyarrow.parquet'} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
 def test_a_missing_token_file(copied: Encoded) -> None:
     copied.run.store.remove(jobs_of(copied.run, "docs", CONFIG, copied.tokenizer)[0].path())
     with pytest.raises(DataError, match=r"docs-000000\.arrow: missing: run the recipe again"):
@@ -232,6 +373,21 @@ def test_a_check_of_token_files(copied: Encoded) -> None:
     assert problem.endswith("manifest.json: is of another folder")
     store.remove(f"{folder}/manifest.json")
     assert list(check_tokens(store, folder)) == []
+
+
+@pytest.mark.parametrize("column", ["key", "record_id", "offsets", "sizes", "images"])
+def test_a_check_of_places(copied: Encoded, column: str) -> None:
+    """Token files that are whole, but not of these shards."""
+
+    def swap(rows: list[dict[str, Any]]) -> None:
+        at = next(at for at, row in enumerate(rows) if at and row["images"])
+        value = rows[at][column]
+        rows[at][column] = "other" if isinstance(value, str) else [value[0] + 7, *value[1:]]
+
+    rewritten(copied, swap)
+    (problem,) = check_tokens(copied.run.store, copied.folders["docs"])
+    assert "docs-000000.arrow: " in problem and problem.endswith("delete it and run the recipe again")
+    assert ("not those of the shard's index" in problem) == (column in ("key", "record_id"))
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"name": "docs"}'])

@@ -16,10 +16,17 @@ _OF_INDEX = ("key", "record_id", "n_images", "text_chars")
 _OF_LENGTHS = ("tokens", "images", "text_tokens")
 
 
+def index_columns(names: Iterable[str]) -> list[str]:
+    """Which columns of a shard's index `subset_columns` needs for `names`; none where lengths say it all."""
+    found = {name if name in _OF_INDEX else "similarities" for name in names if name not in _OF_LENGTHS}
+    return sorted(found)
+
+
 def subset_columns(index: pa.Table, lengths: pa.Table, names: Iterable[str]) -> dict[str, NDArray[Any]]:
     """{name: n entries} of one shard for `names` of expression.COLUMNS.
 
-    index, lengths: the shard's core.schemas.SHARD_INDEX and LENGTHS, n rows each, in the shard's order.
+    index: the shard's core.schemas.SHARD_INDEX, of which `index_columns` are needed; lengths: its LENGTHS; n rows each,
+    in the shard's order.
 
     Raises:
         DataError: they are not of one length.

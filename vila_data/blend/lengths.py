@@ -1,4 +1,4 @@
-"""What a shard set's samples cost, and their order in a pass: shards in seeded order, rows of a shard one after another."""
+"""What a shard set's samples cost, and their order in a pass: short runs of rows in an order over the whole set."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from vila_data.core.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+CHUNK_ROWS: Final = 64
+"""Rows of a shard that a pass reads one after another: a block of 65,520 samples so mixes a thousand places of a set."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,9 @@ class Lengths:
         ends = np.cumsum(counts)
         if len(ends) != shards or not np.array_equal(np.repeat(ends - counts, counts) + row, np.arange(len(row))):
             raise DataError(f"lengths: {len(row)} rows are not those of {shards} shards, in order, each once")
-        tokens, images = (table.column(name).to_numpy().astype(np.int32) for name in ("tokens", "images"))
+        tokens, images = (
+            np.ascontiguousarray(table.column(name).to_numpy(), np.int32) for name in ("tokens", "images")
+        )
         return cls(tokens, images, ends.astype(np.int64))
 
     def only(self, keep: NDArray[np.bool_]) -> Lengths:
@@ -61,17 +66,41 @@ class Lengths:
         return Lengths(np.where(keep, self.tokens, 0).astype(np.int32), self.images, self.ends)
 
     @cached_property
-    def live(self) -> NDArray[np.int64]:
-        """int64[s]: samples of each shard that are in the stream."""
-        running = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.tokens > 0)])
-        counts: NDArray[np.int64] = np.diff(running[self.ends], prepend=0)
-        return counts
+    def sizes(self) -> NDArray[np.int64]:
+        """int64[s]: rows of each shard."""
+        sizes: NDArray[np.int64] = np.diff(self.ends, prepend=0)
+        return sizes
+
+    @cached_property
+    def chunk_ends(self) -> NDArray[np.int64]:
+        """int64[s]: chunks of CHUNK_ROWS rows, the last of a shard being shorter, up to the end of each shard."""
+        return np.cumsum(-(-self.sizes // CHUNK_ROWS), dtype=np.int64)
+
+    def chunk_places(
+        self, chunks: NDArray[np.integer]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """int64[c] each: the shard of some chunks, the first row in it, and how many rows."""
+        shard = np.searchsorted(self.chunk_ends, chunks, side="right")
+        sizes = self.sizes[shard]
+        first_chunk = self.chunk_ends[shard] - -(-sizes // CHUNK_ROWS)
+        row = (chunks - first_chunk) * CHUNK_ROWS
+        return shard, row, np.minimum(sizes - row, CHUNK_ROWS)
+
+    @cached_property
+    def live(self) -> NDArray[np.uint8]:
+        """uint8[c]: samples of each chunk that are in the stream."""
+        chunks = int(self.chunk_ends[-1]) if len(self.ends) else 0
+        if not chunks:
+            return np.zeros(0, np.uint8)
+        shard, row, _ = self.chunk_places(np.arange(chunks))
+        starts = self.ends[shard] - self.sizes[shard] + row
+        return np.add.reduceat((self.tokens > 0).view(np.uint8), starts, dtype=np.uint8)
 
     @cached_property
     def totals(self) -> tuple[int, int, int]:
         """(samples, images, tokens) of a pass."""
         images = int(np.where(self.tokens > 0, self.images, 0).sum(dtype=np.int64))
-        return int(self.live.sum()), images, int(self.tokens.sum(dtype=np.int64))
+        return int(self.live.sum(dtype=np.int64)), images, int(self.tokens.sum(dtype=np.int64))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -116,12 +145,22 @@ class Run:
         return Run(*(np.concatenate(columns) for columns in zip(*(run.columns() for run in runs), strict=True)))
 
 
+class _Pass(NamedTuple):
+    """A pass over c chunks that hold samples in the stream: int32[c] which, in order; int64[c] samples up to the end
+    of each; uint8[c] the row of each at which it begins, to go on and around."""
+
+    chunks: NDArray[np.int32]
+    ends: NDArray[np.int64]
+    begins: NDArray[np.uint8]
+
+
 class SourceReader:
     """Samples of one shard set by their place in a pass.
 
-    A pass holds each sample in the stream once: shards in an order of (seed, epoch, source, pass); rows of a shard as
-    stored, from one of (seed, epoch, source, pass) on and around, so that a source of few shards that an epoch does not
-    finish does not always show the same samples. samples: how many a pass holds.
+    A pass holds each sample in the stream once. Shards are cut into chunks of CHUNK_ROWS rows, the last of a shard being
+    shorter; the chunks of all shards come in an order of (seed, epoch, source, pass), the rows of a chunk as stored,
+    from one of (seed, epoch, source, pass) on and around, so that a source of few chunks that an epoch does not finish
+    does not always show the same samples. Memory is 26 bytes a chunk. samples: how many a pass holds.
     """
 
     def __init__(self, lengths: Lengths, source: int, seed: int, epoch: int) -> None:
@@ -132,45 +171,37 @@ class SourceReader:
 
     def read(self, pass_: int, start: int, count: int) -> Run:
         """Samples `start` to `start + count` of a pass, or to its end."""
-        shards, ends, begins = self._order(pass_)
-        found_shards, found_rows = [], []
-        slot = int(np.searchsorted(ends, start, side="right"))
         stop = min(start + count, self.samples)
-        while start < stop:
-            shard = int(shards[slot])
-            first = start - (int(ends[slot - 1]) if slot else 0)
-            taken = min(stop, int(ends[slot])) - start
-            found_shards.append(np.full(taken, shard, np.int32))
-            found_rows.append(self._rows(shard, int(begins[slot]) + first, taken))
-            start += taken
-            slot += 1
-        if not found_rows:
+        if start >= stop:
             return Run.joined([])
-        shard_of, row = np.concatenate(found_shards), np.concatenate(found_rows)
-        first_row = np.concatenate([np.zeros(1, np.int64), self.lengths.ends])
-        place = first_row[shard_of] + row
+        order = self._order(pass_)
+        first, last = np.searchsorted(order.ends, [start, stop - 1], side="right").tolist()
+        chunk, begin = order.chunks[first : last + 1], order.begins[first : last + 1].astype(np.int64)
+        shard, row, rows = self.lengths.chunk_places(chunk)
+        shard_start = self.lengths.ends[shard] - self.lengths.sizes[shard]
+        stretches = np.stack([shard_start + row + begin, shard_start + row], axis=1).reshape(-1)
+        sizes = np.stack([rows - begin, begin], axis=1).reshape(-1)
+        place = np.repeat(stretches - (np.cumsum(sizes) - sizes), sizes) + np.arange(int(sizes.sum()))
+        shards, place_row = np.repeat(shard.astype(np.int32), rows), place - np.repeat(shard_start, rows)
+        tokens = self.lengths.tokens[place]
+        skipped = start - (int(order.ends[first - 1]) if first else 0)
+        taken: slice | NDArray[np.int64] = slice(skipped, skipped + stop - start)
+        if not tokens.all():
+            taken = np.flatnonzero(tokens > 0)[taken]
+        tokens, place = tokens[taken], place[taken]
         return Run(
-            np.full(len(row), self._source, np.int16),
-            shard_of,
-            row,
-            np.full(len(row), pass_, np.int32),
-            self.lengths.tokens[place],
+            np.full(len(tokens), self._source, np.int16),
+            shards[taken],
+            place_row[taken].astype(np.int32),
+            np.full(len(tokens), pass_, np.int32),
+            tokens,
             self.lengths.images[place],
         )
 
-    def _rows(self, shard: int, first: int, count: int) -> NDArray[np.int32]:
-        begin = int(self.lengths.ends[shard - 1]) if shard else 0
-        end = int(self.lengths.ends[shard])
-        place = np.arange(first, first + count) % self.lengths.live[shard]
-        if int(self.lengths.live[shard]) < end - begin:
-            place = np.flatnonzero(self.lengths.tokens[begin:end] > 0)[place]
-        rows: NDArray[np.int32] = place.astype(np.int32)
-        return rows
-
-    def _pass_order(self, pass_: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    def _pass_order(self, pass_: int) -> _Pass:
         of = (self._seed, self._epoch, self._source, pass_)
-        shards = order(len(self.lengths.ends), *of)
-        shards = shards[self.lengths.live[shards] > 0]
-        live = self.lengths.live[shards]
-        begins = numbers(len(shards), *of, 1) % live.astype(np.uint64)
-        return shards, np.cumsum(live), begins.astype(np.int64)
+        live = self.lengths.live
+        every = order(len(live), *of)
+        chunks: NDArray[np.int32] = every[live[every] > 0].astype(np.int32)
+        begins = numbers(len(chunks), *of, 1) % self.lengths.chunk_places(chunks)[2].astype(np.uint64)
+        return _Pass(chunks, np.cumsum(live[chunks], dtype=np.int64), begins.astype(np.uint8))

@@ -20,9 +20,9 @@ from vila_data.blend.state import MixState, begin_mix, from_json, to_json
 from vila_data.blend.tree import Edge, edges, grow
 from vila_data.core.errors import UsageError
 
-STATE_VERSION: Final = 1
+STATE_VERSION: Final = 2
 BLOCK_SAMPLES: Final = 65_536
-BLOCK_PACKS: Final = 4_096
+BLOCK_PACKS: Final = 8_192
 _LEAST_PACKS: Final = 16
 """Packs that a block before a change of weights is planned for at least: a change comes that much late at most."""
 _SPARE: Final = 1.25

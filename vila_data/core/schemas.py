@@ -95,12 +95,20 @@ SHARD_INDEX: Final = pa.schema(
 )
 """shards/<set>/<set>-NNNNNN.parquet: one row a sample, in tar order."""
 
+IMAGE_ID: Final = -200
+"""Stands in `ids` once for each image, whatever number of tokens the image takes."""
+IGNORED: Final = -100
+"""Label of what is not trained."""
+
 TOKENS: Final = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
-        pa.field("ids", pa.list_(pa.int32()), nullable=False),  # -200 once for each image
+        pa.field("record_id", pa.string(), nullable=False),
+        pa.field("ids", pa.list_(pa.int32()), nullable=False),  # IMAGE_ID once for each image
         pa.field("trained", pa.list_(pa.int32()), nullable=False),  # start, stop, start, stop … places in ids
-        pa.field("images", pa.list_(pa.int32()), nullable=False),  # number of the member, one for each -200
+        pa.field("images", pa.list_(pa.int32()), nullable=False),  # number of the sample's image, one for each IMAGE_ID
+        pa.field("offsets", pa.list_(pa.int64()), nullable=False),  # of those images' bytes in the shard's tar
+        pa.field("sizes", pa.list_(pa.int64()), nullable=False),
         pa.field("tokens", pa.int32(), nullable=False),  # length with images expanded; 0: not in the stream
         pa.field("images_left_out", pa.int32(), nullable=False),
         pa.field("tokens_cut", pa.int32(), nullable=False),

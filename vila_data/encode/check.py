@@ -1,17 +1,22 @@
-"""Is what a set's token files say of themselves what is in them: lengths.parquet and manifest.json."""
+"""Is what token files say true: of themselves in lengths.parquet and manifest.json, and of the shards' images."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from vila_data.core.errors import DataError, StorageError
+from vila_data.core.layout import shard_stem
 from vila_data.core.receipts import read_receipt
-from vila_data.core.schemas import LENGTHS
+from vila_data.core.schemas import LENGTHS, TOKENS
 from vila_data.core.store import Store
-from vila_data.encode.part import EncodeJob
+from vila_data.core.tables import read_arrow, read_parquet
+from vila_data.encode.part import IMAGE_SUFFIX, EncodeJob
 from vila_data.encode.tokens import TokenManifest, TokenSet, lengths_of, read_token_manifest
 
 
@@ -32,6 +37,8 @@ def check_tokens(store: Store, folder: str) -> Iterator[str]:
         if _counted(store, jobs) != Counter(manifest.counts):
             yield f"{where}: its counts are not the sums of the receipts"
         yield from _check_lengths(store, folder, manifest, jobs)
+        for job in jobs:
+            yield from _check_places(store, job)
     except (DataError, StorageError) as error:
         yield str(error)
 
@@ -52,3 +59,49 @@ def _check_lengths(store: Store, folder: str, manifest: TokenManifest, jobs: lis
         return  # a token file is missing or damaged: its receipt's check says so
     if not lengths.equals(found):
         yield f"{store.location(f'{folder}/lengths.parquet')}: not the lengths of its token files"
+
+
+def _check_places(store: Store, job: EncodeJob) -> Iterator[str]:
+    """Whether a token file's rows and the places of its images are those of the shard's index."""
+    where = store.location(job.path())
+    try:
+        with store.open_read(job.path()) as stream:
+            tokens = read_arrow(stream)
+        with store.open_read(f"{shard_stem(job.name, job.index)}.parquet") as stream:
+            index = read_parquet(stream, columns=["key", "record_id", "members", "offsets", "sizes"])
+    except (pa.ArrowException, StorageError):
+        return  # missing or damaged: a receipt's check says so
+    if not tokens.schema.equals(TOKENS):
+        yield f"{where}: has not the columns of this version; delete {job.folder} and run the recipe again"
+    elif any(not tokens.column(name).equals(index.column(name)) for name in ("key", "record_id")):
+        yield f"{where}: its samples are not those of the shard's index; delete it and run the recipe again"
+    elif (row := _misplaced(tokens, index)) is not None:
+        key = tokens.column("key")[row].as_py()
+        yield f"{where}: row {row} ({key}): its images do not lie in the tar as it says; delete it and run the recipe again"
+
+
+def _misplaced(tokens: pa.Table, index: pa.Table) -> int | None:
+    """The first row whose images have other offsets or sizes in the shard's index; None where all agree."""
+    counts = _counts(tokens, "images")
+    differing = np.zeros(len(counts), np.bool_)
+    for name in ("offsets", "sizes"):
+        differing |= _counts(tokens, name) != counts
+    if differing.any():
+        return int(differing.argmax())
+    row = np.repeat(np.arange(len(counts)), counts)
+    image = pc.ends_with(pc.list_flatten(index.column("members")), IMAGE_SUFFIX).to_numpy(zero_copy_only=False)
+    of_row = np.repeat(np.arange(index.num_rows), _counts(index, "members"))[image]
+    first = np.searchsorted(of_row, np.arange(index.num_rows + 1))
+    number = pc.list_flatten(tokens.column("images")).to_numpy()
+    wrong = (number < 0) | (number >= np.diff(first)[row])
+    place = np.where(wrong, 0, first[row] + number)
+    for name in ("offsets", "sizes"):
+        held, said = (pc.list_flatten(table.column(name)).to_numpy() for table in (index, tokens))
+        wrong |= np.append(held[image], -1)[place] != said
+    return int(row[wrong.argmax()]) if wrong.any() else None
+
+
+def _counts(table: pa.Table, column: str) -> NDArray[np.int64]:
+    """int64[n]: the length of each row's list."""
+    counts: NDArray[np.int64] = pc.list_value_length(table.column(column)).to_numpy().astype(np.int64)
+    return counts

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,8 @@ from vila_data.encode.sequence import OK, TokenSequence
 from vila_data.encode.templates import Talk, exchanges_of
 from vila_data.encode.tokenizer import TextTokenizer
 
+IMAGE_SUFFIX: Final = ".jpg"
+"""Of the members that are a sample's images, in their order."""
 _BATCH: Final = 512
 
 
@@ -58,15 +60,19 @@ def encode_shard(store: Store, job: EncodeJob, config: PackConfig, tokenizer: Te
     """Write the token file of a shard and its receipt.
 
     Raises:
-        DataError: a sample's JSON cannot be read, or the tokenizer's template cannot write it.
+        DataError: a sample's JSON cannot be read or names an image that is not there, or the tokenizer's template
+            cannot write it.
     """
     columns: dict[str, list[Any]] = {name: [] for name in TOKENS.names if name not in _LISTS}
-    lists = {name: _ListColumn() for name in _LISTS}
+    lists = {name: _ListColumn(kind) for name, kind in _LISTS.items()}
     samples = _samples(store, job)
     while batch := list(islice(samples, _BATCH)):
         sequences = encode_samples([sample for _, sample in batch], config, tokenizer)
-        for (key, _), sequence in zip(batch, sequences, strict=True):
-            _add(columns, lists, key, sequence)
+        for (row, _), sequence in zip(batch, sequences, strict=True):
+            if max(sequence.images, default=-1) >= len(row.places):
+                where = f"{store.location(shard_stem(job.name, job.index))}.tar: {row.key}"
+                raise DataError(f"{where}: its JSON names an image that is no member; run check on the set")
+            _add(columns, lists, row, sequence)
     with committing(store, job.receipt(), job.inputs) as outputs:
         arrays = [lists[name].array() if name in lists else columns[name] for name in TOKENS.names]
         table = pa.Table.from_arrays(
@@ -95,14 +101,15 @@ COUNTS: Final = (
 )
 """Counters of a token file's receipt, beside `samples` and one of each fate that is not ok."""
 
-_LISTS: Final = ("ids", "trained", "images")
+_LISTS: Final = {"ids": "i", "trained": "i", "images": "i", "offsets": "q", "sizes": "q"}
+"""Columns of lists of integers: array's code of their items."""
 
 
 class _ListColumn:
     """Rows of integers, kept as one array and where each row ends."""
 
-    def __init__(self) -> None:
-        self._values = array("i")
+    def __init__(self, kind: str) -> None:
+        self._values = array(kind)
         self._ends = array("i", [0])
 
     def add(self, values: Iterable[int]) -> None:
@@ -110,12 +117,21 @@ class _ListColumn:
         self._ends.append(len(self._values))
 
     def array(self) -> pa.Array:
-        ends, values = (pa.array(np.frombuffer(part, np.int32)) for part in (self._ends, self._values))
+        ends, values = (pa.array(np.frombuffer(part, part.typecode)) for part in (self._ends, self._values))
         return pa.ListArray.from_arrays(ends, values)
 
 
-def _add(columns: dict[str, list[Any]], lists: dict[str, _ListColumn], key: str, sequence: TokenSequence) -> None:
-    columns["key"].append(key)
+class _Row(NamedTuple):
+    """A sample as the shard's index has it; places: (offset, size) of each of its images, in their order."""
+
+    key: str
+    record_id: str
+    places: list[tuple[int, int]]
+
+
+def _add(columns: dict[str, list[Any]], lists: dict[str, _ListColumn], row: _Row, sequence: TokenSequence) -> None:
+    columns["key"].append(row.key)
+    columns["record_id"].append(row.record_id)
     columns["tokens"].append(sequence.tokens)
     columns["images_left_out"].append(sequence.left_out)
     columns["tokens_cut"].append(sequence.cut)
@@ -123,12 +139,14 @@ def _add(columns: dict[str, list[Any]], lists: dict[str, _ListColumn], key: str,
     lists["ids"].add(sequence.ids)
     lists["trained"].add(chain.from_iterable(sequence.trained))
     lists["images"].add(sequence.images)
+    lists["offsets"].add(row.places[image][0] for image in sequence.images)
+    lists["sizes"].add(row.places[image][1] for image in sequence.images)
 
 
 def _counts(table: pa.Table) -> dict[str, int]:
     """`samples`, COUNTS, and the number of each fate that is not ok."""
     tokens, left_out, cut = (table.column(name).to_numpy() for name in ("tokens", "images_left_out", "tokens_cut"))
-    ids, trained, images = (pc.list_flatten(table.column(name)).to_numpy() for name in _LISTS)
+    ids, trained, images = (pc.list_flatten(table.column(name)).to_numpy() for name in ("ids", "trained", "images"))
     fates = Counter(table.column("fate").to_pylist())
     found = {
         "sequences": fates[OK],
@@ -144,21 +162,23 @@ def _counts(table: pa.Table) -> dict[str, int]:
     return {"samples": table.num_rows, **{name: int(found[name]) for name in COUNTS}, **failed}
 
 
-def _samples(store: Store, job: EncodeJob) -> Iterator[tuple[str, Sample]]:
-    """(key, sample) of a shard in order; only the JSON members are read."""
+def _samples(store: Store, job: EncodeJob) -> Iterator[tuple[_Row, Sample]]:
+    """Samples of a shard in order; only the JSON members are read."""
     stem = shard_stem(job.name, job.index)
     with store.open_read(f"{stem}.parquet") as stream:
-        index = read_parquet(stream, columns=["key", "members", "offsets", "sizes"])
-    places = [pc.list_element(index.column(name), 0).to_pylist() for name in ("offsets", "sizes")]
+        index = read_parquet(stream, columns=["key", "record_id", "members", "offsets", "sizes"])
     with store.open_read(f"{stem}.tar") as tar:
-        for row, (key, offset, size) in enumerate(zip(index.column("key").to_pylist(), *places, strict=True)):
+        for key, record_id, members, *held in zip(*(column.to_pylist() for column in index.columns), strict=True):
+            (offset, size), *others = zip(*held, strict=True)
             tar.seek(offset)
             data = tar.read(size)
             try:
-                yield key, _sample(json.loads(data.decode()))
+                sample = _sample(json.loads(data.decode()))
             except (ValueError, KeyError, TypeError) as error:
-                where = f"{store.location(stem)}.tar: {index.column('members')[row][0]}"
+                where = f"{store.location(stem)}.tar: {members[0]}"
                 raise DataError(f"{where}: not a sample's JSON: {error!r}; run check on the set") from error
+            images = [place for name, place in zip(members[1:], others, strict=True) if name.endswith(IMAGE_SUFFIX)]
+            yield _Row(key, record_id, images), sample
 
 
 def _sample(value: dict[str, Any]) -> Sample:

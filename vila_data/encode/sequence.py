@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any, Final, NamedTuple
 
+from vila_data.core.schemas import IGNORED as IGNORED
+from vila_data.core.schemas import IMAGE_ID as IMAGE_ID
 from vila_data.encode.draft import Chunk, Draft, trained_spans
 from vila_data.encode.templates import Piece
 from vila_data.encode.tokenizer import TextTokenizer
-
-IMAGE_ID: Final = -200
-"""Stands in `ids` once for each image, whatever number of tokens the image takes."""
-IGNORED: Final = -100
-"""Label of what is not trained."""
 
 OK: Final = "ok"
 NO_TEXT: Final = "no_text"

@@ -1,57 +1,63 @@
-"""Token files: where a set's are, its lengths, and one sample's ids and labels by number."""
+"""Token files of a set: under which fingerprint they lie, finished when all are written, opened for a recipe."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import lru_cache
-from typing import Any, Final
+from dataclasses import asdict
+from typing import Final, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from vila_data.core.errors import DataError, StorageError, UsageError
+from vila_data.core.errors import UsageError
 from vila_data.core.layout import tokens_folder
 from vila_data.core.receipts import Receipt, fingerprint
 from vila_data.core.schemas import LENGTHS, SCHEMA_VERSION
 from vila_data.core.store import Store
-from vila_data.core.tables import read_arrow, read_parquet
+from vila_data.core.tables import read_arrow
 from vila_data.encode.config import PackConfig
 from vila_data.encode.part import COUNTS, EncodeJob
-from vila_data.encode.sequence import IGNORED
-from vila_data.encode.tokenizer import TextTokenizer
+from vila_data.encode.token_set import TokenManifest, TokenSample, TokenSet, read_token_manifest
 
-ENCODING_VERSION: Final = 1
-"""Raised when the same samples would give other tokens."""
+__all__ = [
+    "ENCODING_VERSION",
+    "KnownTokenizer",
+    "TokenManifest",
+    "TokenSample",
+    "TokenSet",
+    "encoding_fingerprint",
+    "finish_tokens",
+    "lengths_of",
+    "open_tokens",
+    "read_token_manifest",
+]
+
+ENCODING_VERSION: Final = 2
+"""Raised when the same samples would give other token files. 2: where a sample's images lie in the shard's tar."""
 _READERS: Final = 8
-_OPEN_FILES: Final = 64
 
 
-def encoding_fingerprint(config: PackConfig, tokenizer: TextTokenizer) -> str:
+class KnownTokenizer(Protocol):
+    """What of a tokenizer names token files: a TextTokenizer, or what was noted of one."""
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of everything that decides ids."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """The tokenizer's own template for conversations."""
+
+
+def encoding_fingerprint(config: PackConfig, tokenizer: KnownTokenizer) -> str:
     """16 hex digits of everything but the samples that token files depend on."""
     value = config.model_dump(mode="json", exclude={"tokenizer", "micro_batch"})
     chat = tokenizer.chat_template if config.template == "chat" else None
     return fingerprint([value, tokenizer.fingerprint, chat, ENCODING_VERSION, SCHEMA_VERSION])
-
-
-@dataclass(frozen=True)
-class TokenManifest:
-    """What a set's token files hold: tokens/…/manifest.json, written last.
-
-    counts: of encode.part.COUNTS, `samples`, and failed:<fate>; shards: how many token files.
-    """
-
-    name: str
-    tokenizer: str
-    encoding: str
-    inputs: str
-    shards: int
-    counts: dict[str, int]
 
 
 def finish_tokens(
@@ -91,79 +97,7 @@ def lengths_of(store: Store, job: EncodeJob) -> pa.Table:
     return pa.table({field.name: columns[field.name] for field in LENGTHS}).cast(LENGTHS)
 
 
-def read_token_manifest(store: Store, folder: str) -> TokenManifest | None:
-    """The manifest of the token files in a folder; None where they are not finished."""
-    path = f"{folder}/manifest.json"
-    if store.size(path) is None:
-        return None
-    try:
-        return TokenManifest(**json.loads(store.read(path)))
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{store.location(path)}: not a manifest of token files: {error}") from error
-
-
-@dataclass(frozen=True)
-class TokenSample:
-    """One sample's tokens.
-
-    ids, labels int32[n]: IMAGE_ID stands once for each image; labels are IGNORED where nothing is trained.
-    images int32[k]: the sample's member of each image. tokens: length with images expanded.
-    """
-
-    key: str
-    ids: NDArray[np.int32]
-    labels: NDArray[np.int32]
-    images: NDArray[np.int32]
-    tokens: int
-
-
-class TokenSet:
-    """A set's token files, open for reading."""
-
-    def __init__(self, store: Store, manifest: TokenManifest, folder: str) -> None:
-        self.manifest = manifest
-        self._store, self._folder = store, folder
-        self._file = lru_cache(maxsize=_OPEN_FILES)(self._open)
-
-    def lengths(self) -> pa.Table:
-        """core.schemas.LENGTHS: a row a sample, in the order of shards and rows."""
-        path = f"{self._folder}/lengths.parquet"
-        if self._store.size(path) is None:
-            raise DataError(f"{self._store.location(path)}: missing: run the recipe again to encode it")
-        try:
-            with self._store.open_read(path) as stream:
-                return read_parquet(stream, schema=LENGTHS)
-        except (pa.ArrowException, StorageError) as error:
-            raise DataError(
-                f"{self._store.location(path)}: not the lengths of token files: {error}; "
-                "delete it and run the recipe again"
-            ) from error
-
-    def sample(self, shard: int, row: int) -> TokenSample:
-        """One sample; a local file is mapped, not read."""
-        batch = self._file(shard)
-        ids = batch.column("ids")[row].values.to_numpy()
-        labels = np.full(len(ids), IGNORED, np.int32)
-        for first, last in batch.column("trained")[row].values.to_numpy().reshape(-1, 2).tolist():
-            labels[first:last] = ids[first:last]
-        images = batch.column("images")[row].values.to_numpy()
-        return TokenSample(batch.column("key")[row].as_py(), ids, labels, images, batch.column("tokens")[row].as_py())
-
-    def _open(self, shard: int) -> Any:
-        path = f"{self._folder}/{self.manifest.name}-{shard:06d}.arrow"
-        if self._store.size(path) is None:
-            raise DataError(f"{self._store.location(path)}: missing: run the recipe again to encode it")
-        if self._store.is_local:
-            source = pa.memory_map(self._store.location(path))
-        else:
-            source = pa.BufferReader(self._store.read(path))
-        try:
-            return read_arrow(source).combine_chunks().to_batches()[0]
-        except (pa.ArrowInvalid, IndexError) as error:
-            raise DataError(f"{self._store.location(path)}: not a token file: {error}") from error
-
-
-def open_tokens(store: Store, name: str, config: PackConfig, tokenizer: TextTokenizer) -> TokenSet:
+def open_tokens(store: Store, name: str, config: PackConfig, tokenizer: KnownTokenizer) -> TokenSet:
     """The token files of a set for a recipe's `pack:`.
 
     Raises:

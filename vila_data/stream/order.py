@@ -1,4 +1,4 @@
-"""The order of a block's packs: shares hold over short stretches of it, and packs that are alike are far apart."""
+"""The order of a block: samples that lie side by side in a shard are far apart in it, and so are packs that are alike."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from vila_data.blend.lengths import Run
 from vila_data.blend.seeded import order
 
 _SCALE: Final = 1_024
@@ -17,7 +18,32 @@ _KINDS: Final = 128
 _EVENNESS: Final = 0.05
 """What a kind's lag of one pack behind its even spread weighs, beside a share's lag of one mean pack, squared."""
 
+_LONG: Final = 16
+"""Parts of a doubling of tokens that are told apart when samples change places."""
+
 _Kind = tuple[int, int, NDArray[np.int64], int, int]
+
+
+def mixed(kind: NDArray[np.integer], *of: int) -> NDArray[np.int64]:
+    """int64[n]: an order of n samples, named by the seed integers `of`: those of one kind change places by chance.
+
+    kind int[n]: equal for samples of one kind. Which kind comes at which place stays as it is.
+    """
+    shuffled = order(len(kind), *of)
+    found = np.empty(len(kind), np.int64)
+    found[np.argsort(kind, kind="stable")] = shuffled[np.argsort(kind[shuffled], kind="stable")]
+    return found
+
+
+def alike(run: Run) -> NDArray[np.int64]:
+    """int64[n]: kinds of samples that may change places without a share's noticing.
+
+    Samples of a kind are of one source, have as many images, and tokens that differ by a part in _LONG at most.
+    """
+    part, power = np.frexp(run.tokens.astype(np.float64))
+    long = power.astype(np.int64) * _LONG + ((part - 0.5) * (2 * _LONG)).astype(np.int64)
+    images = run.images.astype(np.int64)
+    return (run.source * (int(images.max(initial=0)) + 1) + images) * (_LONG * _LONG) + long
 
 
 def spread(units: NDArray[np.int64], totals: NDArray[np.int64], *of: int) -> NDArray[np.int64]:

@@ -17,7 +17,7 @@ from vila_data.blend.planner import BLOCK_SAMPLES
 from vila_data.blend.tree import Leaf, edges, grow
 from vila_data.core.errors import UsageError
 
-STATE_VERSION: Final = 1
+STATE_VERSION: Final = 2
 
 
 class ReleasedPlanner:

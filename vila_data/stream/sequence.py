@@ -1,4 +1,4 @@
-"""Blend, pack and order: the packs of an epoch, planned from lengths alone, block by block."""
+"""Blend, mix, pack and order: the packs of an epoch, planned from lengths alone, block by block."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from vila_data.blend import BlendConfig, BlendPlanner, Block, Edge, Lengths
 from vila_data.blend.events import EventLog
 from vila_data.blend.lengths import Run
+from vila_data.blend.planner import BLOCK_SAMPLES
+from vila_data.blend.seeded import order
 from vila_data.core.errors import DataError, UsageError
 from vila_data.encode.config import PackConfig
 from vila_data.pack import PackReport, Packs, micro_batches, one_each, pack_block
-from vila_data.stream.order import spread
+from vila_data.stream.order import alike, mixed, spread
 from vila_data.stream.released import ReleasedPlanner
 from vila_data.stream.report import BlendReport, Tally
 
@@ -119,22 +121,32 @@ class PackSequence:
 
     def _plan(self, block: Block, before: dict[str, Any]) -> PlannedPacks:
         capacity, limit = self._pack.sequence_length, self._pack.max_images_per_pack
-        packs = self._pack_samples(block.run)
-        units, totals = self._tally.held(block.run, packs)
+        run = block.run.take(self._mixed(block))
+        packs = self._pack_samples(run)
+        units, totals = self._tally.held(run, packs)
         if self._pack.semantics == "improved":
-            order = spread(units, totals, self._seed, self._epoch, block.index)
-            packs, units, totals = _ordered(packs, order), units[order], totals[order]
+            evenly = spread(units, totals, self._seed, self._epoch, block.index)
+            packs, units, totals = _ordered(packs, evenly), units[evenly], totals[evenly]
         if self._blend.total_packs is not None and len(packs) > self._blend.total_packs - self._packs:
             count = self._blend.total_packs - self._packs
             ends = packs.ends[:count]
             packs, units, totals = Packs(ends, packs.members[: ends[-1]]), units[:count], totals[:count]
-        samples = block.run.take(packs.members)
-        report = PackReport.of(packs, block.run.tokens, block.run.images, capacity=capacity, max_images=limit)
+        samples = run.take(packs.members)
+        report = PackReport.of(packs, run.tokens, run.images, capacity=capacity, max_images=limit)
         self._tally.add(block, samples, units, totals, report)
         self._planner.packed(len(packs))
         planned = PlannedPacks(block.index, self._packs, samples, packs.ends, before)
         self._packs += len(packs)
         return planned
+
+    def _mixed(self, block: Block) -> NDArray[np.int64]:
+        """An order of a block's samples for packing: rows of a shard come to a block side by side."""
+        of = (self._seed, self._epoch, block.index, 1)
+        if self._pack.semantics == "paper":
+            return mixed(alike(block.run), *of)
+        if self._pack.semantics == "released_code":
+            return mixed(block.run.source, *of)
+        return order(len(block.run), *of)
 
     def _pack_samples(self, run: Run) -> Packs:
         capacity, limit = self._pack.sequence_length, self._pack.max_images_per_pack
@@ -162,8 +174,11 @@ def _planner(blend: BlendConfig, pack: PackConfig, lengths: Sequence[Lengths], s
         return ReleasedPlanner(
             blend, lengths, seed=seed, epoch=epoch, capacity=capacity, micro_batch=pack.samples_a_micro_batch
         )
-    one = 1 if pack.semantics == "paper" else None
-    return BlendPlanner(blend, lengths, seed=seed, epoch=epoch, capacity=capacity, samples_a_pack=one)
+    if pack.semantics == "paper":
+        return BlendPlanner(
+            blend, lengths, seed=seed, epoch=epoch, capacity=capacity, samples_a_pack=1, block_packs=BLOCK_SAMPLES
+        )
+    return BlendPlanner(blend, lengths, seed=seed, epoch=epoch, capacity=capacity)
 
 
 def _ordered(packs: Packs, order: NDArray[np.int64]) -> Packs:

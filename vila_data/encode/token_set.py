@@ -1,0 +1,234 @@
+"""Reading token files: one sample by its number, from a mapped file, in microseconds.
+
+Nothing here needs a tokenizer, and nothing heavy is imported: loader processes begin with this file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from vila_data.core.errors import DataError, StorageError
+from vila_data.core.schemas import IGNORED, IMAGE_ID, LENGTHS, TOKENS
+from vila_data.core.store import Store
+
+_MAPPED: Final = 1_024
+"""About as many shards as a block's samples come from: a block of 65,536 has 1,024 chunks of 64 rows."""
+_IN_MEMORY: Final = 64
+
+
+@dataclass(frozen=True)
+class TokenManifest:
+    """What a set's token files hold: tokens/…/manifest.json, written last.
+
+    counts: of encode.part.COUNTS, `samples`, and failed:<fate>; shards: how many token files.
+    """
+
+    name: str
+    tokenizer: str
+    encoding: str
+    inputs: str
+    shards: int
+    counts: dict[str, int]
+
+
+def read_token_manifest(store: Store, folder: str) -> TokenManifest | None:
+    """The manifest of the token files in a folder; None where they are not finished."""
+    path = f"{folder}/manifest.json"
+    if store.size(path) is None:
+        return None
+    try:
+        return TokenManifest(**json.loads(store.read(path)))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{store.location(path)}: not a manifest of token files: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSample:
+    """All that is needed to read one sample; the arrays are read-only views of its token file.
+
+    ids int32[n]: IMAGE_ID stands once for each image; trained int32[m, 2]: (start, stop) places in `ids` that are
+    labels. images int32[k]: number of the sample's image for each IMAGE_ID; offsets, sizes int64[k]: bytes of its JPEG
+    in the shard's tar. tokens: length with images expanded; in the fidelity modes the last image may be cut by it.
+    """
+
+    key: str
+    record_id: str
+    ids: NDArray[np.int32]
+    trained: NDArray[np.int32]
+    images: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    tokens: int
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """int32[n], made anew: the id where a place is trained, else IGNORED."""
+        labels = np.full(len(self.ids), IGNORED, np.int32)
+        for first, last in self.trained.tolist():
+            labels[first:last] = self.ids[first:last]
+        return labels
+
+
+class TokenSet:
+    """A set's token files, open for reading.
+
+    local_copy: gives a whole file of the store as a local path, which is mapped; without it files of a store that is
+    not local are read into memory. open_files: how many stay mapped (1,024 if not given) or in memory (64), those used
+    last; a mapped file holds no descriptor.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        manifest: TokenManifest,
+        folder: str,
+        *,
+        local_copy: Callable[[str], Path] | None = None,
+        open_files: int | None = None,
+    ) -> None:
+        self.manifest, self.folder = manifest, folder
+        self._store, self._local_copy = store, local_copy
+        mapped = store.is_local or local_copy is not None
+        self._file = lru_cache(maxsize=open_files or (_MAPPED if mapped else _IN_MEMORY))(self._open)
+
+    def lengths(self, columns: Sequence[str] = tuple(LENGTHS.names)) -> pa.Table:
+        """core.schemas.LENGTHS, or some of its columns: a row a sample, in the order of shards and rows."""
+        from vila_data.core.tables import read_parquet  # loader processes do without Parquet
+
+        path = f"{self.folder}/lengths.parquet"
+        if self._store.size(path) is None:
+            raise DataError(f"{self._store.location(path)}: missing: run the recipe again to encode it")
+        try:
+            with self._store.open_read(path) as stream:
+                return read_parquet(stream, columns=list(columns), schema=LENGTHS)
+        except (pa.ArrowException, StorageError) as error:
+            raise DataError(
+                f"{self._store.location(path)}: not the lengths of token files: {error}; "
+                "delete it and run the recipe again"
+            ) from error
+
+    def sample(self, shard: int, row: int) -> TokenSample:
+        """One sample.
+
+        Raises:
+            DataError: its token file is missing, is none, or holds nothing sensible in this row.
+        """
+        file = self._file(shard)
+        try:
+            return file.sample(row)
+        except (ValueError, IndexError) as error:
+            raise DataError(
+                f"{self._store.location(self._path(shard))}: row {row}: {error}; delete it and run the recipe again"
+            ) from error
+
+    def _path(self, shard: int) -> str:
+        return f"{self.folder}/{self.manifest.name}-{shard:06d}.arrow"
+
+    def _open(self, shard: int) -> _TokenFile:
+        path = self._path(shard)
+        where = self._store.location(path)
+        try:
+            return _TokenFile(self._source(path))
+        except FileNotFoundError as error:
+            raise DataError(f"{where}: missing: run the recipe again to encode it") from error
+        except (pa.ArrowException, ValueError, OSError) as error:
+            raise DataError(f"{where}: not a token file: {error}; delete it and run the recipe again") from error
+
+    def _source(self, path: str) -> Any:
+        if self._store.is_local:
+            return pa.memory_map(self._store.location(path))
+        if self._local_copy is not None:
+            return pa.memory_map(str(self._local_copy(path)))
+        if self._store.size(path) is None:
+            raise FileNotFoundError(path)
+        return pa.BufferReader(self._store.read(path))
+
+
+class _TokenFile:
+    """One token file, as views of its buffers; offsets are memoryviews, whose items are Python's own integers."""
+
+    def __init__(self, source: Any) -> None:
+        file = pa.ipc.open_file(source, options=_READ_OPTIONS)
+        if file.num_record_batches != 1 or not file.schema.equals(TOKENS):
+            raise ValueError(f"{file.num_record_batches} batches with columns {', '.join(file.schema.names)}")
+        batch = file.get_batch(0)
+        batch.validate()
+        self._rows: int = batch.num_rows
+        self._key, self._record_id = (_Strings(batch.column(name)) for name in ("key", "record_id"))
+        self._ids, self._trained, self._images = (
+            _Lists(batch.column(name), np.int32) for name in ("ids", "trained", "images")
+        )
+        self._offsets, self._sizes = (_Lists(batch.column(name), np.int64) for name in ("offsets", "sizes"))
+        self._tokens = _integers(batch.column("tokens").buffers()[1])
+
+    def sample(self, row: int) -> TokenSample:
+        """One row; ValueError or IndexError where it cannot be a sample's."""
+        if not 0 <= row < self._rows:
+            raise IndexError(f"there are {self._rows} rows")
+        ids, trained, images = self._ids.row(row), self._trained.row(row), self._images.row(row)
+        offsets, sizes = self._offsets.row(row), self._sizes.row(row)
+        if not len(images) == len(offsets) == len(sizes) == np.count_nonzero(ids == IMAGE_ID):
+            raise ValueError("images, offsets, sizes and the marks in ids are not equally many")
+        places = trained.tolist()
+        if places and (places[0] < 0 or places[-1] > len(ids) or places != sorted(places)):
+            raise ValueError(f"trained places {places} of {len(ids)} ids")
+        tokens = self._tokens[row]
+        return TokenSample(
+            self._key.row(row),
+            self._record_id.row(row),
+            ids,
+            trained.reshape(-1, 2),
+            images,
+            offsets,
+            sizes,
+            tokens,
+        )
+
+
+_READ_OPTIONS: Final = pa.ipc.IpcReadOptions(use_threads=False)
+
+
+def _integers(buffer: pa.Buffer | None) -> memoryview:
+    """int32 values whose items are Python's own integers; ValueError where the buffer holds none."""
+    if buffer is None:
+        raise ValueError("a column without values")
+    return np.frombuffer(buffer, np.int32).data
+
+
+class _Lists:
+    """A column of lists of integers."""
+
+    def __init__(self, column: pa.ListArray, kind: type[np.integer]) -> None:
+        _, ends, _, values = column.buffers()
+        self._ends = _integers(ends)
+        self._values = np.frombuffer(values, kind) if values is not None else np.zeros(0, kind)
+
+    def row(self, row: int) -> NDArray[Any]:
+        first, last = self._ends[row], self._ends[row + 1]
+        if not 0 <= first <= last <= len(self._values):
+            raise ValueError(f"a list from {first} to {last} of {len(self._values)} values")
+        return self._values[first:last]
+
+
+class _Strings:
+    """A column of strings."""
+
+    def __init__(self, column: pa.StringArray) -> None:
+        _, ends, data = column.buffers()
+        self._ends = _integers(ends)
+        self._data = memoryview(data if data is not None else b"")
+
+    def row(self, row: int) -> str:
+        first, last = self._ends[row], self._ends[row + 1]
+        if not 0 <= first <= last <= len(self._data):
+            raise ValueError(f"a text from {first} to {last} of {len(self._data)} bytes")
+        return str(self._data[first:last], "utf-8")
