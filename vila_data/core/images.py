@@ -19,7 +19,17 @@ import simplejpeg
 
 from vila_data.core.image_formats import ImageError, jpeg_facts, open_pixels
 
-__all__ = ["ImageError", "StoredImage", "decode_rgb", "normalise", "perceptual_hash", "target_size"]
+__all__ = [
+    "ImageError",
+    "StoredImage",
+    "covering_scale",
+    "decode_rgb",
+    "decode_scaled",
+    "normalise",
+    "perceptual_hash",
+    "plain_size",
+    "target_size",
+]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -98,6 +108,43 @@ def decode_rgb(jpeg: bytes, min_side: int | None = None) -> Pixels:
     return rgb
 
 
+def plain_size(jpeg: bytes | memoryview) -> tuple[int, int] | None:
+    """(height, width) of a JPEG that `decode_scaled` takes; None where only `decode_rgb` can tell.
+
+    Reads the header alone, in about 2 us.
+    """
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(jpeg)
+    except ValueError:
+        return None
+    return (height, width) if colours in _PLAIN else None
+
+
+def covering_scale(height: int, width: int, min_height: int, min_width: int) -> int:
+    """The largest log2 scale whose decoded size still covers min_height x min_width; 0 where none does."""
+    for scale in _SCALES[:-1]:
+        if _scaled(height, scale) >= min_height and _scaled(width, scale) >= min_width:
+            return scale
+    return 0
+
+
+def decode_scaled(
+    jpeg: bytes | memoryview, height: int, width: int, scale: int, into: Pixels | None = None
+) -> Pixels | None:
+    """RGB [ceil(height / 2**scale), ceil(width / 2**scale), 3] uint8 of a JPEG of `plain_size` height x width.
+
+    Args:
+        into: contiguous memory of that size at least; None: this thread's buffer, overwritten by its next call.
+
+    Returns:
+        The pixels, or None where the strict decoder found something odd: `decode_rgb` decides what it is.
+    """
+    try:
+        return _decode(jpeg, height, width, scale, "RGB", into=into)
+    except ValueError:
+        return None
+
+
 def target_size(width: int, height: int, shorter_side_px: int | None, only_if_larger: bool) -> tuple[int, int]:
     """(width, height) after resizing: the shorter side N, the other floor(N * long / short)."""
     short, long = min(width, height), max(width, height)
@@ -131,9 +178,9 @@ def _normalise_jpeg(data: bytes, plan: _Plan) -> StoredImage | None:
     orientation = facts.orientation
     target = plan.size(width, height)
     if target == (width, height) and orientation == 1:
-        gray = _decode(data, height, width, _scale_for(height, width, 2 * _HASH_SIDE, 2 * _HASH_SIDE), "GRAY")
+        gray = _decode(data, height, width, covering_scale(height, width, 2 * _HASH_SIDE, 2 * _HASH_SIDE), "GRAY")
         return StoredImage(data, width, height, width, height, perceptual_hash(gray[:, :, 0]))
-    scale = _scale_for(height, width, target[1], target[0])
+    scale = covering_scale(height, width, target[1], target[0])
     rgb = _decode(data, height, width, scale, "RGB")
     return _store(rgb, width, height, orientation, plan)
 
@@ -160,16 +207,16 @@ def _scaled(side: int, scale: int) -> int:
     return -(-side >> scale)
 
 
-def _scale_for(height: int, width: int, min_height: int, min_width: int) -> int:
-    """The largest log2 scale whose decoded size still covers min_height x min_width; 0 where none does."""
-    for scale in _SCALES[:-1]:
-        if _scaled(height, scale) >= min_height and _scaled(width, scale) >= min_width:
-            return scale
-    return 0
-
-
-def _decode(data: bytes, height: int, width: int, scale: int, colours: str, own: bool = False) -> Pixels:
-    """Strict decode at 1/2**scale: [H, W, 3] or [H, W, 1] uint8, in this thread's buffer unless `own`."""
+def _decode(
+    data: bytes | memoryview,
+    height: int,
+    width: int,
+    scale: int,
+    colours: str,
+    own: bool = False,
+    into: Pixels | None = None,
+) -> Pixels:
+    """Strict decode at 1/2**scale: [H, W, 3] or [H, W, 1] uint8, in this thread's buffer unless `own` or `into`."""
     out_height, out_width = _scaled(height, scale), _scaled(width, scale)
     size = out_height * out_width * (1 if colours == "GRAY" else 3)
     pixels: Pixels = simplejpeg.decode_jpeg(
@@ -179,7 +226,7 @@ def _decode(data: bytes, height: int, width: int, scale: int, colours: str, own:
         min_width=out_width,
         min_factor=1,
         fastupsample=not own,  # as near to the reference once it is resized, and 5% faster
-        buffer=None if own or size > _KEPT_BUFFER else _buffer(size),
+        buffer=into if into is not None else None if own or size > _KEPT_BUFFER else _buffer(size),
     )
     if pixels.shape[:2] != (out_height, out_width):
         raise ValueError(f"decoder chose {pixels.shape[:2]} for 1/{2**scale} of {height} x {width}")
