@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vila_data.workflow.recipe import Recipe, load_recipe
     from vila_data.workflow.report import RunReport
     from vila_data.workflow.run import run
+    from vila_data.workflow.streaming import stream
 
 _HOMES = {
     "DataError": "core.errors",
@@ -34,6 +35,7 @@ _HOMES = {
     "load_recipe": "workflow.recipe",
     "open_shards": "shard.read",
     "run": "workflow.run",
+    "stream": "workflow.streaming",
 }
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "load_recipe",
     "open_shards",
     "run",
+    "stream",
 ]
 
 

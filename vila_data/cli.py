@@ -127,6 +127,38 @@ def check(path: PathArgument, as_json: Json = False) -> None:
 
 
 @app.command()
+def bench(
+    recipe: RecipeArgument,
+    run: Annotated[str, typer.Option(help="Folder or URL of the recipe's finished run.", show_default=False)],
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to stream.")] = 20.0,
+    step_ms: Annotated[float, typer.Option(min=0, help="What a training step takes: how often would it wait?")] = 0.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Packs of a batch.")] = 8,
+    num_workers: Annotated[int | None, typer.Option(min=0, help="Worker processes; one less than CPUs.")] = None,
+    size_px: Annotated[int, typer.Option(min=1, help="Side of a picture, pixels.")] = 336,
+    fit: Annotated[str, typer.Option(help="pad, resize or crop.")] = "pad",
+    device: Annotated[str | None, typer.Option(help="Copy batches there, e.g. cuda.")] = None,
+    on: On = None,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Stream a finished run: samples, images and tokens a second, the slowest stage, what a training step would wait."""
+    from vila_data.view.bench_table import print_bench
+    from vila_data.view.tables import console
+    from vila_data.workflow.bench import bench as measure
+    from vila_data.workflow.recipe import load_recipe
+    from vila_data.workflow.streaming import stream
+
+    image = {"size_px": size_px, "fit": fit}
+    resolved = load_recipe(recipe, on, settings or (), find_corpora=False)
+    loader = stream(resolved, run, batch_size=batch_size, num_workers=num_workers, image=image, device=device)
+    found = measure(loader, seconds=seconds, step_s=step_ms / 1000)
+    if as_json:
+        _print_json(found)
+    else:
+        print_bench(console(), found)
+
+
+@app.command()
 def recipes(
     copy: Annotated[str | None, typer.Option(help="Copy this recipe here, to start from.")] = None,
     as_json: Json = False,

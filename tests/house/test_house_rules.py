@@ -134,7 +134,7 @@ def test_command_line_verbs() -> None:
     from vila_data.cli import app
 
     names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-    assert names == {"run", "plan", "inspect", "check", "recipes"}
+    assert names == {"run", "plan", "inspect", "check", "bench", "recipes"}
 
 
 @pytest.mark.parametrize("path", sorted((REPO / "recipes").glob("*.yaml")), ids=str)

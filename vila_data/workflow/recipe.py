@@ -80,7 +80,11 @@ class Recipe(StrictModel):
 
 
 def load_recipe(
-    path: str | os.PathLike[str], on: str | os.PathLike[str] | None = None, settings: Sequence[str] = ()
+    path: str | os.PathLike[str],
+    on: str | os.PathLike[str] | None = None,
+    settings: Sequence[str] = (),
+    *,
+    find_corpora: bool = True,
 ) -> Recipe:
     """Read, check and resolve a recipe.
 
@@ -88,6 +92,7 @@ def load_recipe(
         path: the YAML file.
         on: a file of stand-ins for its corpora, to try it on a small one (workflow.substitute).
         settings: ``dotted.key=value``, put over the file's values.
+        find_corpora: look for the corpora's files; streaming a finished run needs none of them.
 
     Raises:
         RecipeError: one message with file, line and key: an unknown key, a wrong type,
@@ -100,7 +105,7 @@ def load_recipe(
     override(marked, settings)
     recipe = validate(marked, Recipe)
     _check_names(recipe, marked)
-    return _resolve(recipe, marked, file.resolve().parent)
+    return _resolve(recipe, marked, file.resolve().parent, find_corpora)
 
 
 def _check_names(recipe: Recipe, marked: MarkedValue) -> None:
@@ -142,15 +147,15 @@ def _check_unscored(recipe: Recipe, marked: MarkedValue) -> None:
             raise RecipeError(marked.where((*location, "documents", "reassign")), "needs score.clip, which is not set")
 
 
-def _resolve(recipe: Recipe, marked: MarkedValue, folder: Path) -> Recipe:
-    corpora = {name: resolve_corpus(name, config, marked, folder) for name, config in recipe.corpora.items()}
-    clip = recipe.score.clip
-    score = recipe.score
+def _resolve(recipe: Recipe, marked: MarkedValue, folder: Path, find_corpora: bool) -> Recipe:
+    corpora, clip, score = recipe.corpora, recipe.score.clip, recipe.score
+    if find_corpora:
+        corpora = {name: resolve_corpus(name, config, marked, folder) for name, config in corpora.items()}
     if clip is not None and (folder / clip.model).is_dir():
         score = score.model_copy(
             update={"clip": clip.model_copy(update={"model": str((folder / clip.model).resolve())})}
         )
-    elif clip is not None and (clip.backend == "onnx" or clip.model.startswith((".", "/"))):
+    elif find_corpora and clip is not None and (clip.backend == "onnx" or clip.model.startswith((".", "/"))):
         raise RecipeError(marked.where(("score", "clip", "model")), f"{clip.model!r} is no folder (looked in {folder})")
     pack = recipe.pack
     if pack is not None and (folder / pack.tokenizer).is_dir():

@@ -1,0 +1,130 @@
+"""Processes or threads: the loader's own work loop run as either, beside a training loop that needs the interpreter.
+
+    python benchmarks/workers.py [--photos DIR] [--data DIR] [--json benchmarks/results/workers.json]
+
+The same code (vila_data.stream.worker.work), the same messages and buffers; only who runs it differs. The consumer is
+either empty, or keeps the interpreter busy as a training loop that launches kernels does: 2 ms of Python a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import socket
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from stream_data import made_run
+
+import vila_data as vd
+from vila_data.stream.lease import SlotLender
+from vila_data.stream.pool import Patience, WorkerPool
+from vila_data.stream.worker import STATUS_BYTES, work
+
+STEPS, WARM = 60, 4
+BUSY_S = 0.002
+
+
+class Threads:
+    """Stands in for a WorkerPool: the same loop in threads of this process."""
+
+    def __init__(self, spec: Any, lengths: Any, count: int) -> None:
+        self._count = count
+        self._sides = []
+        for number in range(count):
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            own = replace(spec, first_step=number, stride=count, limit_bytes=spec.limit_bytes // count)
+            arguments = (theirs, own, lengths, bytearray(STATUS_BYTES))
+            threading.Thread(target=work, args=arguments, daemon=True).start()
+            self._sides.append((ours, SlotLender(ours)))
+
+    def get(self, step: int) -> Any:
+        ours, lender = self._sides[step % self._count]
+        while True:
+            message, fds, _, _ = socket.recv_fds(ours, 65_536, 1)
+            if message[:1] == b"B":
+                return lender.take(message, list(fds))
+            if message[:1] == b"W" and lender.exhausted:
+                ours.send(b"G")
+
+    def close(self) -> None:
+        for ours, lender in self._sides:
+            ours.close()
+            lender.close()
+
+
+def steps_per_s(pool: Any, busy_s: float) -> tuple[float, float]:
+    """(steps a second, seconds that a busy part of BUSY_S took on average)."""
+    taken = []
+    for step in range(STEPS + WARM):
+        if step == WARM:
+            began = time.perf_counter()
+        found = pool.get(step)
+        del found
+        start = time.perf_counter()
+        spin(busy_s)
+        taken.append(time.perf_counter() - start)
+    elapsed = time.perf_counter() - began
+    pool.close()
+    return STEPS / elapsed, statistics.mean(taken[WARM:])
+
+
+def spin(seconds: float) -> None:
+    """Keep the interpreter busy for so much of this thread's own CPU time."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        sum(range(100))
+
+
+def measured(folder: Path) -> Iterator[dict[str, Any]]:
+    loader = vd.stream(folder / "mixed.yaml", folder, rank=0, world_size=1, batch_size=4, num_workers=0)
+    spec, lengths = loader._spec, loader._lengths
+    for count in (1, 2):
+        for busy_s in (0.0, BUSY_S):
+            made = {
+                "processes": lambda: WorkerPool(spec, lengths, count, Patience()),  # noqa: B023 - called in this turn
+                "threads": lambda: Threads(spec, lengths, count),  # noqa: B023
+            }
+            found: dict[str, list[tuple[float, float]]] = {name: [] for name in made}
+            for _ in range(3):
+                for name, make in made.items():
+                    found[name].append(steps_per_s(make(), busy_s))
+            rates = {name: statistics.median(rate for rate, _ in runs) for name, runs in found.items()}
+            waits = {name: statistics.median(spent for _, spent in runs) for name, runs in found.items()}
+            yield {
+                "workers": count,
+                "busy_ms": busy_s * 1000,
+                "steps_per_s": rates,
+                "processes_over_threads": rates["processes"] / rates["threads"],
+                "busy_took_ms": {name: spent * 1000 for name, spent in waits.items()} if busy_s else None,
+            }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path)
+    parser.add_argument("--data", type=Path, help="where the run is made, and kept")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.data or Path(scratch)
+        made_run(folder, arguments.photos)
+        rows = list(measured(folder))
+    for row in rows:
+        print(json.dumps(row))
+    if arguments.json:
+        conditions = {"machine": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
+        conditions |= {"python": platform.python_version(), "load_before": os.getloadavg()[0]}
+        arguments.json.write_text(json.dumps({"conditions": conditions, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

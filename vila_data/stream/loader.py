@@ -1,0 +1,225 @@
+"""The loader: an epoch's packed batches for one rank, in the one order, from wherever it was left."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from vila_data.blend import Lengths
+from vila_data.core.errors import UsageError
+from vila_data.stream.arrays import BatchArrays
+from vila_data.stream.batch import PackedBatch
+from vila_data.stream.device import DeviceCopies
+from vila_data.stream.faults import FaultBudget, FaultLog
+from vila_data.stream.feed import BatchHeader, Feed, FeedSpec, StageClock
+from vila_data.stream.layout import BatchSize
+from vila_data.stream.meters import Meter, PrometheusMetrics, StreamMetrics
+from vila_data.stream.pool import Patience, WorkerPool
+from vila_data.stream.sequence import PackSequence
+from vila_data.stream.share import Position
+from vila_data.stream.state import StreamIdentity, from_state, to_state
+
+log = logging.getLogger("vila_data.stream")
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How a loader runs; nothing here changes what its batches hold.
+
+    num_workers: processes; 0: batches are made in the caller's thread. device: where batches are, None: the CPU.
+    report_every_s: seconds between two lines of metrics in the log `vila_data.stream`, at INFO.
+    """
+
+    num_workers: int
+    device: torch.device | None = None
+    fault_budget: FaultBudget = field(default_factory=FaultBudget)
+    patience: Patience = field(default_factory=Patience)
+    report_every_s: float = 60.0
+
+
+class StreamLoader(IterableDataset[PackedBatch]):
+    """Packed batches of one rank. Made by `vila_data.stream`.
+
+    Iterating gives what is left of the current epoch; when it is over, the next iteration gives the next epoch. All
+    ranks have equally many steps: in the last one, rows may be padding alone (`PackedBatch.packs` counts the others).
+    `state_dict` may be taken between any two batches and loaded under another world size, batch size and number of
+    workers: what comes then are exactly the packs that were not given out before, by any rank.
+    """
+
+    def __init__(
+        self, spec: FeedSpec, lengths: list[Lengths], identity: StreamIdentity, options: LoaderOptions
+    ) -> None:
+        self._spec, self._lengths, self._identity, self._options = spec, lengths, identity, options
+        self._epoch = spec.epoch
+        self._position = Position()
+        self._faults = FaultLog(options.fault_budget)
+        self._meter = Meter([found.name for found in spec.sets])
+        self._said = time.monotonic()
+        self._running: Iterator[PackedBatch] | None = None
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        if get_worker_info() is not None:
+            raise UsageError(
+                "stream: the loader has workers of its own: give num_workers=0 to the DataLoader around it"
+            )
+        self.close()
+        self._running = self._batches()
+        return self._running
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream is, behind the batch that was given out last: JSON of some hundred bytes, equal on all ranks."""
+        return to_state(self._identity, self._epoch, self._position)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state at the next iteration, whatever world size, batch size and workers it was taken under.
+
+        Raises:
+            UsageError: it is damaged, or of other shards, another recipe or seed; the message says what differs.
+        """
+        epoch, position = from_state(self._identity, state)
+        self.close()
+        self._epoch, self._position = epoch, position
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch that an iteration gives."""
+        return self._epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the beginning of an epoch; nothing happens if the loader is in it already."""
+        if epoch != self._epoch:
+            self.close()
+            self._epoch, self._position = epoch, Position()
+
+    def steps(self) -> int:
+        """Steps that are left of the epoch. Plans them all, at some 100,000 samples a second."""
+        packs = self._position.packs
+        for planned in self._sequence():
+            packs = max(packs, planned.first_pack + len(planned))
+        return -(-(packs - self._position.packs) // self._spec.share.step_packs)
+
+    def metrics(self) -> StreamMetrics:
+        """Totals since the loader was made."""
+        return self._meter.read(self._faults.counts)
+
+    def prometheus(self) -> PrometheusMetrics:
+        """The same for prometheus_client: `loader.prometheus().register()`."""
+        return PrometheusMetrics(self.metrics, {"rank": str(self._spec.share.rank)})
+
+    def close(self) -> None:
+        """End the iteration and its workers; the state stays. Batches that were given out stay valid."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.close()  # type: ignore[attr-defined]
+
+    def __enter__(self) -> StreamLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _sequence(self) -> PackSequence:
+        sequence = PackSequence(
+            self._spec.blend, self._spec.pack, self._lengths, seed=self._spec.seed, epoch=self._epoch
+        )
+        if self._position.plan is not None:
+            sequence.restore(self._position.plan)
+        return sequence
+
+    def _batches(self) -> Iterator[PackedBatch]:
+        """The epoch's batches, one more being on its way to the device than was given out."""
+        device = self._options.device or torch.device("cpu")
+        copies, depth = DeviceCopies(device), int(device.type != "cpu")
+        ahead: list[Position] = []
+        made = self._made()
+        try:
+            for batch, after in made:
+                copies.stage(batch)
+                ahead.append(after)
+                if len(ahead) > depth:
+                    yield self._given(copies.take(), ahead.pop(0))
+            while ahead:
+                yield self._given(copies.take(), ahead.pop(0))
+        finally:
+            made.close()
+        self._epoch, self._position = self._epoch + 1, Position()
+
+    def _given(self, batch: PackedBatch, after: Position) -> PackedBatch:
+        self._position = after
+        return batch
+
+    def _made(self) -> Any:
+        """(batch, position behind it) as they come from the workers, counted."""
+        start = self._position
+        spec = replace(self._spec, epoch=self._epoch, start=start)
+        first_step = start.packs // spec.share.step_packs
+        count = max(1, self._options.num_workers)
+        source = _Inline(spec, self._lengths) if not self._options.num_workers else None
+        pool = source or WorkerPool(spec, self._lengths, count, self._options.patience)
+        self._meter.end_feeds()
+        step = 0
+        try:
+            while True:
+                began = time.perf_counter()
+                found = pool.get(step)
+                self._meter.waited(time.perf_counter() - began)
+                if found is None:
+                    return
+                arrays, header, memory = found
+                self._meter.add(header, step % count)
+                self._meter.replaced += pool.replaced
+                pool.replaced = 0
+                self._faults.add(header.faults, len(header.origins))
+                self._report()
+                batch = PackedBatch.of(
+                    arrays,
+                    origins=header.origins,
+                    faults=header.faults,
+                    packs=header.packs,
+                    epoch=spec.epoch,
+                    step=first_step + step,
+                    keep=memory,
+                )
+                del arrays, memory, found
+                yield batch, header.after
+                del batch
+                step += 1
+        finally:
+            pool.close()
+
+    def _report(self) -> None:
+        if time.monotonic() - self._said >= self._options.report_every_s:
+            self._said = time.monotonic()
+            log.info("rank %d: %s", self._spec.share.rank, self.metrics().line())
+
+
+class _Inline:
+    """Makes batches in the caller's thread; used as a WorkerPool is."""
+
+    def __init__(self, spec: FeedSpec, lengths: list[Lengths]) -> None:
+        self._feed = Feed(spec, lengths, StageClock())
+        self._batches = self._feed.batches(_fresh)
+        self.replaced = 0
+
+    def get(self, step: int) -> tuple[BatchArrays, BatchHeader, Any] | None:
+        """The next batch, None when the epoch is over."""
+        found = next(self._batches, None)
+        if found is None:
+            return None
+        _, arrays, header = found
+        return arrays, header, arrays
+
+    def close(self) -> None:
+        """Give up files."""
+        self._feed.close()
+
+
+def _fresh(size: BatchSize) -> BatchArrays:
+    return size.arrays_in(np.empty(size.nbytes, np.uint8))
