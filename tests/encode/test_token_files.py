@@ -342,6 +342,27 @@ def test_the_number_of_mapped_files_is_bounded(copied: Encoded) -> None:
     assert held() == (0, descriptors)
 
 
+def test_pages_of_mapped_files_can_be_let_go(copied: Encoded) -> None:
+    store = copied.run.store
+    tokens = TokenSet(store, copied.manifests["docs"], copied.folders["docs"])
+    before = tokens.sample(0, 1)
+    ids = before.ids.tolist()
+
+    def resident_kb() -> int:
+        found, inside = 0, False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            if "-" in line.split(" ", 1)[0]:
+                inside = store.url in line
+            elif inside and line.startswith("Rss:"):
+                found += int(line.split()[1])
+        return found
+
+    assert resident_kb() > 0
+    tokens.let_pages_go()
+    assert resident_kb() == 0
+    assert before.ids.tolist() == ids == tokens.sample(0, 1).ids.tolist()
+
+
 def test_reading_samples_loads_nothing_heavy() -> None:
     probe = (
         "import sys, vila_data.encode.token_set, vila_data.encode.tokens; "

@@ -5,12 +5,15 @@ Nothing here needs a tokenizer, and nothing heavy is imported: loader processes 
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakSet
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +26,7 @@ from vila_data.core.store import Store
 _MAPPED: Final = 1_024
 """About as many shards as a block's samples come from: a block of 65,536 has 1,024 chunks of 64 rows."""
 _IN_MEMORY: Final = 64
+_MADVISE: Final = ctypes.CDLL(None).madvise
 
 
 @dataclass(frozen=True)
@@ -97,8 +101,9 @@ class TokenSet:
     ) -> None:
         self.manifest, self.folder = manifest, folder
         self._store, self._local_copy = store, local_copy
-        mapped = store.is_local or local_copy is not None
-        self._file = lru_cache(maxsize=open_files or (_MAPPED if mapped else _IN_MEMORY))(self._open)
+        self._maps = store.is_local or local_copy is not None
+        self._mapped: WeakSet[_TokenFile] = WeakSet()
+        self._file = lru_cache(maxsize=open_files or (_MAPPED if self._maps else _IN_MEMORY))(self._open)
 
     def lengths(self, columns: Sequence[str] = tuple(LENGTHS.names)) -> pa.Table:
         """core.schemas.LENGTHS, or some of its columns: a row a sample, in the order of shards and rows."""
@@ -130,6 +135,11 @@ class TokenSet:
                 f"{self._store.location(self._path(shard))}: row {row}: {error}; delete it and run the recipe again"
             ) from error
 
+    def let_pages_go(self) -> None:
+        """Take the pages of mapped files out of this process's memory; the kernel keeps them as it sees fit."""
+        for file in self._mapped:
+            _MADVISE(ctypes.c_void_p(file.source.address), ctypes.c_size_t(file.source.size), mmap.MADV_DONTNEED)
+
     def _path(self, shard: int) -> str:
         return f"{self.folder}/{self.manifest.name}-{shard:06d}.arrow"
 
@@ -137,27 +147,30 @@ class TokenSet:
         path = self._path(shard)
         where = self._store.location(path)
         try:
-            return _TokenFile(self._source(path))
+            file = _TokenFile(self._source(path))
+            if self._maps:
+                self._mapped.add(file)
+            return file
         except FileNotFoundError as error:
             raise DataError(f"{where}: missing: run the recipe again to encode it") from error
         except (pa.ArrowException, ValueError, OSError) as error:
             raise DataError(f"{where}: not a token file: {error}; delete it and run the recipe again") from error
 
-    def _source(self, path: str) -> Any:
-        if self._store.is_local:
-            return pa.memory_map(self._store.location(path))
-        if self._local_copy is not None:
-            return pa.memory_map(str(self._local_copy(path)))
+    def _source(self, path: str) -> pa.Buffer:
+        if self._maps:
+            local = self._store.location(path) if self._local_copy is None else str(self._local_copy(path))
+            return pa.memory_map(local).read_buffer()
         if self._store.size(path) is None:
             raise FileNotFoundError(path)
-        return pa.BufferReader(self._store.read(path))
+        return pa.py_buffer(self._store.read(path))
 
 
 class _TokenFile:
     """One token file, as views of its buffers; offsets are memoryviews, whose items are Python's own integers."""
 
-    def __init__(self, source: Any) -> None:
-        file = pa.ipc.open_file(source, options=_READ_OPTIONS)
+    def __init__(self, source: pa.Buffer) -> None:
+        self.source = source
+        file = pa.ipc.open_file(pa.BufferReader(source), options=_READ_OPTIONS)
         if file.num_record_batches != 1 or not file.schema.equals(TOKENS):
             raise ValueError(f"{file.num_record_batches} batches with columns {', '.join(file.schema.names)}")
         batch = file.get_batch(0)

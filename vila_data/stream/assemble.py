@@ -14,8 +14,8 @@ from vila_data.core.errors import DataError, StorageError
 from vila_data.core.images import ImageError
 from vila_data.core.layout import shard_stem
 from vila_data.core.store import Store
-from vila_data.encode.sequence import IGNORED
-from vila_data.encode.tokens import TokenSample, TokenSet
+from vila_data.core.schemas import IGNORED
+from vila_data.encode.token_set import TokenSample, TokenSet
 from vila_data.stream.arrays import BatchArrays, Fault, Origin
 from vila_data.stream.expand import Expanded, expand
 from vila_data.stream.layout import BatchSize

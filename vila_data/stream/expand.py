@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vila_data.core.errors import DataError
-from vila_data.encode.sequence import IGNORED, IMAGE_ID
-from vila_data.encode.tokens import TokenSample
+from vila_data.core.schemas import IGNORED, IMAGE_ID
+from vila_data.encode.token_set import TokenSample
 
 _NONE: Final = np.zeros((0, 2), np.int64)
 

@@ -27,6 +27,7 @@ from vila_data.stream.sources import OpenedSet
 
 _AHEAD: Final = 2
 _AHEAD_REMOTE: Final = 6
+_TIDY_SAMPLES: Final = 1_024
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,10 @@ class Feed:
     def __init__(self, spec: FeedSpec, lengths: Sequence[Lengths], clock: StageClock | Clock) -> None:
         self._spec, self._lengths, self._clock = spec, lengths, clock
         self._store = Store(spec.store)
+        self._read = 0
         self._ranges: RangeReader = open_ranges(self._store, spec.read, _versions(spec.sets))
-        opened: dict[str, TokenSet] = {}
+        self._opened: dict[str, TokenSet] = {}
+        opened = self._opened
         for found in spec.sets:
             if found.name not in opened:
                 local = None if self._store.is_local else self._ranges.local_copy
@@ -127,7 +130,16 @@ class Feed:
             if ahead:
                 prepared = ahead.popleft()
                 arrays = self._assembler.build(prepared, allocate)
+                self._tidy(len(prepared.samples))
                 yield prepared.plan.step, arrays, self._header(prepared, arrays)
+
+    def _tidy(self, samples: int) -> None:
+        """Let go of mapped pages now and then, so that memory does not grow with what was read."""
+        self._read += samples
+        if self._read >= _TIDY_SAMPLES:
+            self._read = 0
+            for tokens in self._opened.values():
+                tokens.let_pages_go()
 
     def close(self) -> None:
         """Give up files and requests."""

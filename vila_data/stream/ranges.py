@@ -8,14 +8,14 @@ from pathlib import Path
 import fsspec
 
 from vila_data.core.store import Store
-from vila_data.stream.mapped import MappedReader
+from vila_data.stream.local import LocalReader
 from vila_data.stream.spans import RangeCounters, RangeReader, ReadOptions, Span
 
 __all__ = ["RangeCounters", "RangeReader", "ReadOptions", "Span", "open_ranges"]
 
 
 def open_ranges(store: Store, options: ReadOptions, version_of: Callable[[str], str] | None = None) -> RangeReader:
-    """A reader of the store's files: maps where the store is local, requests and a disk cache where it is not.
+    """A reader of the store's files: descriptors where the store is local, requests and a disk cache where it is not.
 
     version_of: a path's version, any text that is another one when the file is written again (the manifest's
     sha256 of it); it is part of the cache's keys, and several threads call it. None: the store is asked, once a path.
@@ -28,4 +28,4 @@ def open_ranges(store: Store, options: ReadOptions, version_of: Callable[[str], 
 
         return RemoteReader(store, options, version_of)
     _, root = fsspec.core.url_to_fs(store.url)
-    return MappedReader(Path(root), options.open_files)
+    return LocalReader(Path(root), options.open_files)

@@ -31,7 +31,7 @@ SLOT: Final = struct.Struct("<ci")
 LONGEST_MESSAGE: Final = 60_000
 _ROUND: Final = 1 << 20
 _HEADER: Final = 1 << 16
-_LEAST_SLOTS: Final = 2
+_LEAST_SLOTS, _MOST_SLOTS = 2, 4
 
 
 class HungUp(Exception):
@@ -51,7 +51,8 @@ class _Slot:
 
 
 class SlotWriter:
-    """The worker's side. limit_bytes: slots may take as much together; two are made whatever they take.
+    """The worker's side. limit_bytes: slots may take as much together, though two are made in any case and four at most:
+    more would wait longer, not come sooner.
 
     blocked: called with the seconds spent waiting for the other side.
     """
@@ -112,7 +113,10 @@ class SlotWriter:
         if self._granted:
             self._granted -= 1
             return True
-        return sum(slot.capacity for slot in self._slots.values()) + _rounded(need) <= self._limit
+        return (
+            len(self._slots) < _MOST_SLOTS
+            and sum(slot.capacity for slot in self._slots.values()) + _rounded(need) <= self._limit
+        )
 
     def _make(self, need: int) -> _Slot:
         number = len(self._slots)

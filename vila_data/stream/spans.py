@@ -32,7 +32,7 @@ class ReadOptions(StrictModel):
     timeout_s:    hard limit of one attempt.
     backoff_s:    the nth retry waits a random time up to ``backoff_s * 2**n``, 20 s at most.
     ahead_bytes:  bound of the bytes that are wanted and fetched, or on their way, but not yet read.
-    open_files:   files mapped at a time, never more than a quarter of the process's limit of descriptors.
+    open_files:   files open at a time, never more than a quarter of the process's limit of descriptors.
     """
 
     cache_dir: str | None = None
