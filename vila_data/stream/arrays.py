@@ -58,10 +58,12 @@ class Origin:
 class Fault:
     """What broke in one sample, which keeps its place in its pack and is not trained.
 
-    where: the shard and its member; stage: what was being done; reason: the error's own words.
+    where: the shard and its member; stage: what was being done; reason: the error's own words; sample: its place in
+    the batch's `origins`.
     """
 
     where: str
     record_id: str
     stage: Literal["tokens", "read", "decode"]
     reason: str
+    sample: int

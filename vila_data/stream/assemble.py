@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from vila_data.core.errors import DataError, StorageError
 from vila_data.core.images import ImageError
 from vila_data.core.layout import shard_stem
-from vila_data.core.store import Store
 from vila_data.core.schemas import IGNORED
+from vila_data.core.store import Store
 from vila_data.encode.token_set import TokenSample, TokenSet
 from vila_data.stream.arrays import BatchArrays, Fault, Origin
 from vila_data.stream.expand import Expanded, expand
@@ -103,7 +103,7 @@ class Assembler:
                 one = expand(sample, self._rows.tokens_per_image, tokens=tokens, images=images)
             except (DataError, StorageError) as error:
                 where = f"{self._store.location(tar)}: row {row}"
-                prepared.faults.append(Fault(where, "", "tokens", str(error)))
+                prepared.faults.append(Fault(where, "", "tokens", str(error), len(prepared.samples)))
                 prepared.samples.append(None)
                 prepared.origins.append(Origin(held.set, held.corpus, "", "", tar, row, pass_))
                 continue
@@ -175,7 +175,7 @@ class Assembler:
                 fault = self._picture(span, arrays.pixels_NHWC[image])
                 if fault is not None:
                     where = f"{self._store.location(tar)}: image {name} of {sample.key}, byte {span.offset}"
-                    prepared.faults.append(Fault(where, sample.record_id, *fault))
+                    prepared.faults.append(Fault(where, sample.record_id, *fault, member))
                     row, first, columns = arrays.sample_places[member].tolist()
                     arrays.labels_BL[row, first : first + columns] = IGNORED
                 image += 1

@@ -30,7 +30,8 @@ class PackedBatch:
     longest segment; pixels: uint8 [N, 3, H, W] RGB (channels_last in memory); image_places: int64 [N, 4];
     sample_places: int64 [S, 3], on the CPU. stream.arrays.BatchArrays says what they hold.
     origins: one a sample; faults: what broke in this batch; packs: the rows that are real packs (fewer than B in an
-    epoch's last step, perhaps 0); epoch and step: number of the epoch, and of the global step in it.
+    epoch's last step, perhaps 0); epoch: its number; step: that of the global step in it, counted in steps of this world size
+    and batch size.
     """
 
     ids: Tensor

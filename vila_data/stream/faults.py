@@ -16,16 +16,22 @@ log = logging.getLogger("vila_data.stream")
 
 _BASE: Final = 10_000
 """A fraction is of the samples so far, but of no fewer than these."""
+_FRACTION: Final = 0.001
 _KEPT: Final = 100
 _SHOWN: Final = 3
 
 
 class FaultBudget(StrictModel):
-    """Broken samples that a rank bears: at most `count`, and at most `fraction` of its samples (of 10,000 before there
-    are as many). None: without such a limit."""
+    """Broken samples that a rank bears, each time that one comes: at most `count`, and at most `fraction` of its samples
+    (of 10,000 before there are as many). Neither given: a fraction of 0.001."""
 
     count: Annotated[int, Field(ge=0)] | None = None
-    fraction: Annotated[float, Field(ge=0, le=1)] | None = 0.001
+    fraction: Annotated[float, Field(ge=0, le=1)] | None = None
+
+    @property
+    def largest_fraction(self) -> float | None:
+        """The fraction in force."""
+        return _FRACTION if self.count is None and self.fraction is None else self.fraction
 
 
 class FaultLog:
@@ -45,10 +51,10 @@ class FaultLog:
             DataError: there are more broken samples than the budget bears; the last ones are named.
         """
         self.samples += samples
-        broken = set()
+        broken: set[int] = set()
         for fault in faults:
             self.counts[fault.stage] += 1
-            broken.add((fault.record_id, "" if fault.record_id else fault.where))
+            broken.add(fault.sample)
             self._recent = [*self._recent[-_KEPT + 1 :], fault]
             log.warning("%s: %s; its sample is not trained (%s)", fault.where, fault.reason, fault.stage)
         self.broken += len(broken)
@@ -60,10 +66,10 @@ class FaultLog:
             )
 
     def _exceeded(self) -> bool:
-        count, fraction = self._budget.count, self._budget.fraction
+        count, fraction = self._budget.count, self._budget.largest_fraction
         over = count is not None and self.broken > count
         return over or (fraction is not None and self.broken > fraction * max(self.samples, _BASE))
 
     def _limits(self) -> str:
-        limits = {"count": self._budget.count, "fraction": self._budget.fraction}
+        limits = {"count": self._budget.count, "fraction": self._budget.largest_fraction}
         return ", ".join(f"{name} {value}" for name, value in limits.items() if value is not None)

@@ -58,7 +58,7 @@ class FeedSpec:
 class BatchHeader:
     """What goes with a batch's arrays.
 
-    size: as stream.layout.BatchSize; packs: rows that are real packs; after: the position behind the step; sources
+    size: as stream.layout.BatchSize; packs: rows that are real packs; after: the position behind the step; last: no step follows; sources
     int64[sources, 3]: samples, images and tokens of each source of the blend; spent: seconds by stage since the feed
     began; read: counters of stream.spans.RangeCounters, likewise.
     """
@@ -68,6 +68,7 @@ class BatchHeader:
     faults: tuple[Fault, ...]
     packs: int
     after: Position
+    last: bool
     sources: Any
     spent: dict[str, float]
     read: dict[str, Any]
@@ -167,6 +168,7 @@ class Feed:
             tuple(prepared.faults),
             len(plan.ends),
             plan.after,
+            plan.last,
             np.stack(counts, axis=1),
             seconds,
             counters,

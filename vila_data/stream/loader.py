@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
+import weakref
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -50,7 +53,8 @@ class StreamLoader(IterableDataset[PackedBatch]):
     Iterating gives what is left of the current epoch; when it is over, the next iteration gives the next epoch. All
     ranks have equally many steps: in the last one, rows may be padding alone (`PackedBatch.packs` counts the others).
     `state_dict` may be taken between any two batches and loaded under another world size, batch size and number of
-    workers: what comes then are exactly the packs that were not given out before, by any rank.
+    workers: what comes then are exactly the packs that were not given out before, by any rank. Behind an epoch's last
+    batch it is that of the next epoch's beginning.
     """
 
     def __init__(
@@ -62,7 +66,8 @@ class StreamLoader(IterableDataset[PackedBatch]):
         self._faults = FaultLog(options.fault_budget)
         self._meter = Meter([found.name for found in spec.sets])
         self._said = time.monotonic()
-        self._running: Iterator[PackedBatch] | None = None
+        self._replaced = 0
+        self._running: weakref.ref[Any] | None = None
 
     def __iter__(self) -> Iterator[PackedBatch]:
         if get_worker_info() is not None:
@@ -70,8 +75,9 @@ class StreamLoader(IterableDataset[PackedBatch]):
                 "stream: the loader has workers of its own: give num_workers=0 to the DataLoader around it"
             )
         self.close()
-        self._running = self._batches()
-        return self._running
+        batches = self._batches()
+        self._running = weakref.ref(batches)  # who iterates holds it: dropping both ends the workers at once
+        return batches
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream is, behind the batch that was given out last: JSON of some hundred bytes, equal on all ranks."""
@@ -107,17 +113,22 @@ class StreamLoader(IterableDataset[PackedBatch]):
 
     def metrics(self) -> StreamMetrics:
         """Totals since the loader was made."""
-        return self._meter.read(self._faults.counts)
+        return self._meter.read(self._faults.counts, self._replaced)
 
-    def prometheus(self) -> PrometheusMetrics:
-        """The same for prometheus_client: `loader.prometheus().register()`."""
-        return PrometheusMetrics(self.metrics, {"rank": str(self._spec.share.rank)})
+    def prometheus(self, **labels: str) -> PrometheusMetrics:
+        """The same for prometheus_client: `loader.prometheus().register()`. labels: beside the rank, to tell a
+        process's loaders apart."""
+        return PrometheusMetrics(self.metrics, {"rank": str(self._spec.share.rank), **labels})
 
     def close(self) -> None:
         """End the iteration and its workers; the state stays. Batches that were given out stay valid."""
-        running, self._running = self._running, None
+        running = self._running() if self._running is not None else None
+        self._running = None
         if running is not None:
-            running.close()  # type: ignore[attr-defined]
+            running.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_running": None}
 
     def __enter__(self) -> StreamLoader:
         return self
@@ -134,70 +145,74 @@ class StreamLoader(IterableDataset[PackedBatch]):
         return sequence
 
     def _batches(self) -> Iterator[PackedBatch]:
-        """The epoch's batches, one more being on its way to the device than was given out."""
+        """The epoch's batches; one more than was given out is on its way where there is a device."""
         device = self._options.device or torch.device("cpu")
         copies, depth = DeviceCopies(device), int(device.type != "cpu")
-        ahead: list[Position] = []
-        made = self._made()
-        try:
-            for batch, after in made:
-                copies.stage(batch)
-                ahead.append(after)
-                if len(ahead) > depth:
-                    yield self._given(copies.take(), ahead.pop(0))
-            while ahead:
-                yield self._given(copies.take(), ahead.pop(0))
-        finally:
-            made.close()
-        self._epoch, self._position = self._epoch + 1, Position()
-
-    def _given(self, batch: PackedBatch, after: Position) -> PackedBatch:
-        self._position = after
-        return batch
-
-    def _made(self) -> Any:
-        """(batch, position behind it) as they come from the workers, counted."""
-        start = self._position
-        spec = replace(self._spec, epoch=self._epoch, start=start)
-        first_step = start.packs // spec.share.step_packs
-        count = max(1, self._options.num_workers)
-        source = _Inline(spec, self._lengths) if not self._options.num_workers else None
-        pool = source or WorkerPool(spec, self._lengths, count, self._options.patience)
+        ahead: deque[tuple[int, BatchHeader]] = deque()
+        epoch, number = self._epoch, self._position.packs // self._spec.share.step_packs
         self._meter.end_feeds()
-        step = 0
+        pool = self._pool()
+        asked = time.perf_counter()
         try:
-            while True:
-                began = time.perf_counter()
+            for step in itertools.count():
                 found = pool.get(step)
-                self._meter.waited(time.perf_counter() - began)
-                if found is None:
-                    return
-                arrays, header, memory = found
-                self._meter.add(header, step % count)
-                self._meter.replaced += pool.replaced
-                pool.replaced = 0
-                self._faults.add(header.faults, len(header.origins))
-                self._report()
-                batch = PackedBatch.of(
-                    arrays,
-                    origins=header.origins,
-                    faults=header.faults,
-                    packs=header.packs,
-                    epoch=spec.epoch,
-                    step=first_step + step,
-                    keep=memory,
-                )
-                del arrays, memory, found
-                yield batch, header.after
+                if found is not None:
+                    copies.stage(_batch(found, epoch, number + step))
+                    ahead.append((step, found[1]))
+                    del found
+                    if len(ahead) <= depth:
+                        continue
+                elif not ahead:
+                    break
+                for feed in pool.replaced:
+                    self._meter.end_feed(feed)
+                    self._replaced += 1
+                pool.replaced.clear()
+                batch = copies.take()
+                self._count(*ahead.popleft(), time.perf_counter() - asked)
+                yield batch
                 del batch
-                step += 1
+                asked = time.perf_counter()
         finally:
             pool.close()
+            copies.close()
+        if self._epoch == epoch:  # there was nothing left of it
+            self._epoch, self._position = epoch + 1, Position()
+
+    def _pool(self) -> WorkerPool | _Inline:
+        spec = replace(self._spec, epoch=self._epoch, start=self._position)
+        if not self._options.num_workers:
+            return _Inline(spec, self._lengths)
+        return WorkerPool(spec, self._lengths, self._options.num_workers, self._options.patience)
+
+    def _count(self, step: int, header: BatchHeader, waited_s: float) -> None:
+        """Take a batch that is given out now into the state and the totals."""
+        if header.last:
+            self._epoch, self._position = self._epoch + 1, Position()
+        else:
+            self._position = header.after
+        self._meter.waited(waited_s)
+        self._meter.add(header, step % max(1, self._options.num_workers))
+        self._report()
+        self._faults.add(header.faults, len(header.origins))
 
     def _report(self) -> None:
         if time.monotonic() - self._said >= self._options.report_every_s:
             self._said = time.monotonic()
             log.info("rank %d: %s", self._spec.share.rank, self.metrics().line())
+
+
+def _batch(found: tuple[BatchArrays, BatchHeader, Any], epoch: int, step: int) -> PackedBatch:
+    arrays, header, memory = found
+    return PackedBatch.of(
+        arrays,
+        origins=header.origins,
+        faults=header.faults,
+        packs=header.packs,
+        epoch=epoch,
+        step=step,
+        keep=memory,
+    )
 
 
 class _Inline:
@@ -206,7 +221,7 @@ class _Inline:
     def __init__(self, spec: FeedSpec, lengths: list[Lengths]) -> None:
         self._feed = Feed(spec, lengths, StageClock())
         self._batches = self._feed.batches(_fresh)
-        self.replaced = 0
+        self.replaced: list[int] = []
 
     def get(self, step: int) -> tuple[BatchArrays, BatchHeader, Any] | None:
         """The next batch, None when the epoch is over."""

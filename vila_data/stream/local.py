@@ -11,7 +11,7 @@ import resource
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +20,8 @@ from vila_data.stream.spans import RangeCounters, Span
 
 _ADVISED: Final = 256
 """Spans that one call of `want` may announce to the kernel: each one is a system call."""
+_LARGE: Final = 4 << 20
+"""Bytes from which on a span's size is compared with the file's before memory is taken for it."""
 
 
 class _File:
@@ -33,9 +35,13 @@ class _File:
             reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
             raise StorageError(f"{path}: {reason}") from error
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
         if self.descriptor >= 0:
-            os.close(self.descriptor)
+            close(self.descriptor)
+
+
+def _size(file: _File) -> int:
+    return os.fstat(file.descriptor).st_size
 
 
 class LocalReader:
@@ -68,9 +74,10 @@ class LocalReader:
         path, offset, size = span
         file = self._file(path)
         try:
-            data = os.pread(file.descriptor, size, offset) if offset >= 0 and size >= 0 else b""
+            plausible = offset >= 0 and size >= 0 and (size < _LARGE or offset + size <= _size(file))
+            data = os.pread(file.descriptor, size, offset) if plausible else b""
             if len(data) != size:
-                there = os.fstat(file.descriptor).st_size
+                there = _size(file)
                 raise StorageError(
                     f"{self._root / path}: {size} bytes at offset {offset} were asked for, but the file has {there} "
                     "bytes: it was cut short or written again since its manifest was; check the run with `vila-data check`"

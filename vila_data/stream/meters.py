@@ -103,20 +103,24 @@ class Meter:
     columns: int = 0
     waited_s: float = 0.0
     began: float | None = None
-    replaced: int = 0
     _sources: Any = None
     _spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     _reads: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTERS, 0))
     _slowest: tuple[str, float] = ("", 0.0)
     _feeds: dict[int, BatchHeader] = field(default_factory=dict)
 
-    def end_feeds(self) -> None:
-        """Keep the totals of feeds that are over: later headers count from nothing again."""
-        for header in self._feeds.values():
+    def end_feed(self, feed: int) -> None:
+        """Keep the totals of a worker that is over: headers of the one in its place count from nothing again."""
+        header = self._feeds.pop(feed, None)
+        if header is not None:
             self._spent = {stage: seconds + header.spent.get(stage, 0.0) for stage, seconds in self._spent.items()}
             self._reads = {name: count + header.read[name] for name, count in self._reads.items()}
             self._slowest = max(self._slowest, tuple(header.read["slowest"]), key=lambda one: one[1])
-        self._feeds = {}
+
+    def end_feeds(self) -> None:
+        """The same for all of them."""
+        for feed in list(self._feeds):
+            self.end_feed(feed)
 
     def add(self, header: BatchHeader, feed: int) -> None:
         """Count a batch. feed: number of the worker that made it, whose counters in headers are running totals."""
@@ -133,7 +137,7 @@ class Meter:
             self.began = time.perf_counter() - seconds
         self.waited_s += seconds
 
-    def read(self, faults: dict[str, int]) -> StreamMetrics:
+    def read(self, faults: dict[str, int], replaced: int) -> StreamMetrics:
         """The totals so far."""
         held = np.zeros((len(self.labels), 3), np.int64) if self._sources is None else self._sources
         samples, images, tokens = held.sum(axis=0).tolist()
@@ -161,7 +165,7 @@ class Meter:
             cache_hits=count["cache_hits"],
             retries=count["retries"],
             faults=dict(faults),
-            replaced_workers=self.replaced,
+            replaced_workers=replaced,
             slowest_read=slowest,
         )
 
@@ -178,6 +182,10 @@ class PrometheusMetrics:
 
         (registry or REGISTRY).register(self)
         return self
+
+    def describe(self) -> Iterable[Any]:
+        """Nothing: loaders have metrics of the same names, told apart by labels."""
+        return []
 
     def collect(self) -> Iterable[Any]:
         """The metrics, as prometheus_client asks for them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -53,13 +54,14 @@ class BatchPlan:
 
     step: counted from where the iteration began; samples: pack by pack; ends int64[p]: pack j is samples ends[j - 1] (0
     for the first) to ends[j]; fewer packs than the batch has rows, or none, in the last step. after: the position
-    behind the whole step, equal on all ranks.
+    behind the whole step; last: whether no step follows. The last two are equal on all ranks.
     """
 
     step: int
     samples: Run
     ends: NDArray[np.int64]
     after: Position
+    last: bool
 
 
 def rank_batches(
@@ -70,61 +72,51 @@ def rank_batches(
     `sequence` stands at a block border at or before the first of these steps. Every rank has a batch in every step that
     has a pack, so all make equally many, whatever number of packs there is.
     """
-    step = first_step
-    pieces: list[tuple[Run, NDArray[np.int64]]] = []
-    borders: list[tuple[int, dict[str, Any]]] = []
-    end = 0
-    for planned in sequence:
-        end = planned.first_pack + len(planned)
-        borders.append((planned.first_pack, planned.before))
-        while (first := share.first_pack(start.packs, step)) < end:
-            last = first + share.batch_size
-            piece = _cut(planned, max(first, planned.first_pack), min(last, end))
-            if piece is not None:
-                pieces.append(piece)
-            if last > end:
-                break
-            yield _batch(step, pieces, share, start, borders)
-            step += stride
-            pieces = []
-        borders = _needed(borders, start.packs + step * share.step_packs)
-    while start.packs + step * share.step_packs < end:
-        yield _batch(step, pieces, share, start, borders)
+    blocks: deque[PlannedPacks] = deque()
+    planned_to, coming, step = 0, iter(sequence), first_step
+    more = True
+    while True:
+        begin = start.packs + step * share.step_packs
+        end = begin + share.step_packs
+        while more and planned_to <= end:  # one pack beyond the step tells whether it is the last one
+            block = next(coming, None)
+            more = block is not None
+            if block is not None:
+                blocks.append(block)
+                planned_to = block.first_pack + len(block)
+            _forget(blocks, begin)
+        _forget(blocks, begin)
+        if planned_to <= begin:
+            return
+        first = share.first_pack(start.packs, step)
+        cuts = [_cut(block, first, first + share.batch_size) for block in blocks]
+        after = Position(end, blocks[0].before)
+        yield BatchPlan(step, *_joined(cuts), after, not more and planned_to <= end)
         step += stride
-        pieces = []
 
 
-def _needed(borders: list[tuple[int, dict[str, Any]]], pack: int) -> list[tuple[int, dict[str, Any]]]:
-    """The last border at or before a pack, and those after it."""
-    while len(borders) > 1 and borders[1][0] <= pack:
-        borders = borders[1:]
-    return borders
+def _forget(blocks: deque[PlannedPacks], pack: int) -> None:
+    """Let go of blocks before the one that holds a pack, or that is to be restored to reach it."""
+    while len(blocks) > 1 and blocks[1].first_pack <= pack:
+        blocks.popleft()
 
 
-def _cut(planned: PlannedPacks, first: int, last: int) -> tuple[Run, NDArray[np.int64]] | None:
-    """Packs `first` to `last` of a block, by their numbers in the epoch; None where it has none of them."""
-    begin, stop = first - planned.first_pack, last - planned.first_pack
-    if stop <= begin:
-        return None
-    sample = int(planned.ends[begin - 1]) if begin else 0
-    return planned.samples.take(slice(sample, int(planned.ends[stop - 1]))), planned.ends[begin:stop] - sample
+def _cut(block: PlannedPacks, first: int, last: int) -> tuple[Run, NDArray[np.int64]]:
+    """Samples and ends of what a block has of packs `first` to `last`, by their numbers in the epoch."""
+    begin = min(max(first - block.first_pack, 0), len(block))
+    stop = min(max(last - block.first_pack, begin), len(block))
+    bounds = np.concatenate([np.zeros(1, np.int64), block.ends])
+    sample = int(bounds[begin])
+    return block.samples.take(slice(sample, int(bounds[stop]))), block.ends[begin:stop] - sample
 
 
-def _batch(
-    step: int,
-    pieces: list[tuple[Run, NDArray[np.int64]]],
-    share: Share,
-    start: Position,
-    borders: list[tuple[int, dict[str, Any]]],
-) -> BatchPlan:
-    first = start.packs + step * share.step_packs
-    plan = _needed(borders, first)[0][1]
-    after = Position(first + share.step_packs, plan)
-    if len(pieces) == 1:
-        return BatchPlan(step, *pieces[0], after)
-    samples = Run.joined([run for run, _ in pieces])
-    ends, behind = [np.zeros(0, np.int64)], 0
-    for run, piece_ends in pieces:
-        ends.append(piece_ends + behind)
+def _joined(cuts: list[tuple[Run, NDArray[np.int64]]]) -> tuple[Run, NDArray[np.int64]]:
+    """Parts of a batch from consecutive blocks as one."""
+    cuts = [cut for cut in cuts if len(cut[1])] or cuts[:1]
+    if len(cuts) == 1:
+        return cuts[0]
+    ends, behind = [], 0
+    for run, part in cuts:
+        ends.append(part + behind)
         behind += len(run)
-    return BatchPlan(step, samples, np.concatenate(ends), after)
+    return Run.joined([run for run, _ in cuts]), np.concatenate(ends)

@@ -1,26 +1,28 @@
 """Shared memory between a worker and the trainer's process: buffers that are filled, lent and used again.
 
 A slot is anonymous memory (memfd_create): it has no name, so nothing is left behind whoever is killed, and the size of
-/dev/shm does not matter. The worker makes slots and fills them; the other side maps them once and gives each back when
-the last tensor over it is gone. Messages are single datagrams: a letter, and what belongs to it.
+/dev/shm does not matter. The worker makes slots and fills them; the other side maps them and gives each back when the
+last tensor over it is gone. Messages are single datagrams: a letter, and what belongs to it.
 
-    worker   B step, slot, bytes, header bytes (with the slot's descriptor when it is new)   a batch is there
+    worker   B step, slot, bytes, header bytes (with the slot's descriptor when it is new or has grown)   a batch is there
              W                                       every slot is filled or lent: it waits
              E                                       the epoch is over
-             X text                                  it failed
+             X failure (JSON)                        it failed
     trainer  R slot                                  the slot is free again
              G                                       one more slot may be made
 """
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import pickle
+import select
 import socket
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from vila_data.stream.arrays import BatchArrays
@@ -32,29 +34,58 @@ LONGEST_MESSAGE: Final = 60_000
 _ROUND: Final = 1 << 20
 _HEADER: Final = 1 << 16
 _LEAST_SLOTS, _MOST_SLOTS = 2, 4
+_LOOK_MS: Final = 2_000
 
 
 class HungUp(Exception):
     """The other side is gone."""
 
 
+@dataclass(frozen=True)
+class WorkerFailure:
+    """Why a worker ended. kind: the name of an error of core.errors, empty for others; text: its sentence, else a
+    traceback."""
+
+    kind: str
+    text: str
+
+    def message(self) -> bytes:
+        """The datagram that says so; of a long text, the end."""
+        value = asdict(self)
+        while len(found := json.dumps(value).encode()) > LONGEST_MESSAGE - 1:
+            value["text"] = value["text"][len(value["text"]) // 4 + 1 :]
+        return b"X" + found
+
+    @staticmethod
+    def of_message(message: bytes) -> WorkerFailure:
+        """The failure that a datagram says."""
+        return WorkerFailure(**json.loads(message[1:]))
+
+
 @dataclass
 class _Slot:
+    """told: its size when its descriptor was sent last; memory: None while it is empty."""
+
     number: int
     fd: int
-    memory: mmap.mmap
-    sent: bool = False
+    memory: mmap.mmap | None = None
+    told: int = 0
 
     @property
     def capacity(self) -> int:
-        return len(self.memory)
+        return 0 if self.memory is None else len(self.memory)
+
+    def resize(self, size: int) -> None:
+        """Give it `size` bytes; 0 gives its memory back."""
+        self.memory = None
+        os.ftruncate(self.fd, size)
+        if size:
+            self.memory = mmap.mmap(self.fd, size)
 
 
 class SlotWriter:
     """The worker's side. limit_bytes: slots may take as much together, though two are made in any case and four at most:
-    more would wait longer, not come sooner.
-
-    blocked: called with the seconds spent waiting for the other side.
+    more would wait longer, not come sooner. blocked: a context in which the time waiting for the other side passes.
     """
 
     def __init__(self, connection: socket.socket, limit_bytes: int, blocked: Callable[[], Any]) -> None:
@@ -64,6 +95,9 @@ class SlotWriter:
         self._granted = 0
         self._filling: _Slot | None = None
         self._filled = 0
+        self._parent = os.getppid()
+        self._ready = select.poll()
+        self._ready.register(connection, select.POLLIN)
 
     def allocate(self, size: BatchSize) -> BatchArrays:
         """Arrays in a slot, waiting for one if need be.
@@ -77,10 +111,10 @@ class SlotWriter:
             self._say(b"W")
             with self._blocked():
                 self._listen(wait=True)
-        slot = self._slots[self._free.pop()] if self._free else self._make(need)
+        slot = self._slots[self._free.pop()] if self._free else self._make()
         if slot.capacity < need:
-            os.ftruncate(slot.fd, max(_rounded(need), os.fstat(slot.fd).st_size))
-            slot.memory = mmap.mmap(slot.fd, 0)
+            self._empty_others(_rounded(need) - slot.capacity)
+            slot.resize(_rounded(need))
         self._filling, self._filled = slot, need
         return size.arrays_in(slot.memory)
 
@@ -90,9 +124,10 @@ class SlotWriter:
         assert slot is not None
         data = pickle.dumps(header, pickle.HIGHEST_PROTOCOL)
         os.pwrite(slot.fd, data, self._filled)
+        size = max(slot.capacity, self._filled + len(data))
         message = BATCH.pack(b"B", step, slot.number, self._filled, len(data))
-        self._say(message, [] if slot.sent else [slot.fd])
-        slot.sent = True
+        self._say(message, [slot.fd] if size > slot.told else [])
+        slot.told = max(slot.told, size)
         self._filling = None
 
     def finish(self, message: bytes) -> None:
@@ -113,24 +148,30 @@ class SlotWriter:
         if self._granted:
             self._granted -= 1
             return True
-        return (
-            len(self._slots) < _MOST_SLOTS
-            and sum(slot.capacity for slot in self._slots.values()) + _rounded(need) <= self._limit
-        )
+        return len(self._slots) < _MOST_SLOTS and self._held() + _rounded(need) <= self._limit
 
-    def _make(self, need: int) -> _Slot:
+    def _make(self) -> _Slot:
         number = len(self._slots)
-        fd = os.memfd_create(f"vila-data-slot-{number}")
-        os.ftruncate(fd, _rounded(need))
-        self._slots[number] = _Slot(number, fd, mmap.mmap(fd, _rounded(need)))
+        self._slots[number] = _Slot(number, os.memfd_create(f"vila-data-slot-{number}"))
         return self._slots[number]
+
+    def _held(self) -> int:
+        return sum(slot.capacity for slot in self._slots.values())
+
+    def _empty_others(self, more: int) -> None:
+        """Give back the memory of free slots where `more` bytes would pass the limit."""
+        for number in self._free:
+            if self._held() + more > self._limit:
+                self._slots[number].resize(0)
 
     def _listen(self, *, wait: bool) -> None:
         """Take what the other side said; `wait`: at least one message."""
-        flags = 0 if wait else socket.MSG_DONTWAIT
+        self._check_parent()
+        while wait and not self._ready.poll(_LOOK_MS):
+            self._check_parent()
         while True:
             try:
-                message = self._connection.recv(SLOT.size, flags)
+                message = self._connection.recv(SLOT.size, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
             except ConnectionError as error:
@@ -141,7 +182,11 @@ class SlotWriter:
                 self._granted += 1
             else:
                 self._free.append(SLOT.unpack(message)[1])
-            flags = socket.MSG_DONTWAIT
+
+    def _check_parent(self) -> None:
+        """A process that the trainer forked may hold the connection open beyond the trainer's end."""
+        if os.getppid() != self._parent:
+            raise HungUp
 
 
 def _rounded(size: int) -> int:

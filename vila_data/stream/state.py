@@ -77,12 +77,16 @@ def from_state(identity: StreamIdentity, state: Mapping[str, Any]) -> tuple[int,
     Raises:
         UsageError: it is none, of another version, or of another order; the message says what differs.
     """
+    if not isinstance(state, Mapping):
+        raise UsageError(f"stream state: a {type(state).__name__}: give what state_dict() gave")
     if state.get("version") != STATE_VERSION:
         raise UsageError(f"stream state: version {state.get('version')!r}; this version reads {STATE_VERSION}")
     try:
         differences = identity.differences(state)
         epoch, packs, plan = int(state["epoch"]), int(state["packs"]), json.loads(state["plan"])
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        if epoch < 0 or packs < 0 or not isinstance(plan, dict | None):
+            raise ValueError(f"epoch {epoch}, packs {packs}, plan {plan!r}")
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise UsageError(f"stream state: damaged: {error!r}") from error
     if differences:
         raise UsageError(f"stream state: of another stream: {'; '.join(differences)}")

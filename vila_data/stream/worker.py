@@ -1,7 +1,7 @@
 """A worker process: makes its share of a rank's batches in shared memory. It imports no torch.
 
-Started as ``python -m vila_data.stream.worker CONNECTION SPEC LENGTHS STATUS``, the numbers of four descriptors; it
-ends when the other side hangs up.
+`stream.pool` starts it with the trainer's import path and the numbers of four descriptors: CONNECTION SPEC LENGTHS
+STATUS. It ends when the other side hangs up.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -25,17 +24,9 @@ from vila_data.blend import Lengths
 from vila_data.core.errors import VilaDataError
 from vila_data.stream.assemble import STAGES
 from vila_data.stream.feed import Feed, FeedSpec
-from vila_data.stream.slots import LONGEST_MESSAGE, HungUp, SlotWriter
+from vila_data.stream.slots import HungUp, SlotWriter, WorkerFailure
 
 STATUS_BYTES: Final = 1024
-
-
-@dataclass(frozen=True)
-class WorkerFailure:
-    """Why a worker ended. expected: an error meant for users; text: its sentence, else a traceback."""
-
-    expected: bool
-    text: str
 
 
 class StatusClock:
@@ -108,11 +99,10 @@ def work(connection: socket.socket, spec: FeedSpec, lengths: list[Lengths], stat
     except HungUp:
         return
     except Exception as error:  # noqa: BLE001 - told to the trainer's process, which raises it
-        expected = isinstance(error, VilaDataError)
-        text = str(error) if expected else traceback.format_exc()
-        message = pickle.dumps(WorkerFailure(expected, text[-LONGEST_MESSAGE:]))
+        expected = type(error).__name__ if isinstance(error, VilaDataError) else ""
+        failure = WorkerFailure(expected, str(error) if expected else traceback.format_exc())
         try:
-            slots.finish(b"X" + message)
+            slots.finish(failure.message())
         except HungUp:
             return
 
@@ -120,7 +110,7 @@ def work(connection: socket.socket, spec: FeedSpec, lengths: list[Lengths], stat
 def main() -> None:
     """Run as the module's docstring says."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer's process decides
-    connection_fd, spec_fd, lengths_fd, status_fd = map(int, sys.argv[1:5])
+    connection_fd, spec_fd, lengths_fd, status_fd = map(int, sys.argv[-4:])
     _raise_limit()
     with os.fdopen(spec_fd, "rb") as stream:
         stream.seek(0)
@@ -137,6 +127,3 @@ def _raise_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
-
-if __name__ == "__main__":
-    main()

@@ -64,6 +64,9 @@ def stream(
         UsageError: the recipe has no pack or blend, its sets are not in the run or not encoded with this tokenizer, or
             the call makes no sense.
     """
+    for name, value in (("num_workers", num_workers), ("prefetch_mb", prefetch_mb), ("epoch", epoch)):
+        if value is not None and value < 0:
+            raise UsageError(f"stream: {name} {value}: give 0 or more")
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, find_corpora=False)
     if num_workers is None:
         num_workers = min(_MOST_WORKERS, max(1, cpu_count() - 1))
