@@ -23,7 +23,7 @@ import numpy as np
 from vila_data.blend import BlendConfig, BlendPlanner, Lengths
 from vila_data.core.cpus import cpu_count
 from vila_data.encode.config import PackConfig
-from vila_data.stream import PackSequence
+from vila_data.order import PackSequence
 
 SEED = 17
 SEQUENCE_LENGTH = 4096

@@ -78,7 +78,12 @@ def main() -> None:
         )
         found = measured(options, given.warm)
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    conditions = {"device": name, "cpus": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}
+    conditions = {
+        "device": name,
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
     print(json.dumps(found, indent=1))
     if given.json:
         given.json.write_text(json.dumps({"conditions": conditions, **found}, indent=1) + "\n")

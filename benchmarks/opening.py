@@ -35,9 +35,9 @@ from vila_data.core.schemas import LENGTHS, SCHEMA_VERSION
 from vila_data.core.store import Store
 from vila_data.encode.config import PackConfig
 from vila_data.encode.tokens import TokenManifest, encoding_fingerprint
+from vila_data.order import PackSequence
+from vila_data.order.sources import read_blended_sets
 from vila_data.shard.manifest import manifest_path
-from vila_data.stream import PackSequence
-from vila_data.stream.sources import read_blended_sets
 
 SEED = 17
 NAME = "pairs"

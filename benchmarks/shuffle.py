@@ -29,7 +29,7 @@ from vila_data.blend import BlendConfig, Lengths
 from vila_data.blend.lengths import CHUNK_ROWS
 from vila_data.core.cpus import cpu_count
 from vila_data.encode.config import PackConfig
-from vila_data.stream import PackSequence, PlannedPacks
+from vila_data.order import PackSequence, PlannedPacks
 
 SEED = 17
 TOKENS_PER_IMAGE = 576

@@ -2,7 +2,7 @@
 
     python benchmarks/workers.py [--photos DIR] [--data DIR] [--json benchmarks/results/workers.json]
 
-The same code (vila_data.stream.worker.work), the same messages and buffers; only who runs it differs. The consumer is
+The same code (vila_data.loader.worker.work), the same messages and buffers; only who runs it differs. The consumer is
 either empty, or keeps the interpreter busy as a training loop that launches kernels does: 2 ms of Python a step.
 """
 
@@ -25,9 +25,9 @@ from typing import Any
 from stream_data import made_run
 
 import vila_data as vd
-from vila_data.stream.lease import SlotLender
-from vila_data.stream.pool import Patience, WorkerPool
-from vila_data.stream.worker import STATUS_BYTES, work
+from vila_data.loader.lease import SlotLender
+from vila_data.loader.pool import Patience, WorkerPool
+from vila_data.loader.worker import STATUS_BYTES, work
 
 STEPS, WARM = 60, 4
 BUSY_S = 0.002

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stream.made_stream import made
+from tests.loader.made_stream import made
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))

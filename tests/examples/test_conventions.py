@@ -10,7 +10,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from tests.stream.made_stream import opened
+from tests.loader.made_stream import opened
 
 
 def keys(batches: list[Any]) -> list[list[tuple[str, int, int]]]:

@@ -6,9 +6,9 @@ import time
 from typing import Any
 
 from vila_data.core.errors import DataError
-from vila_data.stream.assemble import STAGES
-from vila_data.stream.loader import StreamLoader
-from vila_data.stream.meters import StreamMetrics
+from vila_data.loader.assemble import STAGES
+from vila_data.loader.loader import StreamLoader
+from vila_data.loader.meters import StreamMetrics
 
 _COUNTS = ("batches", "packs", "samples", "images", "tokens", "read_bytes")
 

@@ -10,8 +10,8 @@ from vila_data.blend.lengths import Lengths
 from vila_data.core.store import Store
 from vila_data.encode.tokenizer import TextTokenizer
 from vila_data.encode.tokens import encoding_fingerprint
+from vila_data.order.sources import read_blended_sets
 from vila_data.shard.manifest import read_manifest
-from vila_data.stream.sources import read_blended_sets
 from vila_data.workflow.encoding import committed_tokens, ready_tokenizer
 from vila_data.workflow.recipe import Recipe
 

@@ -6,9 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from vila_data.core.store import Store
+from vila_data.order.sequence import PackSequence
+from vila_data.order.sources import read_blended_sets
 from vila_data.pack import best_sequence_length
-from vila_data.stream.sequence import PackSequence
-from vila_data.stream.sources import read_blended_sets
 from vila_data.workflow.encoding import ready_tokenizer
 from vila_data.workflow.recipe import Recipe
 

@@ -16,9 +16,9 @@ from vila_data.corpora.config import CorpusConfig
 from vila_data.download.config import DownloadConfig
 from vila_data.encode.config import PackConfig
 from vila_data.filter.config import FilterConfig, Rules
+from vila_data.order.released import check_released
 from vila_data.score.config import ScoreConfig
 from vila_data.shard.config import ShardSet
-from vila_data.stream.released import check_released
 from vila_data.workflow.marked_yaml import Location, MarkedValue, nearest, read_marked, validate
 from vila_data.workflow.sources import check_engine, check_rules, check_view, resolve_corpus
 from vila_data.workflow.substitute import override, substitute

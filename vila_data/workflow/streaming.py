@@ -10,22 +10,22 @@ from typing import Any, TypeVar
 
 import torch
 
+from vila_data.batch.pixels import ImageOptions
 from vila_data.core.config import StrictModel
 from vila_data.core.cpus import cpu_count
 from vila_data.core.errors import UsageError
 from vila_data.core.store import Store
 from vila_data.encode.config import PackConfig
 from vila_data.encode.tokenizer import TextTokenizer
-from vila_data.stream.assemble import Rows
-from vila_data.stream.faults import FaultBudget
-from vila_data.stream.feed import FeedSpec
-from vila_data.stream.loader import LoaderOptions, StreamLoader
-from vila_data.stream.pixels import ImageOptions
-from vila_data.stream.pool import Patience
-from vila_data.stream.ranges import ReadOptions
-from vila_data.stream.share import Share
-from vila_data.stream.sources import read_blended_sets
-from vila_data.stream.state import StreamIdentity
+from vila_data.loader.assemble import Rows
+from vila_data.loader.faults import FaultBudget
+from vila_data.loader.feed import FeedSpec
+from vila_data.loader.loader import LoaderOptions, StreamLoader
+from vila_data.loader.pool import Patience
+from vila_data.loader.state import StreamIdentity
+from vila_data.order.share import Share
+from vila_data.order.sources import read_blended_sets
+from vila_data.ranges.reader import ReadOptions
 from vila_data.workflow.encoding import ready_tokenizer
 from vila_data.workflow.recipe import Recipe, load_recipe
 

@@ -1,0 +1,91 @@
+"""The loader under the fidelity modes, other image modes and a blend inside a blend."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.loader.made_stream import BLEND, encode, opened, recipe_of
+from tests.made_run import MadeRun, make_run
+from vila_data.encode.sequence import IGNORED, IMAGE_ID
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> MadeRun:
+    return make_run(str(tmp_path_factory.mktemp("modes") / "run"))
+
+
+def folder_of(run: MadeRun, path: Path, **changes: Any) -> Path:
+    """A folder with the run, encoded for a recipe with these changes."""
+    shutil.copytree(run.store.url, path / "run")
+    copied = MadeRun(type(run.store)(str(path / "run")), run.documents, run.pairs, run.chats, run.parts, run.sets)
+    encode(copied.store, copied, changes.get("pack"))
+    recipe_of(path / "recipe.yaml", **changes)
+    return path
+
+
+def check_batch(batch: Any, tokens_per_image: int) -> int:
+    """What holds of every batch; images that are cut."""
+    cut = 0
+    for row, first, columns, sample in batch.image_places.tolist():
+        assert (batch.ids[row, first : first + columns] == IMAGE_ID).all()
+        assert (batch.labels[row, first : first + columns] == IGNORED).all()
+        cut += columns < tokens_per_image
+        at_row, begin, width = batch.sample_places[sample].tolist()
+        assert at_row == row and begin <= first and first + columns <= begin + width
+    taken = batch.image_places[:, 2].sum() if len(batch.image_places) else 0
+    assert int((batch.ids == IMAGE_ID).sum()) == int(taken)
+    assert len(batch.image_places) == len(batch.pixels) and len(batch.sample_places) == len(batch.origins)
+    assert int(batch.cu_seqlens[-1]) == batch.ids.numel() and (batch.cu_seqlens.diff() > 0).all()
+    return cut
+
+
+@pytest.mark.parametrize("semantics", ["paper", "released_code"])
+def test_fidelity_modes_stream(run: MadeRun, tmp_path: Path, semantics: str) -> None:
+    """A short sequence, so that the last image of some is cut, as the published code cuts it."""
+    pack = {"semantics": semantics, "sequence_length": 100, "tokens_per_image": 40, "max_images_per_pack": None}
+    blend = BLEND
+    if semantics == "released_code":
+        pack["micro_batch"] = 4
+        sources = [{"shards": name, "weight": 1, "repeat": 1} for name in ("docs", "pairs", "chat")]
+        blend = {"weight_counts": "samples", "at_exhaustion": "renormalise", "sources": sources}
+    folder = folder_of(run, tmp_path, pack=pack, blend=blend)
+    whole = list(opened(folder, batch_size=4))
+    split = [list(opened(folder, batch_size=4, num_workers=1, rank=rank, world_size=2)) for rank in range(2)]
+    assert len(whole) > 10 and sum(check_batch(batch, 40) for batch in whole) > 5
+    in_turn = [batch for pair in zip(*split, strict=True) for batch in pair]
+    for one, other in zip(whole, in_turn, strict=False):
+        assert torch.equal(one.ids, other.ids) and torch.equal(one.pixels, other.pixels)
+    if semantics == "paper":
+        assert all(len(batch.origins) == batch.packs for batch in whole)
+
+
+@pytest.mark.parametrize("fit", ["pad", "resize", "crop"])
+def test_image_modes_change_pixels_alone(made_folder: Path, fit: str) -> None:
+    plain, other = opened(made_folder), opened(made_folder, image={"size_px": 48, "fit": fit, "background": [1, 2, 3]})
+    for one, two in zip(plain, other, strict=True):
+        assert torch.equal(one.ids, two.ids) and torch.equal(one.labels, two.labels)
+        assert two.pixels.shape == (len(one.pixels), 3, 48, 48) and two.pixels.dtype == torch.uint8
+
+
+def test_a_nested_blend_with_a_subset_and_total_packs_streams(made_folder: Path, tmp_path: Path) -> None:
+    inner = {
+        "weight_counts": "images",
+        "at_exhaustion": "repeat",
+        "sources": [
+            {"shards": "docs", "weight": 1, "subset": {"where": "n_images >= 2"}},
+            {"shards": "pairs", "weight": 1},
+        ],
+    }
+    sources = [{"blend": inner, "weight": 1}, {"shards": "chat", "weight": 1}]
+    blend = {"weight_counts": "tokens", "total_packs": 90, "at_exhaustion": "repeat", "sources": sources}
+    recipe = recipe_of(tmp_path / "recipe.yaml", blend=blend)
+    batches = list(opened(made_folder, recipe, batch_size=7, num_workers=2))
+    assert sum(batch.packs for batch in batches) == 90 and len(batches) == 13 and batches[-1].packs == 6
+    assert (batches[-1].segments[6] == 0).all() and (batches[-1].labels[6] == IGNORED).all()
+    assert all(not check_batch(batch, 16) for batch in batches)
+    assert {origin.pass_ for batch in batches for origin in batch.origins} > {0}

@@ -1,0 +1,206 @@
+"""A batch's plan to its arrays: tokens expanded, images decoded, what is broken told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vila_data.batch.arrays import BatchArrays, Fault, Origin
+from vila_data.batch.layout import BatchSize
+from vila_data.batch.pixels import ImageOptions, decode_into, fill_background
+from vila_data.core.errors import DataError, StorageError
+from vila_data.core.images import ImageError
+from vila_data.core.layout import shard_stem
+from vila_data.core.schemas import IGNORED
+from vila_data.core.store import Store
+from vila_data.encode.token_set import TokenSample, TokenSet
+from vila_data.loader.expand import Expanded, expand
+from vila_data.order.share import BatchPlan
+from vila_data.ranges.reader import RangeReader, Span
+
+Allocate = Callable[[BatchSize], BatchArrays]
+STAGES: Final = ("plan", "tokens", "read", "decode", "pack", "blocked")
+"""Where a worker's time goes: planning, token files, waiting for images' bytes, decoding them, filling rows, waiting for
+a buffer that the trainer has done with."""
+
+
+class Clock(Protocol):
+    """Adds up seconds by stage, and knows what is being done."""
+
+    def spent(self, stage: str, seconds: float) -> None:
+        """Add some."""
+
+    def doing(self, what: str) -> None:
+        """Say what comes now, for a message if it takes long."""
+
+
+@dataclass(frozen=True)
+class SampleSource:
+    """A source of the blend, as the planner counts them: its shard set and the set's token files."""
+
+    set: str
+    corpus: str
+    tokens: TokenSet
+
+
+class Rows(NamedTuple):
+    """What a batch's rows look like. tokens_per_image: columns that an image takes; pad_id: ids of padding."""
+
+    rows: int
+    length: int
+    tokens_per_image: int
+    pad_id: int
+
+
+@dataclass
+class Prepared:
+    """A batch whose tokens are read and whose images' bytes are asked for; None: a sample whose tokens are broken."""
+
+    plan: BatchPlan
+    samples: list[Expanded | None]
+    origins: list[Origin]
+    faults: list[Fault] = field(default_factory=list)
+
+    @property
+    def images(self) -> int:
+        """Images of all its samples."""
+        return sum(len(one.image_columns) for one in self.samples if one is not None)
+
+
+class Assembler:
+    """Makes batches of plans: `prepare` some ahead, then `build` each."""
+
+    def __init__(
+        self,
+        store: Store,
+        sources: Sequence[SampleSource],
+        rows: Rows,
+        image: ImageOptions,
+        ranges: RangeReader,
+        clock: Clock,
+    ) -> None:
+        self._store, self._sources, self._rows = store, sources, rows
+        self._image, self._ranges, self._clock = image, ranges, clock
+        self._counting = np.arange(rows.length)
+
+    def prepare(self, plan: BatchPlan) -> Prepared:
+        """Read the samples' tokens and ask for their images' bytes."""
+        began = time.perf_counter()
+        prepared = Prepared(plan, [], [])
+        spans: list[Span] = []
+        columns = (column.tolist() for column in plan.samples.columns())
+        for source, shard, row, pass_, tokens, images in zip(*columns, strict=True):
+            held = self._sources[source]
+            tar = f"{shard_stem(held.set, shard)}.tar"
+            self._clock.doing(f"reading tokens of {held.set}, shard {shard}, row {row}")
+            try:
+                sample = held.tokens.sample(shard, row)
+                one = expand(sample, self._rows.tokens_per_image, tokens=tokens, images=images)
+            except (DataError, StorageError) as error:
+                where = f"{self._store.location(tar)}: row {row}"
+                prepared.faults.append(Fault(where, "", "tokens", str(error), len(prepared.samples)))
+                prepared.samples.append(None)
+                prepared.origins.append(Origin(held.set, held.corpus, "", "", tar, row, pass_))
+                continue
+            prepared.samples.append(one)
+            prepared.origins.append(Origin(held.set, held.corpus, sample.record_id, sample.key, tar, row, pass_))
+            spans += _spans(tar, sample)
+        self._ranges.want(spans)
+        self._clock.spent("tokens", time.perf_counter() - began)
+        return prepared
+
+    def build(self, prepared: Prepared, allocate: Allocate) -> BatchArrays:
+        """Fill the arrays that `allocate` gives; what breaks is added to `prepared.faults`."""
+        rows, plan = self._rows, prepared.plan
+        sums = np.diff(np.concatenate([np.zeros(1, np.int64), np.cumsum(plan.samples.tokens)])[plan.ends], prepend=0)
+        tails = rows.rows - int(np.count_nonzero(sums == rows.length))
+        samples = len(prepared.samples)
+        arrays = allocate(
+            BatchSize(rows.rows, rows.length, prepared.images, samples, samples + tails, self._image.size_px)
+        )
+        began = time.perf_counter()
+        arrays.cu_seqlens[0] = 0
+        first = image = segment = 0
+        for row in range(rows.rows):
+            last = int(plan.ends[row]) if row < len(plan.ends) else first
+            image, segment = self._fill_row(prepared, arrays, row, range(first, last), (image, segment))
+            first = last
+        self._clock.spent("pack", time.perf_counter() - began)
+        self._pictures(prepared, arrays)
+        return arrays
+
+    def _fill_row(
+        self, prepared: Prepared, arrays: BatchArrays, row: int, members: range, counts: tuple[int, int]
+    ) -> tuple[int, int]:
+        """Write one row; counts: images and segments so far, before and after."""
+        at, (image, segment) = 0, counts
+        length = self._rows.length
+        ids, labels, positions = arrays.ids_BL[row], arrays.labels_BL[row], arrays.positions_BL[row]
+        for number, member in enumerate(members, 1):
+            columns = int(prepared.plan.samples.tokens[member])
+            one, stop = prepared.samples[member], at + columns
+            if one is None:
+                ids[at:stop], labels[at:stop] = self._rows.pad_id, IGNORED
+            else:
+                ids[at:stop], labels[at:stop] = one.ids, one.labels
+                for begin, taken in one.image_columns.tolist():
+                    arrays.image_places[image] = (row, at + begin, taken, member)
+                    image += 1
+            positions[at:stop] = self._counting[:columns]
+            arrays.segments_BL[row, at:stop] = number
+            arrays.sample_places[member] = (row, at, columns)
+            at, segment = stop, segment + 1
+            arrays.cu_seqlens[segment] = row * length + at
+        if at < length:
+            ids[at:], labels[at:] = self._rows.pad_id, IGNORED
+            positions[at:] = self._counting[: length - at]
+            arrays.segments_BL[row, at:] = 0
+            segment += 1
+            arrays.cu_seqlens[segment] = (row + 1) * length
+        return image, segment
+
+    def _pictures(self, prepared: Prepared, arrays: BatchArrays) -> None:
+        """Decode every image into its place."""
+        image = 0
+        for member, one in enumerate(prepared.samples):
+            if one is None or not len(one.image_columns):
+                continue
+            sample, tar = one.sample, prepared.origins[member].shard
+            for span, name in zip(_spans(tar, sample), sample.images.tolist(), strict=True):
+                fault = self._picture(span, arrays.pixels_NHWC[image])
+                if fault is not None:
+                    where = f"{self._store.location(tar)}: image {name} of {sample.key}, byte {span.offset}"
+                    prepared.faults.append(Fault(where, sample.record_id, *fault, member))
+                    row, first, columns = arrays.sample_places[member].tolist()
+                    arrays.labels_BL[row, first : first + columns] = IGNORED
+                image += 1
+
+    def _picture(self, span: Span, out: NDArray[np.uint8]) -> tuple[Literal["read", "decode"], str] | None:
+        """Decode one image; the stage that failed and why, the picture then being the background."""
+        began = time.perf_counter()
+        self._clock.doing(f"reading {span.path} at byte {span.offset}")
+        try:
+            jpeg = self._ranges.read(span)
+        except StorageError as error:
+            fill_background(self._image, out)
+            return "read", str(error)
+        read = time.perf_counter()
+        self._clock.spent("read", read - began)
+        try:
+            decode_into(jpeg, self._image, out)
+        except ImageError as error:
+            fill_background(self._image, out)
+            return "decode", str(error)
+        finally:
+            self._clock.spent("decode", time.perf_counter() - read)
+        return None
+
+
+def _spans(tar: str, sample: TokenSample) -> list[Span]:
+    places = zip(sample.offsets.tolist(), sample.sizes.tolist(), strict=True)
+    return [Span(tar, offset, size) for offset, size in places]

@@ -1,0 +1,84 @@
+"""The trainer's side of slots: a batch's memory, mapped, and given back when the last view of it is gone."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import pickle
+import socket
+import weakref
+from collections import deque
+from typing import Any
+
+from vila_data.core.errors import RunError
+from vila_data.loader.slots import BATCH, SLOT
+
+
+class SlotLender:
+    """Maps the slots that a worker sends, and lends them."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._process = os.getpid()
+        self._maps: dict[int, mmap.mmap] = {}
+        self._lent: set[int] = set()
+        self._returned: deque[int] = deque()
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every slot that there is is lent, as far as the worker knows."""
+        return len(self._lent) == len(self._maps)
+
+    def take(self, message: bytes, fds: list[int]) -> tuple[int, Any, Any]:
+        """(step, buffer, header) of a batch's message; the slot goes back when nothing refers to `buffer` any more.
+
+        Raises:
+            RunError: the process may open no more files.
+        """
+        _, step, number, size, header_size = BATCH.unpack(message)
+        for fd in fds:
+            try:
+                self._maps[number] = mmap.mmap(fd, 0)
+            except OSError as error:
+                raise _out_of_descriptors(len(self._lent)) from error
+            finally:
+                os.close(fd)
+        memory = self._maps.get(number)
+        if memory is None or len(memory) < size + header_size:
+            raise _out_of_descriptors(len(self._lent))
+        header = pickle.loads(memory[size : size + header_size])  # written by our own worker
+        buffer = (ctypes.c_ubyte * size).from_buffer(memory)
+        self._lent.add(number)
+        weakref.finalize(buffer, self._give_back, number).atexit = False
+        return step, buffer, header
+
+    def flush(self) -> None:
+        """Tell the worker of slots that came back while it did not listen."""
+        while self._returned:
+            number = self._returned.popleft()
+            try:
+                self._connection.send(SLOT.pack(b"R", number), socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                self._returned.appendleft(number)
+                return
+            except OSError:
+                return  # the worker is gone, and its slots with it
+            self._lent.discard(number)
+
+    def _give_back(self, number: int) -> None:
+        """Runs wherever the last view dies: in any thread, inside any other call, in a forked process too."""
+        if os.getpid() == self._process:
+            self._returned.append(number)
+            self.flush()
+
+    def close(self) -> None:
+        """Forget the slots; memory that is still lent stays mapped until its views are gone."""
+        self._maps = {}
+
+
+def _out_of_descriptors(lent: int) -> RunError:
+    return RunError(
+        f"stream: the process may open no more files while it holds {lent} batches: hold fewer of them (clone what is "
+        "kept), or raise `ulimit -n`"
+    )

@@ -1,0 +1,240 @@
+"""The loader: an epoch's packed batches for one rank, in the one order, from wherever it was left."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from vila_data.batch.arrays import BatchArrays
+from vila_data.batch.device import DeviceCopies
+from vila_data.batch.layout import BatchSize
+from vila_data.batch.packed import PackedBatch
+from vila_data.blend import Lengths
+from vila_data.core.errors import UsageError
+from vila_data.loader.faults import FaultBudget, FaultLog
+from vila_data.loader.feed import BatchHeader, Feed, FeedSpec, StageClock
+from vila_data.loader.meters import Meter, PrometheusMetrics, StreamMetrics
+from vila_data.loader.pool import Patience, WorkerPool
+from vila_data.loader.state import StreamIdentity, from_state, to_state
+from vila_data.order.sequence import PackSequence
+from vila_data.order.share import Position
+
+log = logging.getLogger("vila_data.loader")
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How a loader runs; nothing here changes what its batches hold.
+
+    num_workers: processes; 0: batches are made in the caller's thread. device: where batches are, None: the CPU.
+    report_every_s: seconds between two lines of metrics in the log `vila_data.loader`, at INFO.
+    """
+
+    num_workers: int
+    device: torch.device | None = None
+    fault_budget: FaultBudget = field(default_factory=FaultBudget)
+    patience: Patience = field(default_factory=Patience)
+    report_every_s: float = 60.0
+
+
+class StreamLoader(IterableDataset[PackedBatch]):
+    """Packed batches of one rank. Made by `vila_data.stream`.
+
+    Iterating gives what is left of the current epoch; when it is over, the next iteration gives the next epoch. All
+    ranks have equally many steps: in the last one, rows may be padding alone (`PackedBatch.packs` counts the others).
+    `state_dict` may be taken between any two batches and loaded under another world size, batch size and number of
+    workers: what comes then are exactly the packs that were not given out before, by any rank. Behind an epoch's last
+    batch it is that of the next epoch's beginning.
+    """
+
+    def __init__(
+        self, spec: FeedSpec, lengths: list[Lengths], identity: StreamIdentity, options: LoaderOptions
+    ) -> None:
+        self._spec, self._lengths, self._identity, self._options = spec, lengths, identity, options
+        self._epoch = spec.epoch
+        self._position = Position()
+        self._faults = FaultLog(options.fault_budget)
+        self._meter = Meter([found.name for found in spec.sets])
+        self._said = time.monotonic()
+        self._replaced = 0
+        self._running: weakref.ref[Any] | None = None
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        if get_worker_info() is not None:
+            raise UsageError(
+                "stream: the loader has workers of its own: give num_workers=0 to the DataLoader around it"
+            )
+        self.close()
+        batches = self._batches()
+        self._running = weakref.ref(batches)  # who iterates holds it: dropping both ends the workers at once
+        return batches
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream is, behind the batch that was given out last: JSON of some hundred bytes, equal on all ranks."""
+        return to_state(self._identity, self._epoch, self._position)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state at the next iteration, whatever world size, batch size and workers it was taken under.
+
+        Raises:
+            UsageError: it is damaged, or of other shards, another recipe or seed; the message says what differs.
+        """
+        epoch, position = from_state(self._identity, state)
+        self.close()
+        self._epoch, self._position = epoch, position
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch that an iteration gives."""
+        return self._epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the beginning of an epoch; nothing happens if the loader is in it already."""
+        if epoch != self._epoch:
+            self.close()
+            self._epoch, self._position = epoch, Position()
+
+    def steps(self) -> int:
+        """Steps that are left of the epoch. Plans them all, at some 100,000 samples a second."""
+        packs = self._position.packs
+        for planned in self._sequence():
+            packs = max(packs, planned.first_pack + len(planned))
+        return -(-(packs - self._position.packs) // self._spec.share.step_packs)
+
+    def metrics(self) -> StreamMetrics:
+        """Totals since the loader was made."""
+        return self._meter.read(self._faults.counts, self._replaced)
+
+    def prometheus(self, **labels: str) -> PrometheusMetrics:
+        """The same for prometheus_client: `loader.prometheus().register()`. labels: beside the rank, to tell a
+        process's loaders apart."""
+        return PrometheusMetrics(self.metrics, {"rank": str(self._spec.share.rank), **labels})
+
+    def close(self) -> None:
+        """End the iteration and its workers; the state stays. Batches that were given out stay valid."""
+        running = self._running() if self._running is not None else None
+        self._running = None
+        if running is not None:
+            running.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_running": None}
+
+    def __enter__(self) -> StreamLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _sequence(self) -> PackSequence:
+        sequence = PackSequence(
+            self._spec.blend, self._spec.pack, self._lengths, seed=self._spec.seed, epoch=self._epoch
+        )
+        if self._position.plan is not None:
+            sequence.restore(self._position.plan)
+        return sequence
+
+    def _batches(self) -> Iterator[PackedBatch]:
+        """The epoch's batches; one more than was given out is on its way where there is a device."""
+        device = self._options.device or torch.device("cpu")
+        copies, depth = DeviceCopies(device), int(device.type != "cpu")
+        ahead: deque[tuple[int, BatchHeader]] = deque()
+        epoch, number = self._epoch, self._position.packs // self._spec.share.step_packs
+        self._meter.end_feeds()
+        pool = self._pool()
+        asked = time.perf_counter()
+        try:
+            for step in itertools.count():
+                found = pool.get(step)
+                if found is not None:
+                    copies.stage(_batch(found, epoch, number + step))
+                    ahead.append((step, found[1]))
+                    del found
+                    if len(ahead) <= depth:
+                        continue
+                elif not ahead:
+                    break
+                for feed in pool.replaced:
+                    self._meter.end_feed(feed)
+                    self._replaced += 1
+                pool.replaced.clear()
+                batch = copies.take()
+                self._count(*ahead.popleft(), time.perf_counter() - asked)
+                yield batch
+                del batch
+                asked = time.perf_counter()
+        finally:
+            pool.close()
+            copies.close()
+        if self._epoch == epoch:  # there was nothing left of it
+            self._epoch, self._position = epoch + 1, Position()
+
+    def _pool(self) -> WorkerPool | _Inline:
+        spec = replace(self._spec, epoch=self._epoch, start=self._position)
+        if not self._options.num_workers:
+            return _Inline(spec, self._lengths)
+        return WorkerPool(spec, self._lengths, self._options.num_workers, self._options.patience)
+
+    def _count(self, step: int, header: BatchHeader, waited_s: float) -> None:
+        """Take a batch that is given out now into the state and the totals."""
+        if header.last:
+            self._epoch, self._position = self._epoch + 1, Position()
+        else:
+            self._position = header.after
+        self._meter.waited(waited_s)
+        self._meter.add(header, step % max(1, self._options.num_workers))
+        self._report()
+        self._faults.add(header.faults, len(header.origins))
+
+    def _report(self) -> None:
+        if time.monotonic() - self._said >= self._options.report_every_s:
+            self._said = time.monotonic()
+            log.info("rank %d: %s", self._spec.share.rank, self.metrics().line())
+
+
+def _batch(found: tuple[BatchArrays, BatchHeader, Any], epoch: int, step: int) -> PackedBatch:
+    arrays, header, memory = found
+    return PackedBatch.of(
+        arrays,
+        origins=header.origins,
+        faults=header.faults,
+        packs=header.packs,
+        epoch=epoch,
+        step=step,
+        keep=memory,
+    )
+
+
+class _Inline:
+    """Makes batches in the caller's thread; used as a WorkerPool is."""
+
+    def __init__(self, spec: FeedSpec, lengths: list[Lengths]) -> None:
+        self._feed = Feed(spec, lengths, StageClock())
+        self._batches = self._feed.batches(_fresh)
+        self.replaced: list[int] = []
+
+    def get(self, step: int) -> tuple[BatchArrays, BatchHeader, Any] | None:
+        """The next batch, None when the epoch is over."""
+        found = next(self._batches, None)
+        if found is None:
+            return None
+        _, arrays, header = found
+        return arrays, header, arrays
+
+    def close(self) -> None:
+        """Give up files."""
+        self._feed.close()
+
+
+def _fresh(size: BatchSize) -> BatchArrays:
+    return size.arrays_in(np.empty(size.nbytes, np.uint8))

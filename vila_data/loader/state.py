@@ -1,0 +1,93 @@
+"""A loader's state as it is saved: flat, some hundred bytes, the same on every rank."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vila_data.blend import BlendConfig, Lengths
+from vila_data.core.errors import UsageError
+from vila_data.core.receipts import fingerprint
+from vila_data.encode.config import PackConfig
+from vila_data.order.share import Position
+from vila_data.order.sources import OpenedSet
+
+STATE_VERSION: Final = 1
+"""Raised when the same recipe, shards, seed and epoch would give another order."""
+_IDENTITY: Final = ("seed", "blend", "pack", "tokenizer", "shards")
+
+
+@dataclass(frozen=True)
+class StreamIdentity:
+    """What an order is a function of, beside the epoch: fingerprints of 16 hex digits. shards: JSON, by source."""
+
+    seed: int
+    blend: str
+    pack: str
+    tokenizer: str
+    shards: str
+
+    @staticmethod
+    def of(
+        blend: BlendConfig, pack: PackConfig, seed: int, sets: Sequence[OpenedSet], lengths: Sequence[Lengths]
+    ) -> StreamIdentity:
+        """Of a recipe's sections and the shard sets that were opened for them."""
+        shards = {
+            f"{number}:{found.name}": fingerprint([found.tokens.inputs, held.fingerprint])
+            for number, (found, held) in enumerate(zip(sets, lengths, strict=True))
+        }
+        return StreamIdentity(
+            seed,
+            fingerprint(blend.model_dump(mode="json")),
+            fingerprint(pack.model_dump(mode="json", exclude={"tokenizer"})),
+            sets[0].tokens.tokenizer,
+            json.dumps(shards),
+        )
+
+    def differences(self, state: Mapping[str, Any]) -> list[str]:
+        """What of a state is of another order, as phrases."""
+        found = [
+            f"{name}: the state has {state.get(name)!r}, this loader {getattr(self, name)!r}"
+            for name in _IDENTITY
+            if name != "shards" and state.get(name) != getattr(self, name)
+        ]
+        theirs, ours = json.loads(state.get("shards") or "{}"), json.loads(self.shards)
+        for label in sorted({*theirs, *ours}):
+            if theirs.get(label) != ours.get(label):
+                name = label.split(":", 1)[1]
+                there = (
+                    "is not in it" if label not in ours else "is new" if label not in theirs else "has other samples"
+                )
+                found.append(f"shards: set {name!r} {there}")
+        return found
+
+
+def to_state(identity: StreamIdentity, epoch: int, position: Position) -> dict[str, Any]:
+    """A flat dict of numbers and strings, whose keys are always the same, as checkpoint libraries like it."""
+    fixed = {name: getattr(identity, name) for name in _IDENTITY}
+    plan = json.dumps(position.plan, separators=(",", ":"))
+    return {"version": STATE_VERSION, "epoch": epoch, "packs": position.packs, "plan": plan, **fixed}
+
+
+def from_state(identity: StreamIdentity, state: Mapping[str, Any]) -> tuple[int, Position]:
+    """(epoch, position) of a saved state.
+
+    Raises:
+        UsageError: it is none, of another version, or of another order; the message says what differs.
+    """
+    if not isinstance(state, Mapping):
+        raise UsageError(f"stream state: a {type(state).__name__}: give what state_dict() gave")
+    if state.get("version") != STATE_VERSION:
+        raise UsageError(f"stream state: version {state.get('version')!r}; this version reads {STATE_VERSION}")
+    try:
+        differences = identity.differences(state)
+        epoch, packs, plan = int(state["epoch"]), int(state["packs"]), json.loads(state["plan"])
+        if epoch < 0 or packs < 0 or not isinstance(plan, dict | None):
+            raise ValueError(f"epoch {epoch}, packs {packs}, plan {plan!r}")
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        raise UsageError(f"stream state: damaged: {error!r}") from error
+    if differences:
+        raise UsageError(f"stream state: of another stream: {'; '.join(differences)}")
+    return epoch, Position(packs, plan)

@@ -1,0 +1,189 @@
+"""Blend, mix, pack and order: the packs of an epoch, planned from lengths alone, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vila_data.blend import BlendConfig, BlendPlanner, Block, Edge, Lengths
+from vila_data.blend.events import EventLog
+from vila_data.blend.lengths import Run
+from vila_data.blend.planner import BLOCK_SAMPLES
+from vila_data.blend.seeded import order
+from vila_data.core.errors import DataError, UsageError
+from vila_data.encode.config import PackConfig
+from vila_data.order.released import ReleasedPlanner
+from vila_data.order.report import BlendReport, Tally
+from vila_data.order.spread import alike, mixed, spread
+from vila_data.pack import PackReport, Packs, micro_batches, one_each, pack_block
+
+
+class Planner(Protocol):
+    """Gives blocks of samples; blend.BlendPlanner says what the parts mean."""
+
+    edges: tuple[Edge, ...]
+    events: EventLog
+    fingerprint: str
+
+    def next_block(self) -> Block | None:
+        """The next block; None when the epoch is over."""
+
+    def packed(self, packs: int) -> None:
+        """Say how many packs the last block made."""
+
+    def state(self) -> dict[str, Any]:
+        """Where the plan is."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go there."""
+
+
+@dataclass(frozen=True)
+class PlannedPacks:
+    """Consecutive packs of an epoch: what is to be read, and into which sequence.
+
+    block: their block's number; first_pack: the number of the first in the epoch; samples: pack by pack, one entry
+    each (blend.lengths.Run); ends int64[p]: pack j is samples ends[j - 1] (0 for the first) to ends[j]; before: the
+    sequence's state before them, for JSON.
+    """
+
+    block: int
+    first_pack: int
+    samples: Run
+    ends: NDArray[np.int64]
+    before: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+
+class PackSequence:
+    """The packs of an epoch in order: a pure function of (blend, pack, lengths, seed, epoch).
+
+    blend, pack: the recipe's sections; lengths: of each of `blend.leaves()`, in their order (subsets taken).
+    packs_a_step: packs of a global step, for the report's windows; the order does not depend on it.
+    Iterate it for blocks; a new iteration goes on where the last one stopped. Memory is that of the lengths and of one
+    block, whatever the epoch's length.
+
+    Raises:
+        UsageError: as BlendPlanner and ReleasedPlanner.
+        DataError: a sample has more tokens or images than a pack takes.
+    """
+
+    def __init__(
+        self,
+        blend: BlendConfig,
+        pack: PackConfig,
+        lengths: Sequence[Lengths],
+        *,
+        seed: int,
+        epoch: int,
+        packs_a_step: int = 1,
+    ) -> None:
+        self._blend, self._pack, self._seed, self._epoch = blend, pack, seed, epoch
+        _check_images(blend, pack, lengths)
+        self._planner = _planner(blend, pack, lengths, seed, epoch)
+        self._tally = Tally(self._planner.edges, lengths, packs_a_step)
+        self._packs = 0
+
+    def __iter__(self) -> Iterator[PlannedPacks]:
+        while True:
+            before = self.state()
+            block = self._planner.next_block()
+            if block is None:
+                return
+            planned = self._plan(block, before)
+            yield planned
+
+    def state(self) -> dict[str, Any]:
+        """Where the sequence is, between two blocks, for JSON: some hundred bytes."""
+        return {"packs": self._packs, "plan": self._planner.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state` was taken; the report then counts from there.
+
+        Raises:
+            UsageError: it is none, or of another recipe, seed, epoch or set of shards.
+        """
+        if not isinstance(state.get("packs"), int) or not isinstance(state.get("plan"), Mapping):
+            raise UsageError("stream state: it has no packs and plan")
+        self._planner.restore(state["plan"])
+        self._packs = state["packs"]
+
+    def report(self) -> BlendReport:
+        """What the blocks so far came to."""
+        log = self._planner.events
+        return self._tally.report(log.events, log.unlisted())
+
+    def _plan(self, block: Block, before: dict[str, Any]) -> PlannedPacks:
+        capacity, limit = self._pack.sequence_length, self._pack.max_images_per_pack
+        run = block.run.take(self._mixed(block))
+        packs = self._pack_samples(run)
+        units, totals = self._tally.held(run, packs)
+        if self._pack.semantics == "improved":
+            evenly = spread(units, totals, self._seed, self._epoch, block.index)
+            packs, units, totals = _ordered(packs, evenly), units[evenly], totals[evenly]
+        if self._blend.total_packs is not None and len(packs) > self._blend.total_packs - self._packs:
+            count = self._blend.total_packs - self._packs
+            ends = packs.ends[:count]
+            packs, units, totals = Packs(ends, packs.members[: ends[-1]]), units[:count], totals[:count]
+        samples = run.take(packs.members)
+        report = PackReport.of(packs, run.tokens, run.images, capacity=capacity, max_images=limit)
+        self._tally.add(block, samples, units, totals, report)
+        self._planner.packed(len(packs))
+        planned = PlannedPacks(block.index, self._packs, samples, packs.ends, before)
+        self._packs += len(packs)
+        return planned
+
+    def _mixed(self, block: Block) -> NDArray[np.int64]:
+        """An order of a block's samples for packing: rows of a shard come to a block side by side."""
+        of = (self._seed, self._epoch, block.index, 1)
+        if self._pack.semantics == "paper":
+            return mixed(alike(block.run), *of)
+        if self._pack.semantics == "released_code":
+            return mixed(block.run.source, *of)
+        return order(len(block.run), *of)
+
+    def _pack_samples(self, run: Run) -> Packs:
+        capacity, limit = self._pack.sequence_length, self._pack.max_images_per_pack
+        if self._pack.semantics == "paper":
+            return one_each(run.tokens, run.images)
+        if self._pack.semantics == "released_code":
+            return micro_batches(run.tokens, run.images, micro_batch=self._pack.samples_a_micro_batch)
+        return pack_block(run.tokens, run.images, capacity=capacity, max_images=limit)
+
+
+def _check_images(blend: BlendConfig, pack: PackConfig, lengths: Sequence[Lengths]) -> None:
+    limit = pack.max_images_per_pack
+    for leaf, held in zip(blend.leaves(), lengths, strict=False):
+        images = int(held.images.max(initial=0, where=held.tokens > 0))
+        if limit is not None and images > limit:
+            raise DataError(
+                f"blend: {leaf.source.name} has a sample of {images} images, pack.max_images_per_pack is {limit}; "
+                "encode it again under this limit, or leave such samples out by a subset"
+            )
+
+
+def _planner(blend: BlendConfig, pack: PackConfig, lengths: Sequence[Lengths], seed: int, epoch: int) -> Planner:
+    capacity = pack.sequence_length
+    if pack.semantics == "released_code":
+        return ReleasedPlanner(
+            blend, lengths, seed=seed, epoch=epoch, capacity=capacity, micro_batch=pack.samples_a_micro_batch
+        )
+    if pack.semantics == "paper":
+        return BlendPlanner(
+            blend, lengths, seed=seed, epoch=epoch, capacity=capacity, samples_a_pack=1, block_packs=BLOCK_SAMPLES
+        )
+    return BlendPlanner(blend, lengths, seed=seed, epoch=epoch, capacity=capacity)
+
+
+def _ordered(packs: Packs, order: NDArray[np.int64]) -> Packs:
+    """The packs in another order."""
+    starts, sizes = packs.starts[order], (packs.ends - packs.starts)[order]
+    ends = np.cumsum(sizes)
+    place = np.repeat(starts - (ends - sizes), sizes) + np.arange(len(packs.members))
+    return Packs(ends, packs.members[place])
