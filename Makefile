@@ -1,14 +1,15 @@
-# make demo   environment, then the sample corpus from metadata to shards, then the report
+# make demo   environment, then the sample corpus from metadata to packed batches, then the report
 # make test   the default tests
 # make check  lint, format and types
 # make bench  the benchmarks, against peers, in one run each; PHOTOS=DIR for real photographs, whose results are kept;
-#             SHARED=DIR for real lengths and texts (needs mistral-common and sentencepiece, installed with --no-deps)
+#             SHARED=DIR for real lengths and texts (needs mistral-common and sentencepiece, installed with --no-deps);
+#             SPDL's decoder needs FFmpeg's shared libraries; bench-gpu: what a training step on a GPU waits
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs/demo
 
-.PHONY: demo test test-all check bench clean
+.PHONY: demo test test-all check bench bench-gpu clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +20,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	$(BIN)/python shards/sample/serve.py --port 8765 -- $(BIN)/vila-data run recipes/sample.yaml --out $(OUT)
 	$(BIN)/vila-data check $(OUT)
+	$(BIN)/vila-data bench recipes/sample.yaml --run $(OUT) --seconds 3
 
 test: $(VENV)/.installed
 	$(BIN)/pytest
@@ -39,6 +41,18 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/blend.py --json benchmarks/results/blend.json
 	$(BIN)/python benchmarks/encode.py $(if $(SHARED),--shared $(SHARED) --json benchmarks/results/encode.json)
 	$(if $(SHARED),$(BIN)/python benchmarks/packing.py --shared $(SHARED) --json benchmarks/results/packing.json)
+
+	$(BIN)/python benchmarks/shuffle.py --json benchmarks/results/shuffle.json
+	$(BIN)/python benchmarks/opening.py --json benchmarks/results/opening.json
+	PYTHON=$(BIN)/python sh benchmarks/make_peers_env.sh
+	$(BIN)/python benchmarks/stream.py $(if $(PHOTOS),--photos $(PHOTOS) --json benchmarks/results/stream.json)
+	$(BIN)/python benchmarks/stream_memory.py $(if $(PHOTOS),--photos $(PHOTOS) --json benchmarks/results/stream_memory.json)
+	$(BIN)/python benchmarks/workers.py $(if $(PHOTOS),--photos $(PHOTOS) --json benchmarks/results/workers.json)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/learning.py --json benchmarks/results/learning.json
+
+bench-gpu: $(VENV)/.installed
+	$(BIN)/python benchmarks/gpu_stream.py $(if $(PHOTOS),--photos $(PHOTOS)) --json benchmarks/results/gpu_stream.json
+	$(BIN)/python benchmarks/score.py --backend transformers --random-vit-l-336 --json benchmarks/results/gpu_score.json
 
 clean:
 	rm -rf $(VENV) .venvs runs .mypy_cache .ruff_cache .pytest_cache

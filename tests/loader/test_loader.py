@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, generate_latest
 from torch.utils.data import DataLoader
 
 import vila_data as vd
@@ -177,9 +180,17 @@ def test_a_state_of_something_else_is_refused_with_what_differs(made_folder: Pat
         with pytest.raises(UsageError, match=said):
             loader.load_state_dict(state)
     loader = opened(made_folder)
-    for broken, said in (({}, "version None"), ({**state, "plan": "{"}, "damaged"), ({**state, "version": 99}, "99")):
+    for broken, said in (
+        ({}, "version None"),
+        (None, "a NoneType"),
+        ({**state, "plan": "{"}, "damaged"),
+        ({**state, "plan": "5"}, "damaged"),
+        ({**state, "packs": -5}, "damaged"),
+        ({**state, "shards": '{"docs": "x"}'}, "damaged"),
+        ({**state, "version": 99}, "99"),
+    ):
         with pytest.raises(UsageError, match=said):
-            loader.load_state_dict(broken)
+            loader.load_state_dict(broken)  # type: ignore[arg-type]
 
 
 def test_batches_stay_valid_while_they_are_held_and_slots_go_round_when_not(made_folder: Path) -> None:
@@ -214,9 +225,48 @@ def test_workers_import_no_torch() -> None:
 def test_what_makes_no_sense_is_refused(made_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="size_pixels"):
         opened(made_folder, image={"size_pixels": 3})
+    for wrong in ({"num_workers": -1}, {"prefetch_mb": -1}, {"epoch": -1}, {"batch_size": 0}):
+        with pytest.raises(UsageError, match=f"{next(iter(wrong))}"):
+            opened(made_folder, **wrong)
     with pytest.raises(UsageError, match="both rank and world_size"):
         opened(made_folder, world_size=None)
     with pytest.raises(UsageError, match="no token files of tokenizer"):
         opened(made_folder, recipe_of(tmp_path / "recipe.yaml", pack={"tokens_per_image": 17}))
     with pytest.raises(UsageError, match="missing: set 'docs' is not finished"):
         vd.stream(made_folder / "recipe.yaml", tmp_path)
+
+
+def test_taking_just_the_steps_there_are_goes_from_epoch_to_epoch(made_folder: Path) -> None:
+    """A state behind the last batch is that of the next epoch; nobody has to exhaust the iterator."""
+    loader = opened(made_folder, world_size=2, rank=0)
+    for epoch in range(3):
+        batches = list(itertools.islice(loader, loader.steps()))
+        assert {batch.epoch for batch in batches} == {epoch} and len(batches) > 10
+        state = loader.state_dict()
+        assert (state["epoch"], state["packs"]) == (epoch + 1, 0)
+    resumed = opened(made_folder, world_size=3, rank=1)
+    resumed.load_state_dict(state)
+    assert next(iter(resumed)).epoch == 3
+
+
+def test_two_loaders_of_a_process_and_copies_of_one(made_folder: Path) -> None:
+    loader = opened(made_folder)
+    batches = iter(loader)
+    for _ in range(4):
+        next(batches)
+    twin = pickle.loads(pickle.dumps(loader))
+    assert twin.state_dict() == loader.state_dict()
+    assert all(same(*pair) for pair in zip(batches, twin, strict=True))
+    registry = CollectorRegistry()
+    for name in ("train", "validation"):
+        opened(made_folder).prometheus(loader=name).register(registry)
+    assert 'vila_data_samples_total{loader="validation",rank="0"} 0.0' in generate_latest(registry).decode()
+
+
+def test_a_break_counts_what_was_given_alone(made_folder: Path) -> None:
+    loader = opened(made_folder, num_workers=1)
+    for _ in range(3):
+        for number, _ in enumerate(loader, 1):
+            if number == 5:
+                break
+    assert loader.metrics().packs == 15 == loader.state_dict()["packs"]

@@ -89,8 +89,11 @@ def test_more_broken_samples_than_the_budget_end_the_run(damaged: Path) -> None:
     for number in range(6):
         overwrite(damaged, "pairs", number)
     with pytest.raises(DataError, match=r"6 of \d+ samples are broken, more than fault_budget allows \(count 5\)"):
-        list(opened(damaged, fault_budget={"count": 5, "fraction": None}, num_workers=1))
-    assert len(list(opened(damaged, fault_budget={"count": 6, "fraction": None}))) > 20
+        list(opened(damaged, fault_budget={"count": 5}, num_workers=1))
+    for enough in ({"count": 6}, {"count": 600}, {}, {"fraction": 0.0007}):
+        assert len(list(opened(damaged, fault_budget=enough))) > 20
+    with pytest.raises(DataError, match=r"fraction 0.0005"):
+        list(opened(damaged, fault_budget={"count": 600, "fraction": 0.0005}))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -19,7 +19,7 @@ from vila_data.core.layout import shard_stem
 from vila_data.core.schemas import IGNORED
 from vila_data.core.store import Store
 from vila_data.encode.token_set import TokenSample, TokenSet
-from vila_data.loader.expand import Expanded, expand
+from vila_data.loader.expand import Expansion
 from vila_data.order.share import BatchPlan
 from vila_data.ranges.reader import RangeReader, Span
 
@@ -62,14 +62,14 @@ class Prepared:
     """A batch whose tokens are read and whose images' bytes are asked for; None: a sample whose tokens are broken."""
 
     plan: BatchPlan
-    samples: list[Expanded | None]
+    samples: list[Expansion | None]
     origins: list[Origin]
     faults: list[Fault] = field(default_factory=list)
 
     @property
     def images(self) -> int:
         """Images of all its samples."""
-        return sum(len(one.image_columns) for one in self.samples if one is not None)
+        return sum(len(one.marks) for one in self.samples if one is not None)
 
 
 class Assembler:
@@ -100,7 +100,7 @@ class Assembler:
             self._clock.doing(f"reading tokens of {held.set}, shard {shard}, row {row}")
             try:
                 sample = held.tokens.sample(shard, row)
-                one = expand(sample, self._rows.tokens_per_image, tokens=tokens, images=images)
+                one = Expansion.of(sample, self._rows.tokens_per_image, tokens=tokens, images=images)
             except (DataError, StorageError) as error:
                 where = f"{self._store.location(tar)}: row {row}"
                 prepared.faults.append(Fault(where, "", "tokens", str(error), len(prepared.samples)))
@@ -109,7 +109,8 @@ class Assembler:
                 continue
             prepared.samples.append(one)
             prepared.origins.append(Origin(held.set, held.corpus, sample.record_id, sample.key, tar, row, pass_))
-            spans += _spans(tar, sample)
+            if images:
+                spans += _spans(tar, sample)
         self._ranges.want(spans)
         self._clock.spent("tokens", time.perf_counter() - began)
         return prepared
@@ -147,8 +148,7 @@ class Assembler:
             if one is None:
                 ids[at:stop], labels[at:stop] = self._rows.pad_id, IGNORED
             else:
-                ids[at:stop], labels[at:stop] = one.ids, one.labels
-                for begin, taken in one.image_columns.tolist():
+                for begin, taken in one.write(ids[at:stop], labels[at:stop]):
                     arrays.image_places[image] = (row, at + begin, taken, member)
                     image += 1
             positions[at:stop] = self._counting[:columns]
@@ -168,7 +168,7 @@ class Assembler:
         """Decode every image into its place."""
         image = 0
         for member, one in enumerate(prepared.samples):
-            if one is None or not len(one.image_columns):
+            if one is None or not one.marks:
                 continue
             sample, tar = one.sample, prepared.origins[member].shard
             for span, name in zip(_spans(tar, sample), sample.images.tolist(), strict=True):

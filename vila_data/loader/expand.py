@@ -1,9 +1,9 @@
-"""One sample's token file row as the columns of a pack, its images expanded."""
+"""One sample's token file row, written into a pack's columns with its images expanded."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,42 +12,55 @@ from vila_data.core.errors import DataError
 from vila_data.core.schemas import IGNORED, IMAGE_ID
 from vila_data.encode.token_set import TokenSample
 
-_NONE: Final = np.zeros((0, 2), np.int64)
-
 
 @dataclass(frozen=True, slots=True)
-class Expanded:
-    """A sample's columns. ids, labels int32[tokens]; image_columns int64[k, 2]: first column and columns of each image."""
+class Expansion:
+    """A sample that was found to be as its pack was planned. marks: places of its images in `ids`."""
 
     sample: TokenSample
-    ids: NDArray[np.int32]
-    labels: NDArray[np.int32]
-    image_columns: NDArray[np.int64]
+    marks: list[int]
+    tokens_per_image: int
 
+    @staticmethod
+    def of(sample: TokenSample, tokens_per_image: int, *, tokens: int, images: int) -> Expansion:
+        """The sample with `tokens_per_image` columns an image, the last one fewer where its length ends inside it.
 
-def expand(sample: TokenSample, tokens_per_image: int, *, tokens: int, images: int) -> Expanded:
-    """The sample with `tokens_per_image` columns an image, the last one fewer where its length ends inside it.
+        Raises:
+            DataError: it does not have the `tokens` and `images` that its pack was planned with.
+        """
+        if sample.tokens != tokens or len(sample.images) != images:
+            found = f"{sample.tokens} tokens and {len(sample.images)} images"
+            raise DataError(f"{found} where lengths.parquet says {tokens} and {images}")
+        marks: list[int] = (sample.ids == IMAGE_ID).nonzero()[0].tolist() if images else []
+        whole = len(sample.ids) + images * (tokens_per_image - 1)
+        least = whole - tokens_per_image + 1 if images else whole
+        if len(marks) != images or not least <= tokens <= whole:
+            raise DataError(f"{whole} columns and {len(marks)} marks where {tokens} and {images} were planned")
+        return Expansion(sample, marks, tokens_per_image)
 
-    Raises:
-        DataError: it does not have the `tokens` and `images` that its pack was planned with.
-    """
-    if (sample.tokens, len(sample.images)) != (tokens, images):
-        found = f"{sample.tokens} tokens and {len(sample.images)} images"
-        raise DataError(f"{found} where lengths.parquet says {tokens} and {images}")
-    marks = np.flatnonzero(sample.ids == IMAGE_ID)
-    if not len(marks) == len(sample.offsets) == len(sample.sizes) == images:
-        raise DataError(f"{len(marks)} marks and {len(sample.offsets)} places for {images} images")
-    if not images:
-        if tokens != len(sample.ids):
-            raise DataError(f"{len(sample.ids)} ids where {tokens} were planned")
-        return Expanded(sample, sample.ids, sample.labels, _NONE)
-    counts = np.ones(len(sample.ids), np.int64)
-    counts[marks] = tokens_per_image
-    ends = np.cumsum(counts)
-    if not ends[-1] - tokens_per_image < tokens <= ends[-1]:
-        raise DataError(f"{ends[-1]} columns where {tokens} were planned")
-    labels = sample.labels
-    labels[marks] = IGNORED
-    firsts = ends[marks] - tokens_per_image
-    columns = np.stack([firsts, np.minimum(ends[marks], tokens) - firsts], axis=1)
-    return Expanded(sample, np.repeat(sample.ids, counts)[:tokens], np.repeat(labels, counts)[:tokens], columns)
+    def write(self, ids: NDArray[np.int64], labels: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """Fill `ids` and `labels` int64[tokens]; first column and columns of each image."""
+        own, columns = self.sample.ids, len(ids)
+        labels[:] = IGNORED
+        for first, last in self.sample.trained.tolist():
+            self._train(first, last, labels)
+        places, column, read = [], 0, 0
+        for mark in self.marks:
+            stop = column + mark - read
+            ids[column:stop] = own[read:mark]
+            column = min(stop + self.tokens_per_image, columns)
+            ids[stop:column] = IMAGE_ID
+            places.append((stop, column - stop))
+            read = mark + 1
+        ids[column:] = own[read : read + columns - column]
+        return places
+
+    def _train(self, first: int, last: int, labels: NDArray[np.int64]) -> None:
+        """Give the columns of places `first` to `last` of `ids` their labels; images among them have none."""
+        own, wider = self.sample.ids, self.tokens_per_image - 1
+        while first < last:
+            before = bisect_left(self.marks, first)
+            stop = min(last, self.marks[before]) if before < len(self.marks) else last
+            column = first + before * wider
+            labels[column : column + stop - first] = own[first:stop][: max(0, len(labels) - column)]
+            first = stop + 1

@@ -11,18 +11,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from vila_data.batch.arrays import BatchArrays
 from vila_data.batch.device import DeviceCopies
-from vila_data.batch.layout import BatchSize
 from vila_data.batch.packed import PackedBatch
 from vila_data.blend import Lengths
 from vila_data.core.errors import UsageError
 from vila_data.loader.faults import FaultBudget, FaultLog
 from vila_data.loader.feed import BatchHeader, Feed, FeedSpec, StageClock
+from vila_data.loader.memory import ReusedMemory
 from vila_data.loader.meters import Meter, PrometheusMetrics, StreamMetrics
 from vila_data.loader.pool import Patience, WorkerPool
 from vila_data.loader.state import StreamIdentity, from_state, to_state
@@ -220,7 +219,7 @@ class _Inline:
 
     def __init__(self, spec: FeedSpec, lengths: list[Lengths]) -> None:
         self._feed = Feed(spec, lengths, StageClock())
-        self._batches = self._feed.batches(_fresh)
+        self._batches = self._feed.batches(ReusedMemory().allocate)
         self.replaced: list[int] = []
 
     def get(self, step: int) -> tuple[BatchArrays, BatchHeader, Any] | None:
@@ -234,7 +233,3 @@ class _Inline:
     def close(self) -> None:
         """Give up files."""
         self._feed.close()
-
-
-def _fresh(size: BatchSize) -> BatchArrays:
-    return size.arrays_in(np.empty(size.nbytes, np.uint8))

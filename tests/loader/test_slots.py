@@ -1,0 +1,192 @@
+"""The protocol between a worker and the trainer's process, at the moments where it could lose something."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from tests.loader.made_stream import opened
+from tests.loader.test_loader import same
+from tests.loader.test_loader_faults import workers_of
+from vila_data.batch.layout import BatchSize
+from vila_data.core.errors import DataError
+from vila_data.loader.lease import SlotLender
+from vila_data.loader.slots import SlotWriter, WorkerFailure
+
+SIZE = BatchSize(1, 8, 1, 1, 1, 16)
+MB = 1 << 20
+
+
+def sides(limit_bytes: int = 64 * MB) -> tuple[SlotWriter, SlotLender, socket.socket]:
+    """Both ends in this process."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return SlotWriter(theirs, limit_bytes, nullcontext), SlotLender(ours), ours
+
+
+def passed(writer: SlotWriter, lender: SlotLender, ours: socket.socket, size: BatchSize, header: object) -> object:
+    """One batch through: what the other side finds. The slot stays lent as long as what is returned lives."""
+    arrays = writer.allocate(size)
+    arrays.pixels_NHWC[:] = 7
+    del arrays
+    writer.send(3, header)
+    message, fds, _, _ = socket.recv_fds(ours, 1024, 1)
+    step, buffer, found = lender.take(message, list(fds))
+    assert (step, found) == (3, header)
+    assert (size.arrays_in(buffer).pixels_NHWC == 7).all()
+    return buffer
+
+
+def test_headers_and_batches_may_outgrow_their_slot() -> None:
+    writer, lender, ours = sides()
+    random = np.random.default_rng(3)
+    for _ in range(40):
+        size = SIZE._replace(images=int(random.integers(0, 4_000)), rows=int(random.integers(1, 50)))
+        header = random.bytes(int(random.integers(0, 3 * MB)))
+        passed(writer, lender, ours, size, header)
+    assert len(writer._slots) <= 4
+
+
+def test_free_slots_shrink_where_a_large_batch_would_pass_the_limit() -> None:
+    writer, lender, ours = sides(limit_bytes=8 * MB)
+    held = [passed(writer, lender, ours, SIZE._replace(images=2_000), None) for _ in range(3)]
+    del held
+    for _ in range(6):
+        passed(writer, lender, ours, SIZE._replace(images=9_000), None)
+        assert writer._held() <= 8 * MB + 1
+
+
+def test_slots_that_come_back_while_nobody_listens_are_not_lost() -> None:
+    writer, lender, ours = sides()
+    writer._granted = 700
+    held = [passed(writer, lender, ours, SIZE, None) for _ in range(700)]
+    assert lender.exhausted
+    held.clear()
+    assert lender._returned, "more than the socket takes at once"
+    back = 0
+    while lender._returned or back < 700:
+        lender.flush()
+        writer._listen(wait=False)
+        back = len(writer._free)
+    assert back == 700
+
+
+def test_a_forked_process_gives_nothing_back(made_folder: Path) -> None:
+    with opened(made_folder, num_workers=1, prefetch_mb=0) as loader:
+        batches = iter(loader)
+        batch = next(batches)
+        before = batch.ids.clone()
+        child = os.fork()
+        if not child:
+            del batch
+            os._exit(0)
+        os.waitpid(child, 0)
+        for _, _ in zip(range(6), batches, strict=False):
+            pass
+        assert torch.equal(batch.ids, before)
+
+
+def test_a_worker_that_dies_while_it_waits_is_replaced(made_folder: Path) -> None:
+    expected = list(opened(made_folder))
+    with opened(made_folder, num_workers=1, prefetch_mb=0) as loader:
+        batches = iter(loader)
+        found = [next(batches), next(batches)]
+        (worker,) = workers_of()
+        while "waiting for the trainer" not in worker_says(loader):
+            pass
+        os.kill(worker.pid, signal.SIGKILL)
+        found += list(batches)
+    assert len(found) == len(expected) and all(same(*pair) for pair in zip(found, expected, strict=True))
+    assert loader.metrics().reads == sum(len(batch.pixels) for batch in expected)
+
+
+def worker_says(loader: object) -> str:
+    """What the only worker of a loader's running iteration is doing."""
+    frame = loader._running().gi_frame  # type: ignore[attr-defined]
+    doing: str = frame.f_locals["pool"]._workers[0].doing
+    return doing
+
+
+def test_what_a_worker_raises_arrives_as_it_was_raised(made_folder: Path, tmp_path: Path) -> None:
+    loader = opened(made_folder, num_workers=1)
+    loader._spec = pickle.loads(pickle.dumps(loader._spec))
+    object.__setattr__(loader._spec.pack, "max_images_per_pack", 1)
+    with pytest.raises(DataError, match=r"has a sample of 5 images, pack\.max_images_per_pack is 1"):
+        next(iter(loader))
+    object.__setattr__(loader._spec, "rows", None)
+    with pytest.raises(RuntimeError, match="loader worker 0 failed:\nTraceback"):
+        next(iter(loader))
+
+
+@pytest.mark.parametrize("text", ["short", "long " * 50_000, "ünïcödé 漢字 " * 9_000])
+def test_a_failure_of_any_length_fits_a_message(text: str) -> None:
+    message = WorkerFailure("DataError", text).message()
+    assert len(message) <= 60_000 and message[:1] == b"X"
+    found = WorkerFailure.of_message(message)
+    assert found.kind == "DataError" and text.endswith(found.text)
+
+
+def test_too_few_descriptors_are_one_message(made_folder: Path) -> None:
+    probe = (
+        "import resource, sys, vila_data as vd\n"
+        "loader = vd.stream(sys.argv[1], sys.argv[2], rank=0, world_size=1, num_workers=1, image={'size_px': 32})\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (30, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n"
+        "try:\n    list(loader)\nexcept vd.RunError as error:\n    print(error)\n"
+    )
+    command = [sys.executable, "-c", probe, str(made_folder / "recipe.yaml"), str(made_folder / "run")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "may open no more files while it holds" in done.stdout, done.stderr[-2000:]
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 30
+
+
+def test_modules_in_the_working_folder_are_not_taken_for_others(made_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "selectors.py").write_text("raise SystemExit('shadow')")
+    script = tmp_path / "elsewhere" / "train.py"
+    script.parent.mkdir()
+    script.write_text(
+        "import sys, vila_data as vd\n"
+        "loader = vd.stream(sys.argv[1], sys.argv[2], rank=0, world_size=1, num_workers=1, image={'size_px': 32})\n"
+        "print(sum(1 for _ in loader))\n"
+    )
+    command = [sys.executable, str(script), str(made_folder / "recipe.yaml"), str(made_folder / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert int(done.stdout) > 20, done.stderr[-2000:]
+
+
+def test_a_loader_that_is_dropped_leaves_nothing(made_folder: Path) -> None:
+    process = psutil.Process()
+    assert not workers_of()
+    descriptors = process.num_fds()
+    for close in (True, False):
+        loader = opened(made_folder, num_workers=2)
+        batches = iter(loader)
+        next(batches)
+        assert len(workers_of()) == 2
+        if close:
+            loader.close()
+        del loader, batches
+        assert not workers_of() and process.num_fds() == descriptors
+
+
+def test_closing_does_not_wait_for_forked_processes(made_folder: Path) -> None:
+    loader = opened(made_folder, num_workers=2)
+    next(iter(batches := iter(loader)))
+    workers = workers_of()
+    keeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False)
+    del batches
+    loader.close()
+    assert all(not worker.is_running() for worker in workers)
+    assert keeper.stdin is not None
+    keeper.stdin.close()
+    keeper.wait()
