@@ -124,6 +124,7 @@ def test_what_a_worker_raises_arrives_as_it_was_raised(made_folder: Path, tmp_pa
     object.__setattr__(loader._spec.pack, "max_images_per_pack", 1)
     with pytest.raises(DataError, match=r"has a sample of 5 images, pack\.max_images_per_pack is 1"):
         next(iter(loader))
+    object.__setattr__(loader._spec.pack, "max_images_per_pack", 12)
     object.__setattr__(loader._spec, "rows", None)
     with pytest.raises(RuntimeError, match="loader worker 0 failed:\nTraceback"):
         next(iter(loader))

@@ -64,6 +64,7 @@ class Prepared:
     plan: BatchPlan
     samples: list[Expansion | None]
     origins: list[Origin]
+    spans: list[list[Span]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
 
     @property
@@ -86,13 +87,11 @@ class Assembler:
     ) -> None:
         self._store, self._sources, self._rows = store, sources, rows
         self._image, self._ranges, self._clock = image, ranges, clock
-        self._counting = np.arange(rows.length)
 
     def prepare(self, plan: BatchPlan) -> Prepared:
         """Read the samples' tokens and ask for their images' bytes."""
         began = time.perf_counter()
         prepared = Prepared(plan, [], [])
-        spans: list[Span] = []
         columns = (column.tolist() for column in plan.samples.columns())
         for source, shard, row, pass_, tokens, images in zip(*columns, strict=True):
             held = self._sources[source]
@@ -105,13 +104,13 @@ class Assembler:
                 where = f"{self._store.location(tar)}: row {row}"
                 prepared.faults.append(Fault(where, "", "tokens", str(error), len(prepared.samples)))
                 prepared.samples.append(None)
+                prepared.spans.append([])
                 prepared.origins.append(Origin(held.set, held.corpus, "", "", tar, row, pass_))
                 continue
             prepared.samples.append(one)
             prepared.origins.append(Origin(held.set, held.corpus, sample.record_id, sample.key, tar, row, pass_))
-            if images:
-                spans += _spans(tar, sample)
-        self._ranges.want(spans)
+            prepared.spans.append(_spans(tar, sample) if images else [])
+        self._ranges.want([span for spans in prepared.spans for span in spans])
         self._clock.spent("tokens", time.perf_counter() - began)
         return prepared
 
@@ -125,44 +124,50 @@ class Assembler:
             BatchSize(rows.rows, rows.length, prepared.images, samples, samples + tails, self._image.size_px)
         )
         began = time.perf_counter()
-        arrays.cu_seqlens[0] = 0
-        first = image = segment = 0
-        for row in range(rows.rows):
-            last = int(plan.ends[row]) if row < len(plan.ends) else first
-            image, segment = self._fill_row(prepared, arrays, row, range(first, last), (image, segment))
-            first = last
+        self._lay_out(plan, sums, arrays)
+        self._fill(prepared, arrays)
         self._clock.spent("pack", time.perf_counter() - began)
         self._pictures(prepared, arrays)
         return arrays
 
-    def _fill_row(
-        self, prepared: Prepared, arrays: BatchArrays, row: int, members: range, counts: tuple[int, int]
-    ) -> tuple[int, int]:
-        """Write one row; counts: images and segments so far, before and after."""
-        at, (image, segment) = 0, counts
-        length = self._rows.length
-        ids, labels, positions = arrays.ids_BL[row], arrays.labels_BL[row], arrays.positions_BL[row]
-        for number, member in enumerate(members, 1):
-            columns = int(prepared.plan.samples.tokens[member])
-            one, stop = prepared.samples[member], at + columns
+    def _lay_out(self, plan: BatchPlan, sums: NDArray[np.int64], arrays: BatchArrays) -> None:
+        """Write what follows from the lengths alone: positions, segments, their bounds, where samples stand."""
+        rows, length, _, pad_id = self._rows
+        tokens = plan.samples.tokens.astype(np.int64)
+        sizes = np.diff(plan.ends, prepend=0)
+        row_of = np.repeat(np.arange(len(sizes)), sizes)
+        firsts = np.cumsum(tokens) - tokens
+        firsts -= np.repeat(np.cumsum(sums) - sums, sizes)
+        arrays.sample_places[:] = np.stack([row_of, firsts, tokens], axis=1)
+        full = np.zeros(rows, np.int64)
+        full[: len(sums)] = sums
+        tails = np.flatnonzero(full < length)
+        bounds = np.concatenate([row_of * length + firsts, tails * length + full[tails], [rows * length]])
+        bounds.sort()
+        arrays.cu_seqlens[:] = bounds
+        places = np.arange(rows * length)
+        arrays.positions_BL.reshape(-1)[:] = places - np.repeat(bounds[:-1], np.diff(bounds))
+        number = np.arange(1, len(tokens) + 1, dtype=np.int32)
+        number -= np.repeat(plan.ends - sizes, sizes).astype(np.int32)
+        for row, total in enumerate(full.tolist()):
+            own = slice(int(plan.ends[row] - sizes[row]), int(plan.ends[row])) if row < len(sizes) else slice(0, 0)
+            arrays.segments_BL[row, :total] = np.repeat(number[own], tokens[own])
+            arrays.segments_BL[row, total:] = 0
+            arrays.ids_BL[row, total:] = pad_id
+            arrays.labels_BL[row, total:] = IGNORED
+
+    def _fill(self, prepared: Prepared, arrays: BatchArrays) -> None:
+        """Write the samples' ids and labels, and where their images stand."""
+        images = []
+        for member, (row, first, columns) in enumerate(arrays.sample_places.tolist()):
+            one = prepared.samples[member]
+            ids, labels = arrays.ids_BL[row, first : first + columns], arrays.labels_BL[row, first : first + columns]
             if one is None:
-                ids[at:stop], labels[at:stop] = self._rows.pad_id, IGNORED
+                ids[:], labels[:] = self._rows.pad_id, IGNORED
             else:
-                for begin, taken in one.write(ids[at:stop], labels[at:stop]):
-                    arrays.image_places[image] = (row, at + begin, taken, member)
-                    image += 1
-            positions[at:stop] = self._counting[:columns]
-            arrays.segments_BL[row, at:stop] = number
-            arrays.sample_places[member] = (row, at, columns)
-            at, segment = stop, segment + 1
-            arrays.cu_seqlens[segment] = row * length + at
-        if at < length:
-            ids[at:], labels[at:] = self._rows.pad_id, IGNORED
-            positions[at:] = self._counting[: length - at]
-            arrays.segments_BL[row, at:] = 0
-            segment += 1
-            arrays.cu_seqlens[segment] = (row + 1) * length
-        return image, segment
+                images += [(row, first + begin, taken, member) for begin, taken in one.write(ids, labels)]
+        if images:
+            arrays.image_places[:] = images
 
     def _pictures(self, prepared: Prepared, arrays: BatchArrays) -> None:
         """Decode every image into its place."""
@@ -171,7 +176,7 @@ class Assembler:
             if one is None or not one.marks:
                 continue
             sample, tar = one.sample, prepared.origins[member].shard
-            for span, name in zip(_spans(tar, sample), sample.images.tolist(), strict=True):
+            for span, name in zip(prepared.spans[member], sample.images.tolist(), strict=True):
                 fault = self._picture(span, arrays.pixels_NHWC[image])
                 if fault is not None:
                     where = f"{self._store.location(tar)}: image {name} of {sample.key}, byte {span.offset}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 import numpy as np
@@ -23,11 +23,12 @@ from vila_data.loader.assemble import STAGES, Allocate, Assembler, Clock, Prepar
 from vila_data.order.sequence import PackSequence
 from vila_data.order.share import Position, Share, rank_batches
 from vila_data.order.sources import OpenedSet
-from vila_data.ranges.reader import RangeReader, ReadOptions, open_ranges
+from vila_data.ranges.reader import RangeCounters, RangeReader, ReadOptions, open_ranges
 
 _AHEAD: Final = 2
 _AHEAD_REMOTE: Final = 6
 _TIDY_SAMPLES: Final = 1_024
+_COUNTERS: Final = tuple(one.name for one in fields(RangeCounters))
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class Feed:
             for weights in (None, run.images, run.tokens)
         ]
         seconds = dict(getattr(self._clock, "seconds", {}))
-        counters = asdict(self._ranges.counters)
+        counters = {name: getattr(self._ranges.counters, name) for name in _COUNTERS}
         size = (*arrays.ids_BL.shape, len(arrays.pixels_NHWC), len(arrays.sample_places), len(arrays.cu_seqlens) - 1)
         return BatchHeader(
             (*size, self._spec.image.size_px),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import pickle
@@ -10,6 +9,8 @@ import socket
 import weakref
 from collections import deque
 from typing import Any
+
+import numpy as np
 
 from vila_data.core.errors import RunError
 from vila_data.loader.slots import BATCH, SLOT
@@ -48,7 +49,7 @@ class SlotLender:
         if memory is None or len(memory) < size + header_size:
             raise _out_of_descriptors(len(self._lent))
         header = pickle.loads(memory[size : size + header_size])  # written by our own worker
-        buffer = (ctypes.c_ubyte * size).from_buffer(memory)
+        buffer = np.frombuffer(memory, np.uint8, size)
         self._lent.add(number)
         weakref.finalize(buffer, self._give_back, number).atexit = False
         return step, buffer, header

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import weakref
 from typing import Final
+
+import numpy as np
 
 from vila_data.batch.arrays import BatchArrays
 from vila_data.batch.layout import BatchSize
@@ -26,7 +27,7 @@ class ReusedMemory:
         memory = self._free.pop() if self._free else None
         if memory is None or len(memory) < need:
             memory = mmap.mmap(-1, -(-need // _ROUND) * _ROUND)
-        buffer = (ctypes.c_ubyte * need).from_buffer(memory)
+        buffer = np.frombuffer(memory, np.uint8, need)
         weakref.finalize(buffer, self._take_back, memory).atexit = False
         return size.arrays_in(buffer)
 
