@@ -76,3 +76,68 @@ def test_encoding_and_shares_are_those_of_the_benchmarks() -> None:
     blend = json.loads((RESULTS / "blend.json").read_text())
     worst = max(found["worst_window_percent"] for name, found in blend.items() if name != "conditions")
     assert f"{worst:.2f} points of those asked for" in README and worst <= 0.5
+
+
+STREAM = {
+    "documents as bytes, samples/s": ("raw, 1 core", "docs", "samples_per_s"),
+    "pairs as bytes, samples/s": ("raw, 1 core", "pairs", "samples_per_s"),
+    "texts as bytes, samples/s": ("raw, 1 core", "text", "samples_per_s"),
+    "pictures decoded to 336 px, images/s": ("decoded, 1 core", "336", "images_per_s"),
+    "pictures decoded to 224 px, images/s": ("decoded, 1 core", "224", "images_per_s"),
+    "packed with pictures, tokens/s": ("packed mixed, 1 core", "mixed", "tokens_per_s"),
+    "packed texts, tokens/s": ("packed text, 1 core", "text", "tokens_per_s"),
+}
+PEERS = ("vila_data", "webdataset", "Megatron-Energon", "SPDL", "HF datasets")
+
+
+def test_streaming_is_that_of_the_benchmark() -> None:
+    found = json.loads((RESULTS / "stream.json").read_text())
+    for name, (race, of, unit) in STREAM.items():
+        cells = [name]
+        for peer in PEERS:
+            rates = [
+                one[unit] for label, one in found[race][of].items() if documented(label) and label.startswith(peer)
+            ]
+            cells.append(f"{max(rates):,.0f}" if rates else "")
+        assert f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |") in README, name
+    goals = found["goals"]
+    for goal, least in {
+        "raw over webdataset": 3,
+        "decoded over the fastest peer as documented": 1.5,
+        "packed over Megatron-Energon as documented": 2,
+        "packed text over Megatron-Energon": 2,
+    }.items():
+        assert all(one["ratio"] >= least for one in goals[goal]["per_s"].values()), goal
+    bare, by_hand = (goals[f"decoded over the {name}"]["per_s"] for name in ("bare loop", BY_HAND))
+    packed = goals["packed over Megatron-Energon with libjpeg-turbo put in"]["per_s"]["mixed"]["ratio"]
+    said = " ".join(README.split())
+    assert f"reaches {bare['336']['ratio']:.0%} (336 px) and {bare['224']['ratio']:.0%} (224 px) of that" in said
+    assert f"is {by_hand['336']['ratio']:.2f} and {by_hand['224']['ratio']:.2f} times as fast" in said
+    assert f"{packed:.2f} times on packed tokens" in said
+
+
+BY_HAND = "fastest peer with libjpeg-turbo put in"
+
+
+def documented(label: str) -> bool:
+    return "simplejpeg" not in label and "bare loop" not in label
+
+
+def test_memory_and_opening_are_those_of_the_benchmarks() -> None:
+    said = " ".join(README.split())
+    memory = json.loads((RESULTS / "stream_memory.json").read_text())["memory"]
+    assert abs(memory["rss"]["change"]) <= 0.03 and abs(memory["pss"]["change"]) <= 0.03
+    assert f"{memory['rss']['last_quarter_mb']:.0f} MB, {memory['rss']['change']:+.1%} beside the first" in said
+    opening = json.loads((RESULTS / "opening.json").read_text())["opening"]["total_s"]["median"]
+    assert f"10 million samples in 10,000 shards are open in {opening:.1f} s" in said and opening < 2
+    rows = json.loads((RESULTS / "workers.json").read_text())["rows"]
+    least, most = (choose(row["processes_over_threads"] for row in rows) for choose in (min, max))
+    assert f"{least:.2f} to {most:.2f} times as fast as threads" in said and least > 1
+
+
+def test_what_the_tiny_model_learns_is_that_of_the_benchmark() -> None:
+    found = json.loads((RESULTS / "learning.json").read_text())
+    said = " ".join(README.split())
+    for recipe in ("sft_blended", "sft_visual_only"):
+        assert f"{found[recipe]['visual']['chosen']:.0%} (`{recipe}`)" in said
+    assert f"{found['untrained']['visual']['chosen']:.0%} untrained" in said
