@@ -46,6 +46,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/opening.py --json benchmarks/results/opening.json
 	PYTHON=$(BIN)/python sh benchmarks/make_peers_env.sh
 	$(BIN)/python benchmarks/stream.py $(if $(PHOTOS),--photos $(PHOTOS) --json benchmarks/results/stream.json)
+	$(BIN)/python benchmarks/limit.py $(if $(PHOTOS),--photos $(PHOTOS) --json benchmarks/results/limit.json)
 	$(BIN)/python benchmarks/stream_memory.py $(if $(PHOTOS),--photos $(PHOTOS) --json benchmarks/results/stream_memory.json)
 	$(BIN)/python benchmarks/workers.py $(if $(PHOTOS),--photos $(PHOTOS) --json benchmarks/results/workers.json)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/learning.py --json benchmarks/results/learning.json

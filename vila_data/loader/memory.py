@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import weakref
+from contextlib import suppress
 from typing import Final
 
 import numpy as np
@@ -12,7 +13,7 @@ from vila_data.batch.arrays import BatchArrays
 from vila_data.batch.layout import BatchSize
 
 _KEPT: Final = 2
-_ROUND: Final = 1 << 20
+_ROUND: Final = 1 << 21
 
 
 class ReusedMemory:
@@ -26,7 +27,9 @@ class ReusedMemory:
         need = size.nbytes
         memory = self._free.pop() if self._free else None
         if memory is None or len(memory) < need:
-            memory = mmap.mmap(-1, -(-need // _ROUND) * _ROUND)
+            memory = mmap.mmap(-1, -(-need // _ROUND) * _ROUND, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            with suppress(OSError):  # a kernel without large pages
+                memory.madvise(mmap.MADV_HUGEPAGE)
         buffer = np.frombuffer(memory, np.uint8, need)
         weakref.finalize(buffer, self._take_back, memory).atexit = False
         return size.arrays_in(buffer)
