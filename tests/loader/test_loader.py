@@ -270,3 +270,19 @@ def test_a_break_counts_what_was_given_alone(made_folder: Path) -> None:
             if number == 5:
                 break
     assert loader.metrics().packs == 15 == loader.state_dict()["packs"]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_device_is_fed_one_batch_ahead_and_the_state_is_of_what_was_given(
+    made_folder: Path, epoch: list[PackedBatch], workers: int
+) -> None:
+    """On the meta device, which takes the way of a GPU without its copies."""
+    loader = opened(made_folder, num_workers=workers, device="meta")
+    given = []
+    for number, batch in enumerate(loader, 1):
+        assert batch.ids.is_meta and batch.ids.shape == (1, 512)
+        given.append(batch.origins)
+        last = number == len(epoch)
+        assert (loader.state_dict()["epoch"], loader.state_dict()["packs"]) == ((1, 0) if last else (0, number))
+    assert given == [batch.origins for batch in epoch]
+    assert loader.metrics().batches == len(epoch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 import weakref
@@ -152,17 +151,18 @@ class StreamLoader(IterableDataset[PackedBatch]):
         self._meter.end_feeds()
         pool = self._pool()
         asked = time.perf_counter()
+        step, more = 0, True
         try:
-            for step in itertools.count():
-                found = pool.get(step)
-                if found is not None:
+            while more or ahead:
+                if more and len(ahead) <= depth:
+                    found = pool.get(step)
+                    if found is None:
+                        break  # nothing was left when the iteration began
                     copies.stage(_batch(found, epoch, number + step))
                     ahead.append((step, found[1]))
+                    step, more = step + 1, not found[1].last
                     del found
-                    if len(ahead) <= depth:
-                        continue
-                elif not ahead:
-                    break
+                    continue
                 for feed in pool.replaced:
                     self._meter.end_feed(feed)
                     self._replaced += 1
