@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vila_data.blend.lengths import Run
 from vila_data.core.errors import UsageError
-from vila_data.order.sequence import PackSequence, PlannedPacks
+from vila_data.order.sequence import PlannedPacks
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class BatchPlan:
 
 
 def rank_batches(
-    sequence: PackSequence, share: Share, start: Position, *, first_step: int = 0, stride: int = 1
+    sequence: Iterable[PlannedPacks], share: Share, start: Position, *, first_step: int = 0, stride: int = 1
 ) -> Iterator[BatchPlan]:
     """The rank's batches of steps first_step, first_step + stride, … after `start`, to the last step of the epoch.
 
-    `sequence` stands at a block border at or before the first of these steps. Every rank has a batch in every step that
+    `sequence` (a PackSequence) stands at a block border at or before the first of these steps. Every rank has a batch in every step that
     has a pack, so all make equally many, whatever number of packs there is.
     """
     blocks: deque[PlannedPacks] = deque()
