@@ -8,38 +8,28 @@ from pathlib import Path
 import boto3
 import pytest
 import s3fs
-from moto.server import ThreadedMotoServer
 
 import vila_data as vd
 from tests.loader.made_stream import IMAGE, opened
 from tests.loader.test_loader import same
+from tests.made_s3 import served_s3
 from tests.ranges.faulty_proxy import FaultyProxy
 
 
 @pytest.fixture
 def proxy(monkeypatch: pytest.MonkeyPatch, made_folder: Path) -> Iterator[FaultyProxy]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="runs")
-    run = made_folder / "run"
-    for path in run.rglob("*"):
-        if path.is_file():
-            client.upload_file(str(path), "runs", f"made/{path.relative_to(run)}")
-    faulty = FaultyProxy(host, port, share=0.0, streak=2)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", faulty.url)
-    s3fs.S3FileSystem.clear_instance_cache()  # it remembers the endpoint of another test
-    yield faulty
-    faulty.close()
-    server.stop()
+    with served_s3(monkeypatch) as (host, port):
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="runs")
+        run = made_folder / "run"
+        for path in run.rglob("*"):
+            if path.is_file():
+                client.upload_file(str(path), "runs", f"made/{path.relative_to(run)}")
+        faulty = FaultyProxy(host, port, share=0.0, streak=2)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", faulty.url)
+        s3fs.S3FileSystem.clear_instance_cache()  # it remembers the endpoint of another test
+        yield faulty
+        faulty.close()
 
 
 @pytest.mark.slow

@@ -8,29 +8,19 @@ from pathlib import Path
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 import vila_data as vd
 from tests.faults.kills import TIMED, tree
+from tests.made_s3 import served_s3
 from vila_data.core.store import Store
 from vila_data.workflow.inspection import check, inspect
 
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    boto3.client("s3").create_bucket(Bucket="corpora")
-    yield "s3://corpora"
-    server.stop()
+    with served_s3(monkeypatch):
+        boto3.client("s3").create_bucket(Bucket="corpora")
+        yield "s3://corpora"
 
 
 def test_a_run_on_s3(bucket: str, sample_recipe: Path, tmp_path: Path) -> None:
