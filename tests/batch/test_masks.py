@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
 from tests.batch.made_arrays import made_batch
 from vila_data.batch.masks import additive_mask, block_mask, flex_block_mask
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These tensors are tiny: threads that wait for each other on a busy machine would take a hundred times as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -19,15 +18,6 @@ from vila_data.core.schemas import IGNORED, IMAGE_ID
 
 IMAGE_TOKEN = VOCABULARY  # texts do not have it
 SEEDS = range(8)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These tensors are tiny: threads that wait for each other on a busy machine would take a hundred times as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def samples_of(batch: PackedBatch) -> list[tuple[list[int], list[int]]]:

@@ -56,14 +56,19 @@ def test_an_epoch_from_a_store_that_fails_is_that_from_a_disk(
 
 
 @pytest.mark.slow
-def test_a_store_that_goes_away_ends_the_run_with_one_message(proxy: FaultyProxy, made_folder: Path) -> None:
+def test_a_store_that_goes_away_ends_the_run_with_one_message(
+    proxy: FaultyProxy, made_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     read = {"backoff_s": 0.001, "retries": 0}
     loader = vd.stream(
         made_folder / "recipe.yaml", "s3://runs/made", num_workers=1, batch_size=2, image=IMAGE, read=read
     )
     batches = iter(loader)
     next(batches)
+    assert list(tmp_path.iterdir()), "copies of token files, where no cache keeps them"
     proxy.share = 1.0
     with pytest.raises(vd.DataError, match="samples are broken, more than fault_budget allows"):
         list(batches)
     loader.close()
+    assert not list(tmp_path.iterdir())

@@ -59,8 +59,8 @@ class FeedSpec:
 class BatchHeader:
     """What goes with a batch's arrays.
 
-    size: as batch.layout.BatchSize; packs: rows that are real packs; after: the position behind the step; last: no step follows; sources
-    int64[sources, 3]: samples, images and tokens of each source of the blend; spent: seconds by stage since the feed
+    size: as batch.layout.BatchSize; packs: rows that are real packs; after: the position behind the step; last: no
+    step follows; sources int64[sources, 3]: samples, images and tokens of each source of the blend; spent: seconds by stage since the feed
     began; read: counters of ranges.spans.RangeCounters, likewise.
     """
 
@@ -99,13 +99,11 @@ class Feed:
         self._store = Store(spec.store)
         self._read = 0
         self._ranges: RangeReader = open_ranges(self._store, spec.read, _versions(spec.sets))
-        self._opened: dict[str, TokenSet] = {}
-        opened = self._opened
-        for found in spec.sets:
-            if found.name not in opened:
-                local = None if self._store.is_local else self._ranges.local_copy
-                opened[found.name] = TokenSet(self._store, found.tokens, found.folder, local_copy=local)
-        sources = [SampleSource(found.name, found.shards.corpus, opened[found.name]) for found in spec.sets]
+        local = None if self._store.is_local else self._ranges.local_copy
+        self._tokens = {
+            found.name: TokenSet(self._store, found.tokens, found.folder, local_copy=local) for found in spec.sets
+        }
+        sources = [SampleSource(found.name, found.shards.corpus, self._tokens[found.name]) for found in spec.sets]
         self._assembler = Assembler(self._store, sources, spec.rows, spec.image, self._ranges, clock)
 
     def batches(self, allocate: Allocate) -> Iterator[tuple[int, BatchArrays, BatchHeader]]:
@@ -140,7 +138,7 @@ class Feed:
         self._read += samples
         if self._read >= _TIDY_SAMPLES:
             self._read = 0
-            for tokens in self._opened.values():
+            for tokens in self._tokens.values():
                 tokens.let_pages_go()
 
     def close(self) -> None:

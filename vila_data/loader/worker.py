@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import numpy as np
@@ -90,6 +90,7 @@ def work(connection: socket.socket, spec: FeedSpec, lengths: list[Lengths], stat
     """Make batches until the epoch is over, then say so, or say what went wrong; returns when the other side hangs up."""
     clock = StatusClock(status)
     slots = SlotWriter(connection, spec.limit_bytes, clock.blocked)
+    feed = None
     try:
         feed = Feed(spec, lengths, clock)
         for step, arrays, header in feed.batches(slots.allocate):
@@ -101,10 +102,11 @@ def work(connection: socket.socket, spec: FeedSpec, lengths: list[Lengths], stat
     except Exception as error:  # noqa: BLE001 - told to the trainer's process, which raises it
         expected = type(error).__name__ if isinstance(error, VilaDataError) else ""
         failure = WorkerFailure(expected, str(error) if expected else traceback.format_exc())
-        try:
+        with suppress(HungUp):
             slots.finish(failure.message())
-        except HungUp:
-            return
+    finally:
+        if feed is not None:
+            feed.close()  # copies of token files that nobody else uses go with it
 
 
 def main() -> None:
