@@ -28,8 +28,11 @@ def command(folder: Path, log: Path, *options: str, launcher: list[str] | None =
 
 
 def environment() -> dict[str, str]:
-    """One thread a process: ranks and workers share few cores."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    """One thread a process, since ranks and workers share few cores; and a Ray of its own.
+
+    Without an address Ray joins the cluster that a file in its temporary folder names, which a killed test may have left.
+    """
+    return os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "RAY_ADDRESS": "local"}
 
 
 def train(folder: Path, log: Path, *options: str, launcher: list[str] | None = None) -> list[dict[str, Any]]:
