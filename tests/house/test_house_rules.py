@@ -32,6 +32,8 @@ FLOOR = {
     "batch": 2,
     "view": 3,
     "order": 3,
+    "export": 3,
+    "search": 3,
     "loader": 4,
     "workflow": 5,
     "cli": 6,

@@ -1,0 +1,3 @@
+"""Commands that ask questions of a run: whatif, search."""
+
+from __future__ import annotations
