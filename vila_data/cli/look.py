@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+from rich.console import Console
 
 from vila_data.cli.options import Json, On, PathArgument, RecipeArgument, Settings, app, print_json
 
@@ -13,6 +14,8 @@ from vila_data.cli.options import Json, On, PathArgument, RecipeArgument, Settin
 def inspect(path: PathArgument, as_json: Json = False) -> None:
     """Show what lies at a path."""
     from vila_data.view import tables
+    from vila_data.view.export_table import print_export
+    from vila_data.view.measure_tables import print_measures
     from vila_data.workflow.inspection import inspect as look
 
     kind, value = look(path)
@@ -24,8 +27,12 @@ def inspect(path: PathArgument, as_json: Json = False) -> None:
         "run": tables.print_run,
         "set": tables.print_set,
         "shard": tables.print_shard,
+        "export": print_export,
     }[kind]
-    show(tables.console(), value)
+    screen = tables.console()
+    show(screen, value)
+    if kind == "run":
+        print_measures(screen, value)
 
 
 @app.command()
@@ -42,6 +49,44 @@ def check(path: PathArgument, as_json: Json = False) -> None:
         print(f"{path}: {'all well' if not problems else f'{len(problems)} problems'}")
     if problems:
         raise typer.Exit(1)
+
+
+@app.command()
+def preview(
+    path: Annotated[str, typer.Argument(help="A run, a shard set, or a shard (.tar).", show_default=False)],
+    out: Annotated[str, typer.Option(help="The page, one file of HTML.", show_default=False)],
+    order: Annotated[
+        Literal["random", "worst", "best"], typer.Option(help="worst, best: by similarity, over all of it.")
+    ] = "random",
+    seed: Annotated[int, typer.Option(help="Of the random choice.")] = 0,
+    count: Annotated[int, typer.Option(help="Records on the page, at most.")] = 200,
+    corpus: Annotated[str | None, typer.Option(help="Records of this corpus only.")] = None,
+    fate: Annotated[
+        Literal["kept", "dropped", "failed"] | None, typer.Option(help="Records that are, or have an image that is.")
+    ] = None,
+    reason: Annotated[
+        str | None, typer.Option(help="Why they are not kept, e.g. min_similarity or http_status.")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="Records with these words in them.")] = None,
+    packs: Annotated[int, typer.Option(help="Packs to show, where the run has a blend.")] = 12,
+    as_json: Json = False,
+) -> None:
+    """Write one page to look at: records with their pictures and scores, what was dropped and why, packs."""
+    from vila_data.view.preview_table import print_preview
+    from vila_data.view.tables import console
+    from vila_data.workflow.previewing import Choice
+    from vila_data.workflow.previewing import preview as write_preview
+    from vila_data.workflow.progress import ConsoleWatch
+
+    choice = Choice(
+        count=count, order=order, seed=seed, corpus=corpus, fate=fate, reason=reason, text=text, packs=packs
+    )
+    with ConsoleWatch(Console(stderr=True)) as watch:
+        report = write_preview(path, out, choice, watch=watch)
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        print_preview(console(), report.as_dict())
 
 
 @app.command()

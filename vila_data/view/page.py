@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from vila_data.view.axes import plain
+
 
 def page(template: str, *, title: str, scripts: Sequence[str] = (), styles: Sequence[str] = (), **values: Any) -> str:
     """The HTML of a template that extends base.html.
@@ -32,8 +34,10 @@ def page_pieces(
     """The same in pieces, for a page that should not be held whole; iterables among the values are read as it goes."""
     style = "\n".join(_source(name) for name in ("style.css", *styles))
     script = "\n".join(_source(name) for name in scripts)
-    return _environment().get_template(template).generate(
-        title=title, policy=_policy(style, script), style=Markup(style), script=Markup(script), **values
+    return (
+        _environment()
+        .get_template(template)
+        .generate(title=title, policy=_policy(style, script), style=Markup(style), script=Markup(script), **values)
     )
 
 
@@ -78,6 +82,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["web_address"] = web_address
+    environment.filters["plain"] = plain
     environment.filters["number"] = lambda value: f"{value:,}"
     environment.filters["percent"] = lambda value: f"{value:.1%}"
     return environment

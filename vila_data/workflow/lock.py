@@ -17,6 +17,8 @@ from vila_data.core.store import Store
 from vila_data.workflow.recipe import Recipe
 
 LOCK = "recipe.lock.yaml"
+FORM = 2
+"""Of the lock. Before 2, `filter.per_corpus` had every key, set or not: what it left to the common rules was lost."""
 _HARMLESS = {
     "download": {"concurrency", "per_host", "timeout_s", "idle_timeout_s", "retries", "contact"},
     "score": {"clip.batch_size"},
@@ -49,7 +51,8 @@ def lock_value(
 ) -> dict[str, Any]:
     """The content of recipe.lock.yaml."""
     return {
-        "recipe": recipe.model_dump(mode="json"),
+        "form": FORM,
+        "recipe": recipe.model_dump(mode="json") | {"filter": _rules(recipe)},
         "limit": limit,
         "inputs": inputs,
         "clip": clip,
@@ -116,6 +119,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
                 key in _HARMLESS.get(section, ())
                 or key.endswith((".files", ".image_root", ".dataset", "clip.model"))
                 or there.get(key) == here.get(key)
+                or (key == "clip.embeddings" and here.get(key) is True)  # may be asked for later
             ):
                 continue
             yield f"{section}.{key}: {there.get(key)!r} there, {here.get(key)!r} here"
@@ -124,6 +128,12 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
             yield f"corpora.{name}.files: the metadata files have changed"
     if old["clip"] != new["clip"] and before["score"]["clip"] and after["score"]["clip"]:
         yield f"score.clip.model: the weights differ ({old['clip']} there, {new['clip']} here)"
+
+
+def _rules(recipe: Recipe) -> dict[str, Any]:
+    """The section `filter`; under `per_corpus` only the keys that are set, since the others leave the common ones."""
+    own = {name: rules.model_dump(mode="json", exclude_unset=True) for name, rules in recipe.filter.per_corpus.items()}
+    return recipe.filter.model_dump(mode="json") | {"per_corpus": own}
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

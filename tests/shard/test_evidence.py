@@ -1,0 +1,79 @@
+"""What download left can be read back whatever its fate, record by record and picture by picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.made_run import Item, MadeRun, documents, write_part
+from vila_data.core.errors import DataError, StorageError
+from vila_data.core.store import Store
+from vila_data.shard.evidence import Evidence
+
+
+def rows_of(made: MadeRun, corpus: str) -> list[list[Item | None]]:
+    items: list[Item | None] = {"web": made.documents, "alt": made.pairs, "talk": made.chats}[corpus][:]  # type: ignore[assignment]
+    size = {"web": 15, "alt": 35, "talk": 30}[corpus]
+    if corpus == "web":
+        items.insert(5, None)
+    return [items[first : first + size] for first in range(0, len(items), size)]
+
+
+@pytest.mark.parametrize("corpus", ["web", "alt", "talk"])
+def test_every_record_and_picture_comes_back(made: MadeRun, corpus: str) -> None:
+    evidence = Evidence(made.store, corpus)
+    lost = bad = 0
+    for part, items in enumerate(rows_of(made, corpus)):
+        for row, one in enumerate(items):
+            if one is None:
+                assert evidence.record(part, row) is None
+                bad += 1
+                continue
+            assert evidence.record(part, row) == one.record
+            assert [evidence.jpeg(part, row, i) for i in range(len(one.jpegs))] == list(one.jpegs)
+            lost += one.jpegs.count(None)
+    assert lost > 0 and (bad == 1 if corpus == "web" else bad == 0)
+
+
+def test_more_parts_than_are_held(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    items = documents(12)
+    for index, one in enumerate(items):
+        write_part(store, "many", index, [one])
+    evidence = Evidence(store, "many")
+    for _ in range(2):
+        for index, one in enumerate(items):
+            assert evidence.record(index, 0) == one.record
+            assert evidence.jpeg(index, 0, 0) == one.jpegs[0]
+
+
+def test_what_is_not_there_is_said(made: MadeRun) -> None:
+    evidence = Evidence(made.store, "web")
+    with pytest.raises(DataError, match="15 rows, asked for row 15"):
+        evidence.record(0, 15)
+    with pytest.raises(DataError, match="asked for row -1"):
+        evidence.jpeg(0, -1, 0)
+    with pytest.raises(DataError, match="row 0 has 1 images, asked for number 1"):
+        evidence.jpeg(0, 0, 1)
+    with pytest.raises(StorageError, match=r"part-00009\.records\.parquet"):
+        evidence.record(9, 0)
+    with pytest.raises(StorageError, match="none"):
+        Evidence(made.store, "none").record(0, 0)
+
+
+def test_damaged_bytes_are_an_error(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    part = write_part(store, "web", 0, documents(2))
+    tar = tmp_path / part.images_tar()
+    data = bytearray(tar.read_bytes())
+    data[512:520] = b"not json"
+    tar.write_bytes(data)
+    with pytest.raises(DataError, match="no record at byte 0"):
+        Evidence(store, "web").record(0, 0)
+    tar.write_bytes(data[:100])
+    with pytest.raises(StorageError, match="bytes at offset"):
+        Evidence(store, "web").record(0, 0)
+    (tmp_path / part.records_table()).write_bytes(b"nothing")
+    with pytest.raises(DataError, match="not a table"):
+        Evidence(store, "web").record(0, 0)

@@ -1,0 +1,117 @@
+"""What `download` left of a record, whatever its fate: its texts and its pictures, by range."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from vila_data.core.errors import DataError
+from vila_data.core.layout import Part
+from vila_data.core.records import Record, record_from_json
+from vila_data.core.store import Store
+from vila_data.core.tables import read_parquet
+from vila_data.core.tarcodec import BLOCK
+
+_TABLES: Final = 8
+"""Parts whose places are held: 28 bytes a record and an image each."""
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where a part's records (m) and images (n) lie in its tar; offset -1: there is none."""
+
+    offset: NDArray[np.int64]  # [m] of the JSON's header
+    size: NDArray[np.int64]  # [m] of the JSON
+    firsts: NDArray[np.int64]  # [m + 1] of each record's images among the n
+    image_offset: NDArray[np.int64]  # [n]
+    image_size: NDArray[np.int64]  # [n]
+
+
+class Evidence:
+    """The records and pictures of one corpus of a run, as downloaded; kept, dropped or failed.
+
+    Reads by range through the tables of `download`; those of the parts used last are held.
+    """
+
+    def __init__(self, store: Store, corpus: str) -> None:
+        self._store, self._corpus = store, corpus
+        self._places = lru_cache(maxsize=_TABLES)(self._read_places)
+
+    def record(self, part: int, row: int) -> Record | None:
+        """The record of a metadata row; None where the row is no record.
+
+        Raises:
+            DataError: there is no such row, or the bytes are not a record's.
+            StorageError: a file of the part is missing or cannot be read.
+        """
+        places = self._row(part, row)
+        offset = int(places.offset[row])
+        if offset < 0:
+            return None
+        path = self._part(part).images_tar()
+        data = self._store.read_range(path, offset + BLOCK, int(places.size[row]))
+        try:
+            return record_from_json(data)
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{self._store.location(path)}: no record at byte {offset}: {error!r}; run check on the run"
+            ) from error
+
+    def jpeg(self, part: int, row: int, image_index: int) -> bytes | None:
+        """The stored JPEG of an image; None where its download failed.
+
+        Raises:
+            DataError: there is no such row or image.
+            StorageError: a file of the part is missing or cannot be read.
+        """
+        places = self._row(part, row)
+        first, last = places.firsts[row : row + 2].tolist()
+        if not 0 <= image_index < last - first:
+            raise DataError(f"{self._where(part)}: row {row} has {last - first} images, asked for number {image_index}")
+        offset, size = int(places.image_offset[first + image_index]), int(places.image_size[first + image_index])
+        return None if offset < 0 else self._store.read_range(self._part(part).images_tar(), offset, size)
+
+    def _row(self, part: int, row: int) -> _Places:
+        places = self._places(part)
+        if not 0 <= row < len(places.offset):
+            raise DataError(f"{self._where(part)}: {len(places.offset)} rows, asked for row {row}")
+        return places
+
+    def _part(self, index: int) -> Part:
+        """As far as its files' names need it."""
+        return Part(self._corpus, index, "", "", 0, 0, 0, "")
+
+    def _where(self, part: int) -> str:
+        return self._store.location(self._part(part).records_table())
+
+    def _read_places(self, index: int) -> _Places:
+        part = self._part(index)
+        try:
+            with self._store.open_read(part.records_table()) as stream:
+                records = read_parquet(stream, columns=["row", "json_bytes", "offset"])
+            with self._store.open_read(part.images_table()) as stream:
+                images = read_parquet(stream, columns=["row", "bytes", "offset"])
+        except pa.ArrowException as error:
+            raise DataError(
+                f"{self._where(index)}: not a table of `download`: {error}; run check on the run"
+            ) from error
+        rows = np.arange(records.num_rows + 1)
+        return _Places(
+            offset=_integers(records, "offset"),
+            size=_integers(records, "json_bytes"),
+            firsts=np.searchsorted(_integers(images, "row"), rows).astype(np.int64),
+            image_offset=_integers(images, "offset"),
+            image_size=_integers(images, "bytes"),
+        )
+
+
+def _integers(table: pa.Table, name: str) -> NDArray[np.int64]:
+    """A column, -1 where it is null."""
+    values: NDArray[np.int64] = table.column(name).fill_null(-1).to_numpy().astype(np.int64)
+    return values

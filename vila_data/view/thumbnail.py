@@ -1,0 +1,57 @@
+"""A picture small enough to stand in a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import Final, cast
+
+import cv2
+from PIL import Image
+
+from vila_data.core.errors import DataError
+from vila_data.core.images import ImageError, Pixels, decode_rgb
+
+_EFFORT: Final = 4  # WebP's method: 6 is 3% smaller and takes twice as long
+_LONGEST: Final = 4.0  # long side / short side; what is beyond is cut off
+
+
+@dataclass(frozen=True, slots=True)
+class Thumbnail:
+    """A picture as a data: URI, and its size in pixels."""
+
+    uri: str
+    width: int
+    height: int
+
+
+def data_uri(jpeg: bytes, side_px: int, quality: int = 70) -> Thumbnail:
+    """The picture as WebP with a longer side of at most `side_px`, never larger than it is.
+
+    A strip more than four times as long as it is high is cut at both ends, so that something can be seen of it.
+    The same bytes give the same URI.
+
+    Raises:
+        DataError: the bytes cannot be decoded.
+    """
+    try:
+        rgb = decode_rgb(jpeg, side_px)
+    except ImageError as error:
+        raise DataError(f"a stored picture cannot be decoded: {error}; run check on the run") from error
+    rgb = _middle(rgb)
+    height, width = rgb.shape[:2]
+    longer = max(width, height)
+    if longer > side_px:
+        width, height = (max(1, round(side * side_px / longer)) for side in (width, height))
+        rgb = cast(Pixels, cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA))
+    stream = io.BytesIO()
+    Image.fromarray(rgb).save(stream, "WEBP", quality=quality, method=_EFFORT)
+    return Thumbnail(f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}", width, height)
+
+
+def _middle(rgb: Pixels) -> Pixels:
+    height, width = rgb.shape[:2]
+    high, wide = min(height, int(width * _LONGEST) or 1), min(width, int(height * _LONGEST) or 1)
+    top, left = (height - high) // 2, (width - wide) // 2
+    return rgb[top : top + high, left : left + wide]

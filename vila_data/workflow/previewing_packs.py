@@ -1,0 +1,69 @@
+"""The first packs of a run's epoch, as they will be trained."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vila_data.core.errors import UsageError
+from vila_data.core.schemas import IGNORED
+from vila_data.core.store import Store
+from vila_data.encode.token_set import TokenSet
+from vila_data.encode.tokenizer import TextTokenizer
+from vila_data.loader.expand import Expansion
+from vila_data.order.sequence import PackSequence, PlannedPacks
+from vila_data.order.sources import BlendedSets, read_blended_sets
+from vila_data.view.preview_packs import PackedSample, PackLegend, ShownPack
+from vila_data.workflow.recipe import Recipe
+
+
+def first_packs(
+    store: Store, recipe: Recipe, tokenizer: TextTokenizer | None, count: int
+) -> tuple[tuple[ShownPack, ...], PackLegend, str]:
+    """The first `count` packs of the recipe's seed, the names of their sets, and, where there are none, why."""
+    if recipe.blend is None or recipe.pack is None:
+        return (), PackLegend(), "No packs are shown: the run has no blend."
+    if tokenizer is None:
+        return (), PackLegend(), "No packs are shown: they need the run's token files and its tokenizer."
+    try:
+        sets = read_blended_sets(store, recipe.blend, recipe.pack, tokenizer)
+    except UsageError as error:
+        return (), PackLegend(), f"No packs are shown: {error}"
+    legend = PackLegend(tuple(opened.name for opened in sets.sets))
+    sequence = PackSequence(recipe.blend, recipe.pack, sets.lengths, seed=recipe.seed, epoch=0)
+    packs: list[ShownPack] = []
+    for planned in sequence:
+        for number in range(min(len(planned), count - len(packs))):
+            packs.append(_pack(store, recipe, sets, planned, number))
+        if len(packs) >= count:
+            break
+    return tuple(packs), legend, ""
+
+
+def _pack(store: Store, recipe: Recipe, sets: BlendedSets, planned: PlannedPacks, number: int) -> ShownPack:
+    assert recipe.pack is not None
+    run, ends = planned.samples, planned.ends
+    first, last = int(ends[number - 1]) if number else 0, int(ends[number])
+    samples = []
+    for at in range(first, last):
+        source, shard, row = int(run.source[at]), int(run.shard[at]), int(run.row[at])
+        opened = sets.sets[source]
+        sample = TokenSet(store, opened.tokens, opened.folder).sample(shard, row)
+        found = Expansion.of(
+            sample, recipe.pack.tokens_per_image, tokens=int(run.tokens[at]), images=int(run.images[at])
+        )
+        samples.append(_sample(found, source, int(run.tokens[at])))
+    return ShownPack(planned.first_pack + number + 1, recipe.pack.sequence_length, tuple(samples))
+
+
+def _sample(found: Expansion, source: int, tokens: int) -> PackedSample:
+    """Columns of its images and of what is trained."""
+    ids, labels = np.zeros(tokens, np.int64), np.zeros(tokens, np.int64)
+    images = found.write(ids, labels)
+    edges = np.flatnonzero(np.diff(np.r_[False, labels != IGNORED, False])).tolist()
+    return PackedSample(
+        source=source,
+        record_id=found.sample.record_id,
+        tokens=tokens,
+        images=tuple((start, start + size) for start, size in images),
+        trained=tuple(zip(edges[::2], edges[1::2], strict=True)),
+    )
