@@ -17,7 +17,7 @@ app = typer.Typer(
 )
 
 RecipeArgument = Annotated[Path, typer.Argument(help="A recipe (YAML).", show_default=False)]
-PathArgument = Annotated[str, typer.Argument(help="A run, shard set, shard or recipe.", show_default=False)]
+PathArgument = Annotated[str, typer.Argument(help="A run, shard set, shard, export or recipe.", show_default=False)]
 RunArgument = Annotated[str, typer.Argument(help="Folder or URL of a run.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="JSON for programs instead of tables.")]
 On = Annotated[Path | None, typer.Option("--on", help="Stand-ins for the recipe's corpora: try it on a small one.")]

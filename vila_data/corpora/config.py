@@ -16,6 +16,13 @@ class Preselect(StrictModel):
     c = sum of the columns `by`. Rows with c > `min_sum` take part; the `count`
     largest, or floor(`fraction` x all rows), are kept, over the whole corpus or in
     each file. Ties: c descending, then id ascending. (docs/sources.md)
+
+    by:       columns of the metadata that are summed.
+    keep:     whether `count` or `fraction` says how many are kept.
+    count:    rows kept, with `keep: top_count`.
+    fraction: share of all rows kept, with `keep: top_fraction`.
+    min_sum:  c must be above this; None: no bound.
+    scope:    over the whole corpus at once, or in each file.
     """
 
     by: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -48,14 +55,21 @@ class CorpusFiles(StrictModel):
 
 
 class Mmc4Config(CorpusFiles):
-    """MMC4 documents: .jsonl, .jsonl.gz or .jsonl.zip."""
+    """MMC4 documents: .jsonl, .jsonl.gz or .jsonl.zip; or OpenFlamingo's .tar. Images may be in the line (`image_base64`).
+
+    kind: what the files hold.
+    """
 
     makes = "document"
     kind: Literal["mmc4"]
 
 
 class CoyoConfig(CorpusFiles):
-    """COYO pairs: parquet files with `url`, `text`, and `id` if they have one."""
+    """COYO pairs: parquet files with `url`, `text`, and `id` if they have one.
+
+    kind:      what the files hold.
+    preselect: which rows are downloaded, by published scores; None: all.
+    """
 
     makes = "pair"
     kind: Literal["coyo"]
@@ -63,7 +77,10 @@ class CoyoConfig(CorpusFiles):
 
 
 class Img2datasetConfig(CorpusFiles):
-    """Pairs that img2dataset has downloaded: its .tar files, beside .parquet and _stats.json."""
+    """Pairs that img2dataset has downloaded: its .tar files, beside .parquet and _stats.json.
+
+    kind: what the files hold.
+    """
 
     makes = "pair"
     kind: Literal["img2dataset"]
@@ -72,6 +89,7 @@ class Img2datasetConfig(CorpusFiles):
 class LlavaConfig(CorpusFiles):
     """LLaVA conversations: .json, .jsonl (also .gz) or .parquet.
 
+    kind:       what the files hold.
     image_root: folder or URL below which image paths lie; without it images are addresses.
     """
 
@@ -83,8 +101,13 @@ class LlavaConfig(CorpusFiles):
 class TextConfig(CorpusFiles):
     """Text-only instructions, from files (.json, .jsonl, also .gz; .parquet) or a Hugging Face data set.
 
-    dataset:  name on the hub, or a folder; `split`, `config` and `revision` as `datasets` takes them.
-              Its data files become `files` when the recipe is resolved, and are read by range.
+    kind:     what the files hold.
+    files:    paths or globs, relative to the recipe's file, or fsspec URLs; not beside `dataset`.
+    dataset:  name on the hub, or a folder; its data files become `files` when the recipe is resolved, and are read
+              by range.
+    config:   configuration of the data set, as `datasets` takes it.
+    split:    split of the data set.
+    revision: commit, tag or branch of the data set; None: the newest, looked up at each launch.
     system:   system prompt of rows that bring none; None: the template's own, "": none.
     """
 
@@ -109,6 +132,7 @@ class TextConfig(CorpusFiles):
 class VflanConfig(CorpusFiles):
     """VFLAN questions with their pictures in the row: .json, .jsonl (also .gz) or .parquet.
 
+    kind:   what the files hold.
     system: system prompt; "": none, as in VILA; None: the template's own.
     """
 
@@ -118,14 +142,21 @@ class VflanConfig(CorpusFiles):
 
 
 class ObelicsConfig(CorpusFiles):
-    """OBELICS documents, in their own order: .parquet, .json or .jsonl (also .gz)."""
+    """OBELICS documents, in their own order: .parquet, .json or .jsonl (also .gz).
+
+    kind: what the files hold.
+    """
 
     makes = "document"
     kind: Literal["obelics"]
 
 
 class Flickr8kConfig(CorpusFiles):
-    """Flickr8k pairs: a captions file, `image,caption` or `image.jpg#0<tab>caption`, and the folder of its images."""
+    """Flickr8k pairs: a captions file, `image,caption` or `image.jpg#0<tab>caption`, and the folder of its images.
+
+    kind:       what the files hold.
+    image_root: folder or URL below which the images lie.
+    """
 
     makes = "pair"
     kind: Literal["flickr8k"]

@@ -28,6 +28,8 @@ def llava_rows(config: LlavaConfig) -> ReadRow:
             return _exchange(record_id, row, images)
         else:
             raise RowProblem("missing_field", f"no conversations; the row has {', '.join(map(str, row)) or 'no keys'}")
+        if system is None and row.get("system") is not None:
+            system = text_field(row, "system")
         return conversation(record_id, turns, images, system)
 
     return read

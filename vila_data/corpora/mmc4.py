@@ -1,4 +1,4 @@
-"""MMC4: one JSON document a line, in .jsonl, .jsonl.gz or .jsonl.zip.
+"""MMC4: one JSON document a line, in .jsonl, .jsonl.gz or .jsonl.zip, or a member, in OpenFlamingo's .tar.
 
 Line format: docs/sources.md. An image may share a sentence with others; a
 document may have more images than sentences.
@@ -11,13 +11,16 @@ import itertools
 import json
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from vila_data.core.errors import DataError
 from vila_data.core.layout import Part
 from vila_data.core.records import BadRecord, ImageRef, Record
+from vila_data.core.tarcodec import BLOCK, walk_file
 from vila_data.corpora.config import Mmc4Config
 from vila_data.corpora.json_rows import BROKEN_CONTAINER
+from vila_data.corpora.pictures import encoded_picture
 from vila_data.corpora.source import FileScan, RowProblem, file_fingerprint, open_binary
 
 _BROKEN_CONTAINER = (*BROKEN_CONTAINER, zipfile.BadZipFile)
@@ -57,12 +60,25 @@ def _lines(file: str) -> Iterator[bytes | RowProblem]:
             elif file.endswith(".gz"):
                 with gzip.GzipFile(fileobj=raw) as stream:
                     yield from stream
+            elif file.endswith(".tar"):
+                yield from _members(raw, file)
             else:
                 yield from raw
     except _BROKEN_CONTAINER as error:
         yield RowProblem("truncated_file", f"the file cannot be read further: {error}")
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error}") from error
+
+
+def _members(raw: Any, file: str) -> Iterator[bytes | RowProblem]:
+    """Contents of a tar, that others may have written; one that is cut has a row more, which is none."""
+    for member in walk_file(raw, file, strict=False):
+        raw.seek(member.offset)
+        yield raw.read(member.size)
+    end = raw.seek(0, 2)
+    raw.seek(max(0, end - 2 * BLOCK))
+    if raw.read() != bytes(2 * BLOCK):
+        yield RowProblem("truncated_file", "the tar has no end mark")
 
 
 def _parse(line: bytes) -> dict[str, Any]:
@@ -104,7 +120,10 @@ def _image(index: int, info: Any, n_texts: int) -> ImageRef:
         )
     sim = info.get("matched_sim")
     name = info.get("image_name")
-    return ImageRef(
+    encoded = info.get("image_base64")
+    held = ImageRef(url=url) if encoded is None else encoded_picture(encoded)
+    return replace(
+        held,
         url=url,
         matched_text_index=matched,
         matched_sim=float(sim) if isinstance(sim, (int, float)) else None,

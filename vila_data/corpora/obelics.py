@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from vila_data.core.records import ImageRef, Record
+from vila_data.corpora.pictures import encoded_picture
 from vila_data.corpora.rows import Row
 from vila_data.corpora.source import RowProblem
 
 
 def obelics_row(record_id: str, row: Row) -> Record:
-    """Reads `{images: [url or null], texts: [text or null]}`: an image belongs to the next text, or stands last."""
+    """Reads `{images: [url or null], texts: [text or null]}`: an image belongs to the next text, or stands last.
+
+    Where the row has `pictures`, a list of the same length, an image's bytes are those of its entry.
+    """
     urls, passages = _entries(row, "images"), _entries(row, "texts")
-    if len(urls) != len(passages):
-        raise RowProblem("wrong_type", f"images has {len(urls)} entries, texts {len(passages)}")
+    pictures = row.get("pictures") if row.get("pictures") is not None else [None] * len(urls)
+    if not isinstance(pictures, list) or not len(urls) == len(passages) == len(pictures):
+        held = len(pictures) if isinstance(pictures, list) else f"a {type(pictures).__name__}"
+        raise RowProblem("wrong_type", f"images has {len(urls)} entries, texts {len(passages)}, pictures {held}")
     texts: list[str] = []
     images: list[ImageRef] = []
     for place, (url, text) in enumerate(zip(urls, passages, strict=True)):
         if url is not None and text is not None:
             raise RowProblem("wrong_type", f"an image and a text stand both at place {place}")
         if url is not None:
-            images.append(ImageRef(url=url, matched_text_index=len(texts)))
+            image = ImageRef(url=url) if pictures[place] is None else encoded_picture(pictures[place])
+            images.append(replace(image, url=url, matched_text_index=len(texts)))
         elif text is not None:
             texts.append(text)
     if not texts:

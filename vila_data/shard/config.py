@@ -22,6 +22,7 @@ VIEWS: Final[dict[RecordKind, tuple[View, ...]]] = {
 class ShardSet(StrictModel):
     """One set of shards: the kept records of a corpus, laid down in a view.
 
+    corpus: the name of one of `corpora`.
     view:   `interleaved`, one sample a document; `pairs`, one sample an image with its
             caption (a document's image with the sentence it stands before); `conversations`,
             one sample a conversation, with or without images.

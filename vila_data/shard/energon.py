@@ -49,6 +49,12 @@ _DATASETS: dict[View, dict[str, Any]] = {
 
 def write_metadata(store: Store, folder: str, view: View, shards: Sequence[tuple[str, int]]) -> None:
     """Write `.nv-meta/` for shards given as (tar name, samples): all of them are the split `train`."""
+    for name, data in metadata_files(view, shards).items():
+        store.commit_bytes(data, f"{folder}/.nv-meta/{name}".lstrip("/"))
+
+
+def metadata_files(view: View, shards: Sequence[tuple[str, int]]) -> dict[str, bytes]:
+    """{name: content} of `.nv-meta/`, the sqlite index aside."""
     names = [name for name, _ in shards]
     files = {
         "dataset.yaml": _yaml(_DATASETS[view]),
@@ -57,8 +63,7 @@ def write_metadata(store: Store, folder: str, view: View, shards: Sequence[tuple
     }
     if view == "interleaved":
         files["sample_loader.py"] = _SAMPLE_LOADER.encode()
-    for name, data in files.items():
-        store.commit_bytes(data, f"{folder}/.nv-meta/{name}".lstrip("/"))
+    return files
 
 
 def tar_index(starts: Sequence[int], end: int) -> bytes:

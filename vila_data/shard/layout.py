@@ -123,6 +123,27 @@ def _filled(ends: NDArray[np.int64], limit: int) -> list[int]:
     return bounds
 
 
+def record_bound(
+    json_bytes: NDArray[np.int64], n_texts: NDArray[np.int64], n_images: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """int64[s], bytes that whole records take in a tar at most, without their images."""
+    text = 2 * json_bytes + _JSON_BYTES_A_SAMPLE + _JSON_BYTES_AN_IMAGE * n_images + _JSON_BYTES_A_TEXT * n_texts
+    return member_bytes_of(text) + 2 * BLOCK
+
+
+def pair_bound(json_bytes: NDArray[np.int64], image_bytes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """int64[s], bytes that samples of the view `pairs` take at most; their text stands in two members."""
+    text = 2 * json_bytes + _JSON_BYTES_A_SAMPLE + _JSON_BYTES_AN_IMAGE
+    return member_bytes_of(text) + 2 * BLOCK + member_bytes_of(image_bytes)
+
+
+def count_shards(size_bounds: NDArray[np.int64], name: str, seed: int, max_bytes: int) -> int:
+    """How many shards `lay_out` makes of samples with these bounds, given in the order of parts and rows."""
+    if not len(size_bounds):
+        return 0
+    return len(even_cuts(size_bounds[shuffle(len(size_bounds), seed, name)], max_bytes)) - 1
+
+
 def _part_refs(store: Store, part: Part, view: View) -> SampleRefs:
     with store.open_read(part.fates_table()) as stream:
         fates = read_parquet(stream, columns=["row", "image_index", "fate", "text_index", "similarity"])
@@ -166,15 +187,13 @@ def _document_refs(
     json_bytes = records.column("json_bytes").to_numpy()[rows].astype(np.int64)
     n_texts = records.column("n_texts").to_numpy()[rows]
     padded = np.r_[0, np.cumsum(member_bytes_of(image_bytes))]
-    # A pair's text stands in its .txt and its .json, hence twice the record's JSON.
-    text_bound = 2 * json_bytes + _JSON_BYTES_A_SAMPLE + _JSON_BYTES_AN_IMAGE * counts + _JSON_BYTES_A_TEXT * n_texts
     return SampleRefs(
         part=np.full(len(rows), part.index, np.int32),
         row=rows.astype(np.int32),
         offset=records.column("offset").to_numpy(zero_copy_only=False)[rows].astype(np.int64),
         json_bytes=json_bytes,
         json_digest=_digests(records.column("json_sha256").take(pa.array(rows))),
-        size_bound=member_bytes_of(text_bound) + 2 * BLOCK + padded[ends] - padded[starts],
+        size_bound=record_bound(json_bytes, n_texts, counts) + padded[ends] - padded[starts],
         images_end=np.cumsum(counts),
         image_index=image_index[reading].astype(np.int32),
         image_offset=images.column("offset").to_numpy()[reading].astype(np.int64),
@@ -189,11 +208,10 @@ def _one_image_each(refs: SampleRefs) -> SampleRefs:
     """A sample for each image; the record is repeated."""
     counts = np.diff(np.r_[0, refs.images_end])
     sample = np.repeat(np.arange(len(refs)), counts)
-    text_bound = 2 * refs.json_bytes[sample] + _JSON_BYTES_A_SAMPLE + _JSON_BYTES_AN_IMAGE
     values = {entry.name: getattr(refs, entry.name) for entry in fields(refs)}
     values |= {name: values[name][sample] for name in _PER_SAMPLE}
     values["images_end"] = np.arange(1, len(sample) + 1)
-    values["size_bound"] = member_bytes_of(text_bound) + 2 * BLOCK + member_bytes_of(refs.image_bytes)
+    values["size_bound"] = pair_bound(refs.json_bytes[sample], refs.image_bytes)
     return SampleRefs(**values)
 
 

@@ -73,6 +73,14 @@ class ShardSetReader(Sequence[Sample]):
         for shard in range(len(self.manifest.shards)):
             yield from self._shard(shard).samples()
 
+    def between(self, start: int, stop: int) -> Iterator[Sample]:
+        """Samples `start` to `stop`, each shard's index let go when they are through it."""
+        first = 0
+        for shard, end in enumerate(self._ends.tolist()):
+            if start < end and first < stop:
+                yield from self._open(shard).samples(max(start, first) - first, min(stop, end) - first)
+            first = end
+
     def _open(self, shard: int) -> _Shard:
         facts = self.manifest.shards[shard]
         opened = _Shard(self._store, facts.name)

@@ -13,13 +13,14 @@ from vila_data.core.receipts import read_receipt
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import walk_file
 from vila_data.encode.check import check_tokens
+from vila_data.export.format import EXPORT_JSON, RECEIPTS
 from vila_data.shard.check import check_set, check_tar
 from vila_data.shard.manifest import parse_manifest
 from vila_data.workflow.forecast import forecast
 from vila_data.workflow.lock import LOCK, read_lock
 from vila_data.workflow.report import read_run_json
 
-Kind = Literal["recipe", "run", "set", "shard"]
+Kind = Literal["recipe", "run", "set", "shard", "export"]
 _SAMPLES_SHOWN: Final = 50
 _TEXT_SHOWN: Final = 60
 
@@ -45,6 +46,8 @@ def kind_of(path: str) -> Kind:
 def inspect(path: str | os.PathLike[str]) -> tuple[Kind, dict[str, Any]]:
     """What lies at `path`, as a kind and JSON values."""
     text = os.fspath(path)
+    if _is_export(text):
+        return "export", _inspect_export(Store(text))
     kind = kind_of(text)
     if kind == "recipe":
         return kind, forecast(text, None)
@@ -59,8 +62,11 @@ def inspect(path: str | os.PathLike[str]) -> tuple[Kind, dict[str, Any]]:
 
 
 def check(path: str | os.PathLike[str]) -> Iterator[str]:
-    """One sentence for each thing that is wrong at `path`: a run, a set or a shard."""
+    """One sentence for each thing that is wrong at `path`: a run, a set, a shard or an export."""
     text = os.fspath(path)
+    if _is_export(text):
+        yield from _check_export(Store(text))
+        return
     kind = kind_of(text)
     if kind == "recipe":
         raise UsageError(f"{text}: is a recipe; check reads runs, shard sets and shards (plan reads recipes)")
@@ -129,6 +135,40 @@ def _check_run(store: Store) -> Iterator[str]:
     for path in files:
         if path.startswith("tokens/") and path.endswith("/manifest.json"):
             yield from check_tokens(store, path.removesuffix("/manifest.json"))
+
+
+def _is_export(path: str) -> bool:
+    return not path.endswith((".yaml", ".yml", ".tar")) and Store(path).size(EXPORT_JSON) is not None
+
+
+def _inspect_export(store: Store) -> dict[str, Any]:
+    value = json.loads(store.read(EXPORT_JSON))
+    return {
+        "to": value["format"],
+        "out": store.url,
+        "finished": value["finished"],
+        "sets": [{"name": name, **facts} for name, facts in value["sets"].items()] if value["finished"] else [],
+        "not_exported": value["not_exported"],
+        "blend": value.get("blend"),
+    }
+
+
+def _check_export(store: Store) -> Iterator[str]:
+    """Every file of every receipt by its sha256; lines that parts left for a finished set's own files are gone."""
+    if not json.loads(store.read(EXPORT_JSON))["finished"]:
+        yield f"{store.location(EXPORT_JSON)}: the export is not finished: run it again"
+        return
+    for path in store.files(RECEIPTS):
+        receipt = read_receipt(store, path)
+        if receipt is None:
+            yield f"{store.location(path)}: not a receipt"
+            continue
+        for output, facts in receipt.outputs.items():
+            if not output.startswith(RECEIPTS + "/"):
+                size = store.size(output)
+                if size is None or size != facts["bytes"] or store.sha256(output) != facts["sha256"]:
+                    state = "missing" if size is None else "bytes are not its receipt's"
+                    yield f"{store.location(output)}: {state}; delete it and run the export again"
 
 
 def _check_receipt(store: Store, path: str) -> Iterator[str]:

@@ -1,0 +1,72 @@
+"""LLaVA's JSON list beside a folder of pictures: conversations, and pairs in the form of its caption pre-training.
+
+`<set>.json` is a list of `{id, image, conversations}`; `image` is a path below `images/`, a list of paths where there are
+several, and not there where there is none. A pair is the turn `<image>` and the caption: in pre-training LLaVA takes
+any words of the first turn away (docs/sources.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+from vila_data.core.receipts import Outputs
+from vila_data.core.records import IMAGE_MARK, canonical_json
+from vila_data.export.content import Content
+from vila_data.export.format import Part, Tally, Whole, cut_as_shards
+from vila_data.shard.config import View
+
+_MARK_IN_WORDS = IMAGE_MARK.upper()
+
+
+class Llava:
+    """See the module."""
+
+    name: ClassVar[str] = "llava"
+    views: ClassVar[tuple[View, ...]] = ("conversations", "pairs")
+    revision: ClassVar[int] = 1
+
+    def __init__(self, view: View) -> None:
+        self._pairs = view == "pairs"
+
+    def cut(self, set_name: str, samples: Sequence[int], shards: int | None) -> list[Part]:
+        """A folder of pictures a shard, or as many as are asked for."""
+        return cut_as_shards(set_name, samples, shards)
+
+    def write_part(self, part: Part, contents: Iterator[Content], files: Outputs) -> Tally:
+        """The part's pictures, in a folder of their own below `images/`, and its rows for the list."""
+        tally = Tally()
+        folder = f"{part.index:05d}"
+        with open(files.path(part.rows), "wb", buffering=1 << 20) as rows:
+            for content in contents:
+                paths = [f"{folder}/{picture.member}" for picture in content.pictures]
+                for path, picture in zip(paths, content.pictures, strict=True):
+                    files.path(part.file(f"images/{path}")).write_bytes(picture.jpeg)
+                row: dict[str, Any] = {"id": content.key, "conversations": self._turns(content, tally)}
+                if paths:
+                    row["image"] = paths[0] if len(paths) == 1 else paths
+                if content.system is not None:
+                    row["system"] = content.system
+                    tally.adapted["system_prompt_beside_the_turns"] += 1
+                rows.write(canonical_json(row) + b"\n")
+                tally.add(content)
+        return tally
+
+    def finish(self, whole: Whole, files: Outputs) -> None:
+        """`<set>.json`: all rows, one a line."""
+        with open(files.path(f"{whole.set_name}/{whole.set_name}.json"), "wb", buffering=1 << 20) as stream:
+            before = b"[\n"
+            for _, row in whole.rows():
+                stream.write(before + row)
+                before = b",\n"
+            stream.write(b"\n]\n" if before == b",\n" else b"[]\n")
+
+    def _turns(self, content: Content, tally: Tally) -> list[dict[str, str]]:
+        if not self._pairs:
+            turns = zip(content.roles, content.texts, strict=True)
+            return [{"from": role, "value": text} for role, text in turns]
+        caption = content.texts[0]
+        if IMAGE_MARK in caption:
+            caption = caption.replace(IMAGE_MARK, _MARK_IN_WORDS)
+            tally.adapted["image_mark_in_caption"] += 1
+        return [{"from": "human", "value": IMAGE_MARK}, {"from": "gpt", "value": caption}]
