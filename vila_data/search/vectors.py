@@ -1,0 +1,132 @@
+"""The embeddings of a run as search reads them: which parts have some, and blocks of their rows.
+
+Shapes: N rows, D the model's dimension. The files are those of score.embeddings: float16 [N, D].
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vila_data.core.errors import DataError
+from vila_data.core.layout import Part
+from vila_data.core.receipts import read_receipt
+from vila_data.core.store import Store
+from vila_data.score.embeddings import embedding_paths
+
+Kind = Literal["images", "captions"]
+"""What is searched: the pictures' vectors, or their captions'."""
+
+_HEADER: Final = 128
+"""Bytes of the header of a .npy file of two dimensions."""
+_RECEIPT: Final = re.compile(r"part-(\d+)\.json")
+_REQUESTS: Final = 16
+"""Requests to a remote store at a time, where files are small."""
+_GAP_BYTES: Final = 64 << 10
+"""Rows nearer than this are read in one go."""
+
+
+@dataclass(frozen=True)
+class EmbeddedPart:
+    """The vectors of one kind of one part: `rows` of width `dim`; `sha256` of the file, as its receipt has it."""
+
+    corpus: str
+    index: int
+    path: str
+    metadata: str
+    rows: int
+    dim: int
+    sha256: str
+
+
+def find_parts(store: Store, corpus: str, kind: Kind) -> list[EmbeddedPart]:
+    """The parts of a corpus that have embeddings, in order; of a part without a valid score receipt nothing is taken.
+
+    Raises:
+        DataError: a file is not as its receipt says, or is no float16 table.
+    """
+    folder = f"score/{corpus}/"
+    names = (path.removeprefix(folder) for path in store.files(folder.rstrip("/")))
+    numbers = [int(found[1]) for name in names if (found := _RECEIPT.fullmatch(name))]
+    with ThreadPoolExecutor(_REQUESTS, "parts") as pool:
+        found_parts = list(pool.map(lambda number: _part(store, corpus, number, kind), sorted(numbers)))
+    parts = [part for part in found_parts if part is not None]
+    widths = {part.dim for part in parts}
+    if len(widths) > 1:
+        raise DataError(f"{store.location(folder)}embeddings: vectors of {sorted(widths)} values; run the recipe again")
+    return parts
+
+
+def read_block(store: Store, part: EmbeddedPart, start: int, stop: int) -> NDArray[np.float16]:
+    """[stop - start, D] rows of a part.
+
+    Raises:
+        StorageError: the file ends early, or cannot be read.
+    """
+    width = 2 * part.dim
+    data = store.read_range(part.path, _HEADER + start * width, (stop - start) * width)
+    return np.frombuffer(data, "<f2").reshape(stop - start, part.dim)
+
+
+def read_rows(store: Store, part: EmbeddedPart, rows: Sequence[int]) -> NDArray[np.float16]:
+    """[len(rows), D] some rows of a part, ascending; neighbours come in one read, and several reads at once.
+
+    Raises:
+        StorageError: the file ends early, or cannot be read.
+    """
+    spans = list(_spans(rows, max(1, _GAP_BYTES // (2 * part.dim))))
+    if not spans:
+        return np.empty((0, part.dim), np.float16)
+
+    def read(span: list[int]) -> NDArray[np.float16]:
+        found: NDArray[np.float16] = read_block(store, part, span[0], span[-1] + 1)[np.array(span) - span[0]]
+        return found
+
+    if store.is_local:
+        return np.concatenate([read(span) for span in spans])
+    with ThreadPoolExecutor(_REQUESTS, "rows") as pool:
+        return np.concatenate(list(pool.map(read, spans)))
+
+
+def _spans(rows: Sequence[int], gap: int) -> Iterable[list[int]]:
+    """The rows in runs whose members are at most `gap` apart."""
+    span: list[int] = []
+    for row in rows:
+        if span and row - span[-1] > gap:
+            yield span
+            span = []
+        span.append(row)
+    if span:
+        yield span
+
+
+def _part(store: Store, corpus: str, number: int, kind: Kind) -> EmbeddedPart | None:
+    part = Part(corpus, number, "", "", 0, 0, 0, "")
+    receipt = read_receipt(store, part.receipt("score"))
+    images, texts, metadata = embedding_paths(part)
+    path = images if kind == "images" else texts
+    if receipt is None or path not in receipt.outputs:
+        return None
+    facts = receipt.outputs[path]
+    size = store.size(path)
+    redo = f"delete {store.location(part.receipt('score'))} and run the recipe again"
+    if size is None or size != facts["bytes"]:
+        found = "missing" if size is None else f"{size:,} bytes"
+        raise DataError(f"{store.location(path)}: {found}, its receipt says {facts['bytes']:,} bytes; {redo}")
+    try:
+        stream = BytesIO(store.read_range(path, 0, min(_HEADER, size)))
+        version = np.lib.format.read_magic(stream)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    except ValueError as error:
+        raise DataError(f"{store.location(path)}: not a .npy file: {error}; {redo}") from error
+    fits = version == (1, 0) and len(shape) == 2 and dtype == np.dtype("<f2") and stream.tell() == _HEADER
+    if not fits or _HEADER + 2 * shape[0] * shape[1] != size:
+        raise DataError(f"{store.location(path)}: not a whole float16 table of two dimensions; {redo}")
+    return EmbeddedPart(corpus, number, path, metadata, shape[0], shape[1], facts["sha256"])

@@ -1,0 +1,60 @@
+"""Found images on the terminal."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_CAPTION: Final = 72
+
+
+def print_search(console: Console, value: dict[str, Any]) -> None:
+    """A row a hit, best first, then what was searched and how; `value` as `--json` gives it."""
+    table = Table()
+    for heading in ("rank", "score", "corpus", "record", "image", "fate", "caption"):
+        table.add_column(heading, justify="right" if heading in ("rank", "score", "image") else "left")
+    for hit in value["hits"]:
+        fate = hit["fate"] or "not filtered yet"
+        table.add_row(
+            str(hit["rank"]),
+            f"{hit['score']:.4f}",
+            hit["corpus"],
+            plain(hit["record_id"], 48),
+            str(hit["image_index"]),
+            f"{fate}: {hit['reason']}" if hit["reason"] else fate,
+            plain(hit["caption"], _CAPTION),
+        )
+    console.print(table)
+    for entry in value["searched"]:
+        how = {0: "exactly", entry["vectors"]: "through its index"}.get(
+            entry["indexed"], f"{entry['indexed']:,} of them through an index"
+        )
+        console.print(f"{entry['corpus']}: {entry['vectors']:,} vectors, {how}", highlight=False, markup=False)
+    for note in value["notes"]:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_built(console: Console, value: list[dict[str, Any]]) -> None:
+    """A line a corpus: what its index holds."""
+    for entry in value:
+        if not entry["segments"]:
+            line = f"{entry['vectors']:,} vectors are searched exactly: an index would save nothing"
+        else:
+            earlier = entry["segments"] - entry["made"]
+            line = f"{entry['vectors']:,} vectors, {entry['segments']} segments, {entry['bytes'] / 1e6:,.1f} MB"
+            line += f", {earlier} of them there already" if earlier else ""
+        console.print(f"index of {entry['corpus']}: {line}", highlight=False, markup=False)
+
+
+def plain(text: str, length: int) -> Text:
+    """Text from the web for a terminal: one line, no control or direction characters, at most `length` long."""
+    shown = "".join(" " if unicodedata.category(letter) in _UNSAFE else letter for letter in text)
+    shown = " ".join(shown.split())
+    return Text(shown if len(shown) <= length else shown[: length - 1] + "…")
+
+
+_UNSAFE: Final = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
