@@ -1,6 +1,7 @@
 # make demo   environment, then the sample corpus from metadata to packed batches, then the report
 # make test   the default tests
 # make check  lint, format and types
+# make conformance  other programs read what we write, each in an environment of its own; JSON=FILE keeps the table
 # make bench  the benchmarks, against peers, in one run each; PHOTOS=DIR for real photographs, whose results are kept;
 #             SHARED=DIR for real lengths and texts (needs mistral-common and sentencepiece, installed with --no-deps);
 #             SPDL's decoder needs FFmpeg's shared libraries; bench-gpu: what a training step on a GPU waits
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= runs/demo
 
-.PHONY: demo test test-all check bench bench-gpu clean
+.PHONY: demo test test-all conformance check bench bench-gpu clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,13 +21,19 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	$(BIN)/python shards/sample/serve.py --port 8765 -- $(BIN)/vila-data run recipes/sample.yaml --out $(OUT)
 	$(BIN)/vila-data check $(OUT)
+	$(BIN)/vila-data preview $(OUT) --out $(OUT)-preview.html
 	$(BIN)/vila-data bench recipes/sample.yaml --run $(OUT) --seconds 3
+	@echo "to look at: $(OUT)/report.html, $(OUT)/card.md, $(OUT)-preview.html"
 
 test: $(VENV)/.installed
 	$(BIN)/pytest
 
 test-all: $(VENV)/.installed
 	$(BIN)/pytest -m "slow or not slow"
+
+conformance: $(VENV)/.installed
+	$(BIN)/python tests/conformance/make_environments.py
+	VILA_DATA_CONFORMANCE=all VILA_DATA_CONFORMANCE_JSON=$(JSON) $(BIN)/pytest -m "slow or not slow" tests/conformance
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -35,6 +42,7 @@ check: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/download.py $(if $(PHOTOS),--photos $(PHOTOS) --json benchmarks/results/download.json)
+	$(if $(PHOTOS),$(BIN)/python benchmarks/lay_down.py --photos $(PHOTOS) --json benchmarks/results/lay_down.json && $(BIN)/python docs/costs.py)
 	$(BIN)/python benchmarks/score.py --json benchmarks/results/score.json
 	$(BIN)/python benchmarks/score.py --backend transformers --random-vit-b-32 --pairs 48 --repeats 3 --records \
 	  --json benchmarks/results/score.json
@@ -43,6 +51,7 @@ bench: $(VENV)/.installed
 	$(if $(SHARED),$(BIN)/python benchmarks/packing.py --shared $(SHARED) --json benchmarks/results/packing.json)
 
 	$(BIN)/python benchmarks/shuffle.py --json benchmarks/results/shuffle.json
+	$(BIN)/python benchmarks/search.py --json benchmarks/results/search.json
 	$(BIN)/python benchmarks/opening.py --json benchmarks/results/opening.json
 	PYTHON=$(BIN)/python sh benchmarks/make_peers_env.sh
 	$(BIN)/python benchmarks/stream.py $(if $(PHOTOS),--photos $(PHOTOS) --json benchmarks/results/stream.json)

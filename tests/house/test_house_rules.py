@@ -141,7 +141,7 @@ def test_command_line_verbs() -> None:
     from vila_data.cli import app
 
     names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-    assert names == {"run", "plan", "inspect", "check", "bench", "recipes"}
+    assert names == {"run", "plan", "inspect", "check", "preview", "bench", "export", "recipes", "search", "whatif"}
 
 
 @pytest.mark.parametrize("path", sorted((REPO / "recipes").glob("*.yaml")), ids=str)

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
-import secrets
-import socket
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,45 +11,15 @@ from pathlib import Path
 import pytest
 
 from tests.faults.kills import command, finish, tree
+from tests.made_ray import RAY, started_ray
 
 pytestmark = pytest.mark.slow
-
-RAY = str(Path(sys.executable).with_name("ray"))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, str]]:
-    """A head started with `ray start --head`, with a token; its addresses and what a client must set."""
-    ports = {name: free_port() for name in ("gcs", "dashboard", "metrics")}
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
-    start = [RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={ports['gcs']}", "--include-dashboard=true"]
-    start += [f"--dashboard-port={ports['dashboard']}", f"--metrics-export-port={ports['metrics']}"]
-    with subprocess.Popen(
-        start, env=os.environ | token, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as head:
-        assert head.stdout is not None
-        seen = []
-        for line in head.stdout:
-            seen.append(line)
-            if "Ray runtime started" in line:
-                break
-        else:
-            pytest.fail("".join(seen))
-        found = re.search(rf"(\d+\.\d+\.\d+\.\d+):{ports['gcs']}", "".join(seen))
-        host = found.group(1) if found else "127.0.0.1"
-        yield token | {
-            "RAY_ADDRESS": f"{host}:{ports['gcs']}",
-            "JOBS": f"http://127.0.0.1:{ports['dashboard']}",
-            "METRICS": f"http://127.0.0.1:{ports['metrics']}/metrics",
-        }
-        head.terminate()
+    with started_ray() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -87,8 +87,9 @@ Repeat = Annotated[int | tuple[int, int | None], PlainValidator(_repeat), PlainS
 class Subset(StrictModel):
     """Which samples of a shard set take part: one of the three.
 
-    ids, without_ids: file of record_ids, one a line or a JSON list: these, or all but these.
-    where:            expression over a sample's columns (blend.expression), as "n_images >= 2 and text_chars < 4000".
+    ids:         file of record_ids, one a line or a JSON list: these take part.
+    without_ids: file of the same form: all but these.
+    where:       expression over a sample's columns (blend.expression), as "n_images >= 2 and text_chars < 4000".
     """
 
     ids: str | None = None
@@ -112,6 +113,8 @@ class Subset(StrictModel):
 class BlendSource(StrictModel):
     """One source of a blend: a shard set, or a blend inside the blend.
 
+    shards:        name of one of the recipe's shard sets.
+    blend:         a blend inside the blend, in place of `shards`.
     weight:        its part of the blend, relative to its siblings' weights and counted in the blend's
                    `weight_counts`; or weights by share of the epoch's steps, each in force until the next.
     repeat:        passes over the source in an epoch: n, or [least, most]; a pass over a blend is an epoch of that
@@ -178,6 +181,10 @@ class InnerBlend(StrictModel):
 
     Inside a blend inside a blend, an epoch is a pass of the outer source. The outer blend decides in its unit how much
     comes from the inner one, the inner one in its own unit how that is split.
+
+    weight_counts: what the weights weigh.
+    at_exhaustion: what happens when a source has made its passes; None: `stop`.
+    sources:       shard sets, or blends inside the blend.
     """
 
     weight_counts: Unit

@@ -12,7 +12,12 @@ Seconds = Annotated[float, Field(gt=0, le=3600, strict=False)]
 
 
 class ResizeConfig(StrictModel):
-    """Shorter side in pixels; JPEG quality 1 to 100."""
+    """How large a stored picture is.
+
+    shorter_side_px: of the stored JPEG; the longer side follows.
+    only_if_larger:  leave smaller pictures at their size.
+    jpeg_quality:    of the stored JPEG.
+    """
 
     shorter_side_px: Annotated[int, Field(ge=1, le=8192)] = 336
     only_if_larger: bool = True
@@ -25,13 +30,16 @@ class DownloadConfig(StrictModel):
     timeout_s:           a whole attempt, redirects included, without waiting for a slot.
     idle_timeout_s:      longest pause while connecting or reading.
     retries:             further attempts after time-outs, resets, 429 and 5xx.
-    concurrency:         requests in flight a task; per_host: of them to one host name.
+    concurrency:         requests in flight a task.
+    per_host:            of them to one host name.
     max_bytes:           of a body, also after decompression.
     max_pixels:          width times height, read from the header before decoding.
     allow_private_hosts: host or host:port that may have private addresses.
     opt_out:             X-Robots-Tag directives honoured.
+    robots_txt:          whether each origin's robots.txt is asked first.
     contact:             mail or web address put into the User-Agent.
     resize:              None keeps the size.
+    engine:              what downloads: the package's own client, or img2dataset (pairs by address only).
     """
 
     timeout_s: Seconds = 10.0

@@ -28,6 +28,9 @@ class ClipConfig(StrictModel):
 
 
 class ScoreConfig(StrictModel):
-    """What is measured; without `clip` nothing is, and no rule may ask for similarity."""
+    """What is measured; without `clip` nothing is, and no rule may ask for similarity.
+
+    clip: the model of similarities.
+    """
 
     clip: ClipConfig | None = None

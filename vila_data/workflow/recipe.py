@@ -30,7 +30,9 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,48}$")]
 class StageResources(StrictModel):
     """What one task of a stage needs on Ray.
 
-    num_cpus, num_gpus: may be fractions; memory_gb: reserved for placement (10^9 bytes).
+    num_cpus:  CPUs that Ray reserves for a task; may be a fraction.
+    num_gpus:  GPUs that Ray reserves; above 0 the stage runs on actors that keep their model; may be a fraction.
+    memory_gb: memory that Ray reserves for placement (10^9 bytes); it does not limit the task.
     max_tasks: how many run at once over the cluster; None: as many as fit.
     """
 
@@ -41,7 +43,15 @@ class StageResources(StrictModel):
 
 
 class Resources(StrictModel):
-    """Ray resources a stage."""
+    """What a task of each stage needs on Ray; `--runner local` passes over it.
+
+    scan:     counting the rows of a metadata file, and preselection.
+    download: fetching one part's images.
+    score:    one part's similarities and embeddings.
+    filter:   one part's fates, from columns.
+    shard:    writing one shard.
+    encode:   turning one shard into token ids.
+    """
 
     scan: StageResources = StageResources()
     download: StageResources = StageResources()
@@ -55,6 +65,18 @@ class Recipe(StrictModel):
     """A resolved recipe: what is done, from metadata to shards.
 
     Files in `corpora` are absolute paths or URLs, in order, each of them there.
+
+    version:   of the recipe's form.
+    name:      of the recipe.
+    seed:      of the shuffle over each shard set, and of the blend's order.
+    corpora:   where records come from, each under a name of your own.
+    download:  how images are fetched and stored.
+    score:     what is measured of them.
+    filter:    which of them are kept.
+    shards:    the shard sets that are written, each under a name of your own.
+    pack:      how samples become token sequences; without it the run ends with the shards.
+    blend:     which share of the sequences each shard set gets; needs `pack`.
+    resources: what a task of each stage needs on Ray.
     """
 
     version: Literal[1]
@@ -102,10 +124,19 @@ def load_recipe(
     marked = read_marked(file)
     if on is not None:
         substitute(marked, Path(on))
+    return _resolve(checked(marked, settings), marked, file.resolve().parent, find_corpora)
+
+
+def checked(marked: MarkedValue, settings: Sequence[str] = ()) -> Recipe:
+    """A recipe's value with `settings` put over it, in place; its files and models are not looked for.
+
+    Raises:
+        RecipeError: as `load_recipe`.
+    """
     override(marked, settings)
     recipe = validate(marked, Recipe)
     _check_names(recipe, marked)
-    return _resolve(recipe, marked, file.resolve().parent, find_corpora)
+    return recipe
 
 
 def _check_names(recipe: Recipe, marked: MarkedValue) -> None:
