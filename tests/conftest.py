@@ -55,3 +55,13 @@ def sample_recipe(sample_web: str, tmp_path_factory: pytest.TempPathFactory) -> 
     path = folder / "sample.yaml"
     path.write_text(text)
     return path
+
+
+@pytest.fixture(scope="session")
+def sample_run(sample_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the sample; do not write to it."""
+    import vila_data as vd
+
+    out = tmp_path_factory.mktemp("sample_run") / "run"
+    vd.run(sample_recipe, out, runner="local")
+    return out

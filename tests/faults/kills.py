@@ -10,7 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
-TIMED = {"run.json"}
+TIMED = {"run.json", "report.html"}
 """The only files that hold times."""
 
 

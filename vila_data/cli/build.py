@@ -55,6 +55,8 @@ def run(
     for name, manifest in report.sets.items():
         empty = "" if manifest.samples else " (empty: every record was dropped; the funnel says why)"
         screen.print(f"{name}: {report.out}/shards/{name}{empty}", highlight=False, soft_wrap=True)
+    if report.finished:
+        screen.print(f"to look at: {report.out}/report.html", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from vila_data.core.records import canonical_json
 from vila_data.core.store import Store
 
 _CHUNK = 1 << 20
+_MANY = 16
 
 
 def fingerprint(value: Any) -> str:
@@ -34,11 +36,13 @@ class Receipt:
     inputs: fingerprint of everything that its outputs depend on.
     counts: stage counters; funnel rows under "funnel".
     outputs: {path: {"bytes": int, "sha256": hex}}, paths relative to the store.
+    earlier: it was read from the store; False: its work has just been done.
     """
 
     inputs: str
     counts: dict[str, Any] = field(default_factory=dict)
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    earlier: bool = field(default=False, compare=False)
 
     def fingerprint(self) -> str:
         """Fingerprint of the outputs: what later stages depend on."""
@@ -51,7 +55,7 @@ def read_receipt(store: Store, path: str) -> Receipt | None:
         return None
     try:
         value = json.loads(store.read(path))
-        return Receipt(value["inputs"], value["counts"], value["outputs"])
+        return Receipt(value["inputs"], value["counts"], value["outputs"], earlier=True)
     except (ValueError, KeyError, TypeError, StorageError):
         return None
 
@@ -103,10 +107,20 @@ def committing(store: Store, receipt_path: str, inputs: str) -> Iterator[Outputs
         except OSError as error:
             raise StorageError(f"{store.location(receipt_path)}: {error.strerror or error}") from error
         facts = {final: _facts(local) for final, local in outputs.items()}
-        for final, local in outputs.items():
-            store.commit_file(local, final)
+        _commit(store, outputs.items())
         outputs.receipt = Receipt(inputs, outputs.counts, facts)
         write_receipt(store, receipt_path, outputs.receipt)
+
+
+def _commit(store: Store, files: list[tuple[str, Path]]) -> None:
+    """Put files under their final names; where there are many, some at once: each waits for a disk or a store."""
+    if len(files) <= _MANY:
+        for final, local in files:
+            store.commit_file(local, final)
+        return
+    with ThreadPoolExecutor(_MANY) as pool:
+        for put in [pool.submit(store.commit_file, local, final) for final, local in files]:
+            put.result()
 
 
 def write_receipt(store: Store, path: str, receipt: Receipt) -> None:

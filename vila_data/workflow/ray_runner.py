@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections import Counter as Counts
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -84,7 +85,7 @@ class _Flow:
         ready, _ = ray.wait(list(self.running), num_returns=1)
         number, at = self.running.pop(ready[0])
         pool = self._pools[at]
-        value = _get(ready[0], pool.step.stage)
+        value, seconds = _get(ready[0], pool.step.stage)
         pool.finished(ready[0])
         _job, results = self._jobs[number]
         results.append(value)
@@ -94,7 +95,7 @@ class _Flow:
             self._submit(number, at + 1)
         else:
             del self._jobs[number]
-        return Done(number, pool.step.stage, value)
+        return Done(number, pool.step.stage, value, seconds)
 
     def _submit(self, number: int, at: int) -> None:
         pool = self._pools[at]
@@ -152,7 +153,8 @@ class _Caller:
         return _call(step, work, job, results)
 
 
-def _call(step: Step, work: Work, job: Any, results: list[Any]) -> Any:
+def _call(step: Step, work: Work, job: Any, results: list[Any]) -> tuple[Any, float]:
+    """The task's result and the seconds that it took, the wait for a place not among them."""
     counters: dict[str, Counter] = {}
 
     def report(counter: str, count: int) -> None:
@@ -161,9 +163,10 @@ def _call(step: Step, work: Work, job: Any, results: list[Any]) -> Any:
         if count:
             counters[counter].inc(count, tags={"stage": step.stage})
 
+    start = time.perf_counter()
     result = step.function(work, job, *results, report)
     report("tasks", 1)
-    return result
+    return result, time.perf_counter() - start
 
 
 def _cluster(resource: str) -> float:

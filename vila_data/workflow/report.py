@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vila_data.core.fates import Funnel
@@ -25,6 +25,8 @@ class RunReport:
     tokens:  counts of each encoded set: samples, sequences, tokens, images, what was cut, and fates.
     blend:   one epoch of the blend as planned (workflow.blending.plan_epoch); None without a blend.
     seconds: wall time of this launch by stage.
+    measures: what the columns say (workflow.measures); None before there are sets.
+    speed:   what the stages did, and how fast (workflow.speed).
     """
 
     name: str
@@ -37,6 +39,34 @@ class RunReport:
     seconds: dict[str, float]
     versions: dict[str, str]
     recipe: str
+    measures: dict[str, Any] | None = None
+    speed: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def totals(self) -> dict[str, Any]:
+        """JSON of the report: the content of run.json."""
+        return {
+            "name": self.name,
+            "recipe": self.recipe,
+            "finished": self.finished,
+            "funnel": self.funnel,
+            "sets": {
+                name: {
+                    "corpus": found.corpus,
+                    "view": found.view,
+                    "shards": len(found.shards),
+                    "samples": found.samples,
+                    "images": found.images,
+                    "bytes": found.bytes,
+                }
+                for name, found in self.sets.items()
+            },
+            "tokens": self.tokens,
+            "blend": self.blend,
+            "measures": self.measures,
+            "seconds": self.seconds,
+            "speed": self.speed,
+            "versions": self.versions,
+        }
 
 
 def corpus_funnel(plan: CorpusPlan, receipts: Mapping[str, Sequence[Receipt | None]], scored: bool) -> Funnel:
@@ -68,27 +98,8 @@ def corpus_funnel(plan: CorpusPlan, receipts: Mapping[str, Sequence[Receipt | No
 
 
 def write_run_json(store: Store, report: RunReport) -> None:
-    """Write the totals; the only file of a run that holds times."""
-    value = {
-        "name": report.name,
-        "recipe": report.recipe,
-        "finished": report.finished,
-        "funnel": report.funnel,
-        "sets": {
-            name: {
-                "shards": len(found.shards),
-                "samples": found.samples,
-                "images": found.images,
-                "bytes": found.bytes,
-            }
-            for name, found in report.sets.items()
-        },
-        "tokens": report.tokens,
-        "blend": report.blend,
-        "seconds": report.seconds,
-        "versions": report.versions,
-    }
-    store.commit_bytes(json.dumps(value, indent=1).encode() + b"\n", RUN_JSON)
+    """Write the totals. It and report.html are the only files of a run that hold times."""
+    store.commit_bytes(json.dumps(report.totals(), indent=1).encode() + b"\n", RUN_JSON)
 
 
 def read_run_json(store: Store) -> dict[str, Any] | None:

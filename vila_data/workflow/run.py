@@ -30,11 +30,14 @@ from vila_data.shard.write import ShardJob
 from vila_data.workflow import lock, tasks
 from vila_data.workflow.blending import plan_epoch
 from vila_data.workflow.encoding import committed_tokens, encode_sets, ready_tokenizer, token_totals
+from vila_data.workflow.measures import measure, parts_to_measure
+from vila_data.workflow.pages import write_pages
 from vila_data.workflow.plan import CorpusPlan, commit_parts, corpus_inputs, plan_corpus
 from vila_data.workflow.progress import Silence, Watch
 from vila_data.workflow.recipe import Recipe, load_recipe
-from vila_data.workflow.report import RunReport, corpus_funnel, write_run_json
+from vila_data.workflow.report import RunReport, corpus_funnel, read_run_json, write_run_json
 from vila_data.workflow.runner import LocalRunner, Runner, Step
+from vila_data.workflow.speed import Speeds
 from vila_data.workflow.tasks import FilterJob, ScanJob, Work
 
 STAGES: Final = ("download", "score", "filter", "shard", "encode", "blend")
@@ -114,6 +117,7 @@ class _Run:
         self._seconds: dict[str, float] = {}
         self._fingerprints: dict[str, str] = {}
         self._tokens: dict[str, TokenManifest] = {}
+        self._speeds = Speeds()
 
     def execute(self, only: str | None) -> RunReport:
         """Do what is left to do."""
@@ -192,6 +196,7 @@ class _Run:
         with self._timed("download and score"):
             for done in self._runner.run(self._work, steps, jobs, _ignore):
                 corpus, index = places[done.job]
+                self._speeds.note(done)
                 if corpus.receipts[done.stage][index] is None:
                     self._watch.advance(done.stage, _images_in(done.stage, done.result))
                 corpus.receipts[done.stage][index] = done.result
@@ -285,6 +290,7 @@ class _Run:
         results: dict[int, Any] = {}
         for done in self._runner.run(self._work, [self._step(stage, function)], jobs, _ignore):
             results[done.job] = done.result
+            self._speeds.note(done)
             if watched is not None:
                 self._watch.advance(watched, done.result.counts["samples"])
         return [results[index] for index in range(len(jobs))]
@@ -298,20 +304,37 @@ class _Run:
         funnels = {
             name: corpus_funnel(corpus.plan, corpus.receipts, self._work.scored) for name, corpus in corpora.items()
         }
+        earlier = read_run_json(self._store) or {}
+        tokens = {name: token_totals(manifest) for name, manifest in self._tokens.items()}
+        measures = self._measure(corpora, sets, tokens, earlier.get("measures")) if finished else None
         report = RunReport(
             name=self._recipe.name,
             out=self._store.url,
             finished=finished,
             funnel={name: funnel.as_dict() for name, funnel in funnels.items()},
             sets=sets,
-            tokens={name: token_totals(manifest) for name, manifest in self._tokens.items()},
+            tokens=tokens,
             blend=blend,
             seconds={stage: round(seconds, 3) for stage, seconds in self._seconds.items()},
             versions={"vila-data": version("vila-data"), "python": platform.python_version()},
             recipe=self._fingerprints["recipe"],
+            measures=measures,
+            speed=self._speeds.value(earlier.get("speed")),
         )
         write_run_json(self._store, report)
+        if finished:
+            write_pages(self._store, report.totals())
         return report
+
+    def _measure(
+        self, corpora: dict[str, _Corpus], sets: dict[str, Manifest], tokens: dict[str, Any], earlier: Any
+    ) -> dict[str, Any]:
+        columns = {name: (corpus.plan.parts, corpus.complete("filter")) for name, corpus in corpora.items()}
+        self._watch.stage("measure", parts_to_measure(columns), 0)
+        with self._timed("measure"):
+            return measure(
+                self._store, self._recipe, columns, sets, tokens, earlier, lambda: self._watch.advance("measure", 1)
+            )
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

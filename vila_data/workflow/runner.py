@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -23,11 +24,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Done:
-    """A finished task: the job's number, the step's stage and what it returned."""
+    """A finished task: the job's number, the step's stage, what it returned, and the seconds that it took."""
 
     job: int
     stage: str
     result: Any
+    seconds: float
 
 
 class Runner(AbstractContextManager["Runner"], Protocol):
@@ -54,5 +56,6 @@ class LocalRunner:
         for number, job in enumerate(jobs):
             results: list[Any] = []
             for step in steps:
+                start = time.perf_counter()
                 results.append(step.function(work, job, *results, report))
-                yield Done(number, step.stage, results[-1])
+                yield Done(number, step.stage, results[-1], time.perf_counter() - start)

@@ -1,0 +1,42 @@
+"""A recipe as it may be shown to others: without folders of this machine, passwords and signed queries."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import yaml
+
+from vila_data.view.axes import plain
+
+_PRIVATE: Final = ("resources", "contact")
+"""Says who ran it, or where: nothing about the data."""
+
+
+def shown_recipe(recipe: Any) -> str:
+    """The recipe as YAML, without keys that are not set, resources and contact; strings as `shown_value` gives them."""
+    text: str = yaml.safe_dump(_shown(recipe), sort_keys=False, width=100, allow_unicode=True)
+    return plain(text)
+
+
+def shown_value(text: str) -> str:
+    """A local path as its last part behind an ellipsis; a URL without user, password and query; else the text."""
+    if re.match(r"^(/|~|file:|[A-Za-z]:[\\/])", text):
+        return "…/" + re.split(r"[\\/]", text.rstrip("/\\"))[-1]
+    if "://" not in text:
+        return text
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return "…"
+    query = "?…" if parts.query else ""
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}{query}"
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _shown(entry) for key, entry in value.items() if entry is not None and key not in _PRIVATE}
+    if isinstance(value, list | tuple):
+        return [_shown(entry) for entry in value]
+    return shown_value(value) if isinstance(value, str) else value
