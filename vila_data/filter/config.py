@@ -34,6 +34,8 @@ class ImageRules(StrictModel):
 class DocumentRules(StrictModel):
     """Rules on a document's images, after the rules on each image.
 
+    min_images:       kept images that a document needs.
+    max_images:       kept images that it may have.
     on_missing_image: what an image that could not be downloaded means for its document
                       (VILA drops the document; MMC4 itself drops the image).
     on_dropped_image: what an image that a rule dropped means for its document.
@@ -52,7 +54,11 @@ _WHOLE: Final = {"on_missing_image": "drop_document", "on_dropped_image": "drop_
 
 
 class Rules(StrictModel):
-    """The rules for one corpus."""
+    """The rules for one corpus.
+
+    images:    rules on each image.
+    documents: rules on each record, from what became of its images.
+    """
 
     images: ImageRules = ImageRules()
     documents: DocumentRules = DocumentRules()
@@ -64,7 +70,10 @@ class Rules(StrictModel):
 
 
 class FilterConfig(Rules):
-    """The rules for all corpora, and what differs for some."""
+    """The rules for all corpora, and what differs for some.
+
+    per_corpus: keys that differ for a corpus, under its name.
+    """
 
     per_corpus: dict[str, Rules] = Field(default_factory=dict)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -22,24 +23,16 @@ from vila_data.filter.rules import (
     KEPT,
     OUTCOMES,
     RECORD_OUTCOMES,
+    RULE_COLUMNS,
     PartColumns,
+    count_fates,
     image_outcomes,
     read_columns,
-    record_outcomes,
+    settle,
     worth_scoring,
 )
 
-_IMAGE_COLUMNS = [
-    "row",
-    "record_id",
-    "image_index",
-    "status",
-    "error",
-    "sha256",
-    "original_width",
-    "original_height",
-    "matched_text_index",
-]
+_IMAGE_COLUMNS = [*RULE_COLUMNS, "record_id", "image_index", "error", "sha256"]
 _RECORD_COLUMNS = ["row", "record_id", "status", "error"]
 _SCORE_COLUMNS = ["scored", "similarity", "matched_text_index", "assigned_text_index", "assigned_similarity"]
 
@@ -77,14 +70,13 @@ def filter_part(
     images = image_outcomes(tables.columns, rules.images)
     if copies is not None and rules.images.exact_duplicates == "drop":
         images[np.flatnonzero(images == KEPT)[copies]] = OUTCOMES.index("exact_duplicate")
-    records = record_outcomes(tables.columns, images, rules)
-    images[(images == KEPT) & (records[tables.columns.row] != KEPT)] = OUTCOMES.index("record_dropped")
+    records = settle(tables.columns, images, rules)
     with committing(store, part.receipt("filter"), inputs) as outputs:
         table = _fates(tables, images, records)
         pq.write_table(table, outputs.path(part.fates_table()), compression="zstd")
         outputs.counts = {
-            "images": _count(images[images != FAILED], OUTCOMES),
-            "records": _count(records[records != FAILED], RECORD_OUTCOMES),
+            "images": count_fates(images[images != FAILED], OUTCOMES),
+            "records": count_fates(records[records != FAILED], RECORD_OUTCOMES),
         }
         if table.num_rows != len(images) + len(records):
             raise DataError(
@@ -118,9 +110,9 @@ def _fates(tables: _Tables, images: NDArray[np.int8], records: NDArray[np.int8])
             "row": pa.concat_arrays([_whole(tables.records, "row"), _whole(tables.images, "row")]),
             "record_id": pa.concat_arrays([_whole(tables.records, "record_id"), _whole(tables.images, "record_id")]),
             "image_index": pa.concat_arrays([pa.nulls(m, pa.int32()), _whole(tables.images, "image_index")]),
-            "fate": pa.array([fate for part in names for fate, _, _ in part], pa.string()),
-            "reason": pa.array([reason for part in names for _, reason, _ in part], pa.string()),
-            "stage": pa.array([stage for part in names for _, _, stage in part], pa.string()),
+            "fate": pa.concat_arrays([fate for fate, _, _ in names]),
+            "reason": pa.concat_arrays([reason for _, reason, _ in names]),
+            "stage": pa.concat_arrays([stage for _, _, stage in names]),
             "text_index": pa.concat_arrays(
                 [pa.nulls(m, pa.int32()), pa.array(tables.columns.text_index.astype(np.int32), mask=~kept)]
             ),
@@ -133,26 +125,14 @@ def _fates(tables: _Tables, images: NDArray[np.int8], records: NDArray[np.int8])
     return table.take(pa.array(order))
 
 
-def _names(outcomes: NDArray[np.int8], names: tuple[str, ...], table: pa.Table) -> list[tuple[str, str | None, str]]:
-    errors = table.column("error").to_pylist()
-    result: list[tuple[str, str | None, str]] = []
-    for code, error in zip(outcomes.tolist(), errors, strict=True):
-        if code == KEPT:
-            result.append(("kept", None, "filter"))
-        elif code == FAILED:
-            result.append(("failed", error, "download"))
-        else:
-            result.append(("dropped", names[code], "filter"))
-    return result
-
-
-def _count(outcomes: NDArray[np.int8], names: tuple[str, ...]) -> dict[str, int]:
-    counts = np.bincount(outcomes, minlength=len(names)).tolist()
-    return {
-        ("kept" if code == KEPT else f"dropped:{name}"): counts[code]
-        for code, name in enumerate(names)
-        if code != FAILED and (counts[code] or code == KEPT)
-    }
+def _names(outcomes: NDArray[np.int8], names: tuple[str, ...], table: pa.Table) -> tuple[pa.Array, pa.Array, pa.Array]:
+    """Fate, reason and stage of each outcome."""
+    codes = pa.array(outcomes)
+    fates = pa.array([name if name in ("kept", "failed") else "dropped" for name in names])
+    rules = pa.array([None, None, *names[2:]], pa.string())
+    stages = pa.array(["download" if name == "failed" else "filter" for name in names])
+    failed = pa.array(outcomes == FAILED)
+    return fates.take(codes), pc.if_else(failed, _whole(table, "error"), rules.take(codes)), stages.take(codes)
 
 
 def _whole(table: pa.Table, name: str) -> pa.Array:

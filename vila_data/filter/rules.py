@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vila_data.core.errors import DataError
@@ -28,6 +29,9 @@ OUTCOMES = (
     "record_dropped",
 )
 """Fates of images: kept, failed in download, or the rule that dropped it."""
+
+RULE_COLUMNS = ("row", "status", "original_width", "original_height", "matched_text_index")
+"""Columns of the images' table that `read_columns` reads."""
 
 RECORD_OUTCOMES = ("kept", "failed", "missing_image", "min_images", "max_images", "dropped_image")
 """Fates of records: kept, failed in the metadata, or the rule that dropped it."""
@@ -103,6 +107,23 @@ def record_outcomes(columns: PartColumns, outcome: NDArray[np.int8], rules: Rule
     return result
 
 
+def settle(columns: PartColumns, outcome: NDArray[np.int8], rules: Rules) -> NDArray[np.int8]:
+    """Outcomes int8[m] of records; images that pass in a record that does not become `record_dropped`, in place."""
+    records = record_outcomes(columns, outcome, rules)
+    outcome[(outcome == KEPT) & (records[columns.row] != KEPT)] = OUTCOMES.index("record_dropped")
+    return records
+
+
+def count_fates(outcomes: NDArray[np.int8], names: tuple[str, ...]) -> dict[str, int]:
+    """{"kept": count, "dropped:<rule>": count …}: those that reached the rules, by fate."""
+    counts = np.bincount(outcomes, minlength=len(names)).tolist()
+    return {
+        ("kept" if code == KEPT else f"dropped:{name}"): counts[code]
+        for code, name in enumerate(names)
+        if code != FAILED and (counts[code] or code == KEPT)
+    }
+
+
 def worth_scoring(columns: PartColumns, rules: Rules) -> NDArray[np.bool_]:
     """bool[n]: the images that no cheap rule drops, alone or with their record."""
     outcome = cheap_image_outcomes(columns, rules.images)
@@ -147,4 +168,5 @@ def _ints(table: pa.Table, name: str) -> NDArray[np.int64]:
 
 
 def _is(table: pa.Table, name: str, value: str) -> NDArray[np.bool_]:
-    return np.asarray([entry == value for entry in table.column(name).to_pylist()], dtype=bool)
+    found: NDArray[np.bool_] = pc.equal(table.column(name), value).to_numpy()
+    return found

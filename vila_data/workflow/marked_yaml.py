@@ -5,6 +5,7 @@ An error names file, line and key, what was found, and the nearest right name.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import types
@@ -42,6 +43,20 @@ class MarkedValue:
             known = known[:-1]
         key = ".".join(str(step) for step in location)
         return f"{self.file}:{self._lines[known]} {key}".rstrip()
+
+    def below(self, key: str) -> MarkedValue:
+        """The value of one key as a file's value of its own; a value of its own too, to be changed at will."""
+        inner = copy.copy(self)
+        inner.value = copy.deepcopy(self.value[key])
+        inner._lines = {(): self._lines[(key,)]}
+        inner._lines |= {where[1:]: line for where, line in self._lines.items() if where[:1] == (key,)}
+        return inner
+
+    def again(self) -> MarkedValue:
+        """The same, to be changed without this one."""
+        other = copy.copy(self)
+        other.value = copy.deepcopy(self.value)
+        return other
 
     def _build(self, node: yaml.Node, location: Location) -> Any:
         if isinstance(node, yaml.MappingNode):

@@ -100,12 +100,17 @@ def _identity(config: CorpusConfig, inputs: list[str], limit: int | None) -> str
     )
 
 
-def _committed(store: Store, name: str, identity: str) -> CorpusPlan | None:
+def committed_plan(store: Store, name: str) -> CorpusPlan | None:
+    """The corpus's parts as a run has committed them, whatever its metadata is by now; None where there are none."""
+    return _committed(store, name, None)
+
+
+def _committed(store: Store, name: str, identity: str | None) -> CorpusPlan | None:
     path = parts_list(name)
     if store.size(path) is None:
         return None
     value: dict[str, Any] = json.loads(store.read(path))
-    if value["inputs"] != identity:
+    if identity is not None and value["inputs"] != identity:
         return None
     parts = tuple(Part(**{**part, "cut": tuple(part["cut"]) if part["cut"] else None}) for part in value["parts"])
     return CorpusPlan(name, value["rows"], value["expected"], parts)

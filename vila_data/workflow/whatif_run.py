@@ -1,0 +1,172 @@
+"""A run that has been filtered, as questions about its rules need it: its lock, its parts and their receipts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vila_data.core.errors import DataError, UsageError
+from vila_data.core.fates import Funnel
+from vila_data.core.receipts import Receipt, read_receipt
+from vila_data.core.store import Store
+from vila_data.filter.config import DocumentRules, ImageRules
+from vila_data.filter.whatif import Scope, Tally
+from vila_data.workflow.lock import FORM, LOCK
+from vila_data.workflow.marked_yaml import MarkedValue
+from vila_data.workflow.plan import CorpusPlan, committed_plan
+from vila_data.workflow.recipe import Recipe, checked
+from vila_data.workflow.report import corpus_funnel
+
+_WHY_NOT: Final = {
+    "corpora": "other records would have to be downloaded",
+    "download": "other bytes would have to be downloaded",
+    "score": "scores would have to be made afresh",
+    "shards": "it decides how kept records are laid down, not which are kept",
+    "seed": "it shuffles what is kept",
+    "pack": "it decides how kept samples become sequences",
+    "blend": "it weighs what is kept",
+    "resources": "it decides where work is done",
+    "name": "it is a name",
+    "version": "it is the recipe's form",
+}
+
+
+@dataclass(frozen=True)
+class CorpusFates:
+    """One corpus of a filtered run. funnel: as its receipts have it, from selection to filter."""
+
+    name: str
+    scope: Scope
+    funnel: dict[str, dict[str, dict[str, int]]]
+
+    def funnel_with(self, tally: Tally) -> dict[str, dict[str, dict[str, int]]]:
+        """The funnel with the filter's fates in its place; they sum to what entered the filter.
+
+        Raises:
+            DataError: they do not.
+        """
+        before = Funnel.from_dict({stage: units for stage, units in self.funnel.items() if stage != "filter"})
+        funnel = Funnel.from_dict(before.as_dict())
+        for unit, counts in (("images", tally.images), ("records", tally.records)):
+            funnel.add("filter", unit, "kept", 0)  # type: ignore[arg-type]
+            for fate, count in sorted(counts.items()):
+                funnel.add("filter", unit, fate, count)  # type: ignore[arg-type]
+            funnel.check("filter", unit, before.kept("download", unit))
+        return funnel.as_dict()
+
+    def check(self, tally: Tally, where: str) -> None:
+        """Assert that the rules in force give what the run's receipts say.
+
+        Raises:
+            DataError: they do not: the rules or the scores have changed since the run was filtered.
+        """
+        if self.funnel_with(tally)["filter"] != self.funnel["filter"]:
+            raise DataError(
+                f"{where}: corpus {self.name!r}: its fates are not those that its {LOCK} gives on its columns: the rules "
+                "or the scores have changed since, or an earlier version of vila-data wrote it; relaunch vila-data run "
+                "with its recipe and this --out"
+            )
+
+
+class FilteredRun:
+    """A run directory whose fates are committed.
+
+    Raises:
+        UsageError: it is no run, or one whose download or filter is not complete; says what to run.
+        DataError: its lock is none.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.store = Store(url)
+        if self.store.size(LOCK) is None:
+            raise UsageError(
+                f"{self.store.url}: no run lies there ({LOCK} is missing): make one with vila-data run RECIPE --out "
+                f"{self.store.url}"
+            )
+        self._lock = self._read_lock()
+        self.recipe = checked(self._lock.again())
+
+    def asked(self, settings: Sequence[str]) -> Recipe:
+        """The run's recipe with ``filter.…=value`` settings over it.
+
+        Raises:
+            UsageError: a key of another section; or as the recipe says it of a wrong value.
+        """
+        for setting in settings:
+            check_key(setting)
+        return checked(self._lock.again(), settings)
+
+    def value_in_force(self, key: str, settings: Sequence[str]) -> Any:
+        """What the run's recipe, with settings over it, has at a dotted key of `filter`, defaults included."""
+        recipe = self.asked(settings)
+        section, name = key.split(".")[-2:]
+        corpus = key.split(".")[2] if key.startswith("filter.per_corpus.") else None
+        rules = recipe.filter if corpus is None else recipe.rules_for(corpus)
+        return getattr(getattr(rules, section, None), name, None)
+
+    def corpora(self) -> list[CorpusFates]:
+        """The run's corpora in the recipe's order.
+
+        Raises:
+            UsageError: a stage is not complete.
+        """
+        return [self._corpus(name) for name in self.recipe.corpora]
+
+    def _corpus(self, name: str) -> CorpusFates:
+        plan = committed_plan(self.store, name)
+        if plan is None:
+            raise UsageError(f"{self.store.url}: corpus {name!r} is not downloaded: {_again(self.store)}")
+        receipts = {stage: self._receipts(plan, stage) for stage in ("download", "filter")}
+        scored = self.recipe.score.clip is not None
+        funnel = corpus_funnel(plan, receipts, scored).as_dict()
+        conversations = self.recipe.corpora[name].makes == "conversation"
+        return CorpusFates(name, Scope(plan.parts, scored, conversations), funnel)
+
+    def _receipts(self, plan: CorpusPlan, stage: str) -> list[Receipt | None]:
+        receipts = [read_receipt(self.store, part.receipt(stage)) for part in plan.parts]
+        missing = sum(receipt is None for receipt in receipts)
+        if missing:
+            raise UsageError(
+                f"{self.store.url}: corpus {plan.name!r}: {stage} lacks {missing} of {len(receipts)} parts: "
+                f"{_again(self.store)}"
+            )
+        return receipts
+
+    def _read_lock(self) -> MarkedValue:
+        where = self.store.location(LOCK)
+        try:
+            whole = MarkedValue(where, self.store.read(LOCK).decode())
+            lock = whole.below("recipe")
+            unclear = whole.value.get("form", 1) < FORM and bool(lock.value["filter"]["per_corpus"])
+        except (KeyError, TypeError, UnicodeDecodeError) as error:
+            raise DataError(f"{where}: not a recipe lock: {error!r}") from error
+        if unclear:
+            raise DataError(
+                f"{where}: an earlier version of vila-data wrote it, and not which keys of filter.per_corpus are set: "
+                f"relaunch vila-data run RECIPE --out {self.store.url} (what is committed is passed over), then ask"
+            )
+        return lock
+
+
+def check_key(setting: str) -> None:
+    """Assert that a ``key=value`` is about `filter`.
+
+    Raises:
+        UsageError: it is not; says which keys can be asked, and why this one cannot.
+    """
+    key = setting.partition("=")[0]
+    first = key.split(".")[0]
+    if first == "filter":
+        return
+    images, documents = (", ".join(model.model_fields) for model in (ImageRules, DocumentRules))
+    why = f"{first}: {_WHY_NOT[first]}" if first in _WHY_NOT else f"a recipe has no key {first!r}"
+    raise UsageError(
+        f"{key}: whatif answers for keys of `filter` alone, since they need no more than the columns that are there "
+        f"({why}); ask filter.images.{{{images}}}, filter.documents.{{{documents}}}, or the same under "
+        "filter.per_corpus.CORPUS"
+    )
+
+
+def _again(store: Store) -> str:
+    return f"finish the run first: vila-data run RECIPE --out {store.url}"
