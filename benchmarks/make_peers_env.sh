@@ -3,7 +3,7 @@
 set -eu
 repo=$(cd "$(dirname "$0")/.." && pwd)
 pins="$repo/benchmarks/peers-requirements.txt"
-shared="$repo/tests/conformance/energon-requirements.txt"
+shared="$repo/tests/conformance/environments/energon.txt"
 env="$repo/.venvs/peers"
 if ! cat "$pins" "$shared" | cmp -s - "$env/installed.txt"; then
     rm -rf "$env"

@@ -1,9 +1,7 @@
-"""Megatron-Energon over sets as this project writes them, and after its own `energon prepare`."""
+"""Megatron-Energon over sets as we write them and after its own `energon prepare`: lint, loader, restore in mid-epoch."""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,39 +9,25 @@ from typing import Any
 
 import pytest
 
-from tests.made_run import SETS, MadeRun
+from tests.conformance.conftest import Client, output, python_of
+from tests.conformance.shard_sets import OpenedSet, cases
+from tests.conformance.table import Table
 from vila_data.core.store import Store
 from vila_data.shard.check import check_set
-from vila_data.shard.read import open_shards
+from vila_data.shard.read import ShardSetReader, open_shards
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = Path(__file__).with_name("read_energon.py")
+VERSION = "7.4.1"
 CLASSES = {"interleaved": "InterleavedSample", "pairs": "CaptioningSample", "conversations": "InterleavedSample"}
 PREPARE = {
-    "as written": None,
     "prepared for access by key": ["--tar-index-only"],
     "prepared afresh": ["--non-interactive", "--force-overwrite", "--split-ratio", "1,0,0", "--skip-dataset-yaml"],
 }
 
 
-@pytest.fixture(scope="module")
-def python() -> str:
-    path = os.environ.get("VILA_DATA_ENERGON_PYTHON")
-    if not path:
-        pytest.skip("VILA_DATA_ENERGON_PYTHON names no python with Megatron-Energon: see make_energon_env.sh")
-    return path
-
-
-def output(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def wanted(folder: Path) -> list[list[Any]]:
+def wanted(reader: ShardSetReader) -> list[list[Any]]:
     """What the loader should give: [key, class, texts and image sizes in reading order]."""
-    reader = open_shards(folder)
     samples: list[list[Any]] = []
     for sample in reader:
         value = sample.json
@@ -59,21 +43,94 @@ def wanted(folder: Path) -> list[list[Any]]:
     return sorted(samples)
 
 
+def images_of(samples: list[list[Any]]) -> int:
+    return sum(isinstance(piece, list) for _, _, pieces in samples for piece in pieces)
+
+
+def energon(*arguments: object) -> None:
+    output(python_of("energon").with_name("energon"), *arguments)
+
+
+def prepare(folder: Path, *options: str) -> None:
+    energon("prepare", *options, "--no-progress", "--num-workers", "2", folder)
+    assert (folder / ".nv-meta" / "index.sqlite").stat().st_size > 0
+
+
+@pytest.fixture
+def copied(opened: OpenedSet, tmp_path: Path) -> Path:
+    """A copy of the set, that Energon may write to."""
+    return Path(shutil.copytree(opened.folder, tmp_path / opened.case.name))
+
+
+@pytest.mark.parametrize("opened", cases(), indirect=True)
+def test_energon_reads_every_sample_as_written(opened: OpenedSet, client: Client, table: Table) -> None:
+    facts, case = opened.manifest, opened.case
+    with table.reading(
+        "Megatron-Energon", VERSION, "loader, 2 workers", case.source, case.name, facts.samples, facts.images
+    ) as row:
+        found = client("energon", "read_energon.py", opened.folder, 2)
+        assert found["version"] == VERSION
+        assert sorted(found["samples"]) == wanted(open_shards(opened.folder))
+        row.samples_read, row.images_read = len(found["samples"]), images_of(found["samples"])
+
+
 @pytest.mark.parametrize("how", list(PREPARE))
-@pytest.mark.parametrize("name", list(SETS))
-def test_energon_reads_every_sample(made: MadeRun, name: str, how: str, python: str, tmp_path: Path) -> None:
-    folder = tmp_path / name
-    shutil.copytree(made.store.location(f"shards/{name}"), folder)
-    options = PREPARE[how]
-    if options is not None:
-        energon = str(Path(python).with_name("energon"))
-        output(energon, "prepare", *options, "--no-progress", "--num-workers", "2", str(folder))
-        assert (folder / ".nv-meta" / "index.sqlite").stat().st_size > 0
-    found = json.loads(output(python, str(SCRIPT), str(folder), "2" if options else "0").splitlines()[-1])
-    assert found["version"].startswith("7.")
-    assert sorted(found["samples"]) == wanted(folder)
-    assert len(found["samples"]) == made.sets[name].samples
-    images = sum(isinstance(piece, list) for _, _, pieces in found["samples"] for piece in pieces)
-    assert images == made.sets[name].images
+@pytest.mark.parametrize("opened", cases(sources=("made",)), indirect=True)
+def test_energon_reads_every_sample_after_prepare(
+    opened: OpenedSet, copied: Path, how: str, client: Client, table: Table
+) -> None:
+    facts, case = opened.manifest, opened.case
+    with table.reading(
+        "Megatron-Energon", VERSION, f"loader, {how}", case.source, case.name, facts.samples, facts.images
+    ) as row:
+        prepare(copied, *PREPARE[how])
+        found = client("energon", "read_energon.py", copied, 2)
+        assert sorted(found["samples"]) == wanted(open_shards(opened.folder))
+        row.samples_read, row.images_read = len(found["samples"]), images_of(found["samples"])
     # prepare writes the tars' indexes anew: they are still those that we wrote
-    assert list(check_set(Store(str(folder)), "")) == []
+    assert list(check_set(Store(str(copied)), "")) == []
+
+
+@pytest.mark.parametrize("opened", cases("pairs", sources=("made",)), indirect=True)
+def test_energon_prepares_bare_tars_by_itself(opened: OpenedSet, tmp_path: Path, client: Client) -> None:
+    """Without what we write for it: a captioning set from the names of the members."""
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for tar in opened.tars:
+        shutil.copy(tar, bare)
+    fields = '{"image": "jpg", "caption": "txt"}'
+    prepare(bare, "--non-interactive", "--split-ratio", "1,0,0", "--sample-type", "CaptioningSample", "--field-map", fields)  # fmt: skip
+    found = client("energon", "read_energon.py", bare, 0)
+    assert sorted(found["samples"]) == wanted(open_shards(opened.folder))
+
+
+@pytest.mark.parametrize("opened", cases(names=("docs", "docs_pairs"), sources=("made", "sample")), indirect=True)
+def test_energon_lint_finds_nothing(opened: OpenedSet, copied: Path) -> None:
+    energon("lint", copied)
+
+
+@pytest.mark.parametrize("opened", cases("conversations", sources=("made",)), indirect=True)
+def test_energon_lint_knows_no_crude_data(opened: OpenedSet) -> None:
+    """Its `lint` has no cookers and so refuses every crude set, whoever wrote it; the loader above reads them."""
+    lint = [str(python_of("energon").with_name("energon")), "lint", str(opened.folder)]
+    done = subprocess.run(lint, capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and "No cookers registered, but got crude dataset." in done.stderr
+
+
+@pytest.mark.parametrize("opened", cases(names=("docs", "chat", "gimp", "flickr")), indirect=True)
+def test_energon_restores_in_mid_epoch(opened: OpenedSet, client: Client, table: Table, tmp_path: Path) -> None:
+    """Shuffled, two workers: what is read before the state is saved and after it is restored in another process is the epoch."""
+    facts, case = opened.manifest, opened.case
+    state, some = tmp_path / "state", facts.samples * 3 // 7
+    reading = "loader, state saved in mid-epoch and restored in another process"
+    with table.reading(
+        "Megatron-Energon", VERSION, reading, case.source, case.name, facts.samples, facts.images
+    ) as row:
+        whole = client("energon", "read_energon.py", opened.folder, 2, "--shuffle", 16)["samples"]
+        first = client("energon", "read_energon.py", opened.folder, 2, "--shuffle", 16, "--take", some, "--save", state)
+        rest = client("energon", "read_energon.py", opened.folder, 2, "--shuffle", 16, "--restore", state)
+        read = first["samples"] + rest["samples"]
+        assert len(first["samples"]) == some and read == whole
+        assert [key for key, *_ in read] != [sample.key for sample in opened.ours]
+        assert sorted(read) == wanted(open_shards(opened.folder))
+        row.samples_read, row.images_read = len(read), images_of(read)
