@@ -42,7 +42,7 @@ def same(left: PlannedPacks, right: PlannedPacks) -> bool:
 
 
 @given(cases(), st.sampled_from(["paper", "improved"]), st.integers(0, 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_packs_hold_what_was_planned_within_the_capacity(
     case: tuple[BlendConfig, list[Lengths]], semantics: str, seed: int
 ) -> None:
