@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ import pytest
 from tests.export.reading import APPLIES, Small, exported, folder_of, small_set, tree
 from tests.made_run import MadeRun
 from tests.made_s3 import served_s3
-from vila_data.core.errors import DataError, UsageError
+from vila_data.core.errors import DataError, StorageError, UsageError
+from vila_data.core.receipts import Receipt
 from vila_data.core.store import Store
-from vila_data.export.format import RECEIPTS
+from vila_data.export.format import RECEIPTS, DonePart, Part
 from vila_data.export.formats import FORMATS
+from vila_data.export.frame import SetExport
 from vila_data.workflow.exporting import export
 from vila_data.workflow.inspection import check, inspect
 
@@ -115,6 +119,73 @@ def test_finished_parts_are_passed_over(made: MadeRun, tmp_path: Path, monkeypat
     killed_at(monkeypatch, 3)  # export.json twice, and nothing else
     report = exported(folder_of(made, "docs"), "open-flamingo", tmp_path, shards=6)
     assert report.sets[0].launch_samples == 0
+
+
+@pytest.mark.parametrize("to", ["llava", "energon"])
+@pytest.mark.parametrize("gone", [0, 1])
+def test_killed_while_lines_are_removed(
+    few: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, gone: int
+) -> None:
+    """The set's receipt is there, its parts' lines too, or some of them: the relaunch ends with neither."""
+    exported(few["conversations"], to, tmp_path / "alone", shards=2)
+    whole, seen = Store.remove, 0
+
+    def remove(store: Store, path: str) -> None:
+        nonlocal seen
+        seen += path.endswith(".rows")
+        if seen > gone:
+            raise Killed
+        whole(store, path)
+
+    monkeypatch.setattr(Store, "remove", remove)
+    with pytest.raises(Killed):
+        exported(few["conversations"], to, tmp_path / "out", shards=2)
+    monkeypatch.undo()
+    assert len(list((tmp_path / "out").rglob("*.rows"))) == 2 - gone
+    report = exported(few["conversations"], to, tmp_path / "out", shards=2)
+    assert report.sets[0].launch_samples == 0
+    assert tree(tmp_path / "out") == tree(tmp_path / "alone")
+    assert list(check(tmp_path / "out")) == []
+
+
+def test_no_room_for_the_sqlite_index(tmp_path: Path) -> None:
+    """sqlite has an error of its own: the user still reads one sentence."""
+    folder = small_set(tmp_path / "run", "conversations", [Small(("ask", "answer"), ())] * 5)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(StorageError, match=r"set\.json: the index cannot be written: d"):
+            export(folder, "energon", tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    export(folder, "energon", tmp_path / "out")
+    exported(folder, "energon", tmp_path / "alone")
+    assert tree(tmp_path / "out") == tree(tmp_path / "alone")
+
+
+def test_what_is_held_of_a_part_does_not_grow(
+    few: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A receipt has an entry a picture where pictures are files: of 25 million it must not stay in memory."""
+    held: list[DonePart] = []
+    whole = SetExport.finish
+
+    def finish(one: SetExport, done: Sequence[DonePart]) -> Receipt:
+        held.extend(done)
+        return whole(one, done)
+
+    monkeypatch.setattr(SetExport, "finish", finish)
+    exported(few["conversations"], "llava", tmp_path / "llava", shards=2)
+    assert [(one.files, one.sizes) for one in held] == [(4, {}), (5, {})]
+    exported(few["pairs"], "wids", tmp_path / "wids", shards=2)
+    assert [len(one.sizes) for one in held[2:]] == [1, 1]
+
+
+def test_file_urls(made: MadeRun, tmp_path: Path) -> None:
+    """A folder's URL is as good as its path, for what is read and for what is written."""
+    exported(folder_of(made, "pairs"), "wids", tmp_path / "path")
+    export(f"file://{folder_of(made, 'pairs')}", "wids", f"file://{tmp_path}/url")
+    assert tree(tmp_path / "url") == tree(tmp_path / "path")
 
 
 @pytest.mark.slow
@@ -221,6 +292,16 @@ def test_check_and_inspect(made: MadeRun, tmp_path: Path, monkeypatch: pytest.Mo
     assert "the export is not finished: run it again" in next(check(tmp_path / "other"))
 
 
+@pytest.mark.parametrize(
+    "data", ["", "[]", "{}", '{"format": "wids", "finished": true, "sets": [], "not_exported": {}}']
+)
+def test_what_is_no_receipt_of_an_export(tmp_path: Path, data: str) -> None:
+    (tmp_path / "export.json").write_text(data)
+    for look in (inspect, lambda path: list(check(path))):
+        with pytest.raises(DataError, match=r"export\.json: not the receipt of an export: "):
+            look(tmp_path)
+
+
 def test_a_set_that_changes_is_another_export(made: MadeRun, tmp_path: Path) -> None:
     shutil.copytree(folder_of(made, "docs"), tmp_path / "docs")
     exported(tmp_path / "docs", "vila-pickle", tmp_path / "out")
@@ -228,6 +309,30 @@ def test_a_set_that_changes_is_another_export(made: MadeRun, tmp_path: Path) -> 
     manifest.write_text(manifest.read_text().replace('"recipe": "recipe"', '"recipe": "other"'))
     with pytest.raises(UsageError, match="holds another export"):
         export(tmp_path / "docs", "vila-pickle", tmp_path / "out")
+
+
+@pytest.mark.parametrize("then", ["gone", "other"])
+def test_a_set_that_changes_meanwhile(
+    made: MadeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    """A run that lays the set out anew takes its manifest away first: no export ends with shards of two orders."""
+    shutil.copytree(folder_of(made, "docs"), tmp_path / "docs")
+    manifest = tmp_path / "docs" / "manifest.json"
+    whole = SetExport.write
+
+    def write(one: SetExport, part: Part) -> DonePart:
+        found = whole(one, part)
+        manifest.unlink(missing_ok=True)
+        if then == "other":
+            manifest.write_text("{}")
+        return found
+
+    monkeypatch.setattr(SetExport, "write", write)
+    with pytest.raises(
+        DataError, match=r"docs: the set has changed while it was exported: delete \S+ and export again"
+    ):
+        export(tmp_path / "docs", "open-flamingo", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["finished"] is False
 
 
 @pytest.mark.parametrize("to", ["vila-pickle", "energon"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vila_data.core.errors import DataError
+from vila_data.core.errors import DataError, StorageError
 from vila_data.core.store import Store
 from vila_data.search import index
 from vila_data.search.exact import search_exact
@@ -129,6 +130,20 @@ def test_a_killed_build_leaves_nothing_that_is_used(tmp_path: Path, monkeypatch:
         with pytest.raises(KeyboardInterrupt):
             index.build_segment(store, first)
     assert store.size(first.path) is not None and not index.is_built(store, first)
+
+
+def test_no_room_for_an_index(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    write(store)
+    segment = planned(store)[1][0]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, hard))
+    try:
+        with pytest.raises(StorageError, match=r"segment-00000\.json: the index cannot be written: is the disk full\?"):
+            index.build_segment(store, segment)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not index.is_built(store, segment)
 
 
 def test_a_damaged_index(tmp_path: Path) -> None:

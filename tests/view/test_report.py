@@ -106,6 +106,10 @@ def test_what_is_shown_of_a_recipe() -> None:
         "https://me@host.test/d.json?token=secret#f": "https://host.test/d.json?…",
         "openai/clip-vit-large-patch14-336": "openai/clip-vit-large-patch14-336",
         "http://[broken": "…",
+        "http://[::1]:80/e": "http://[::1]:80/e",
+        "LOCAL:///srv/x": "…/x",
+        "zip://g.jsonl::/home/me/g.zip": "zip://g.jsonl::…/g.zip",
+        "simplecache::s3://key:secret@bucket/h?sig=secret": "simplecache::s3://bucket/h?…",
     }
     assert {text: shown_value(text) for text in shown} == shown
     text = shown_recipe(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
 from tests.export.reading import tree
 from tests.made_run import SETS, MadeRun, make_run
@@ -17,7 +20,9 @@ from vila_data.blend.config import BlendConfig
 from vila_data.core.errors import UsageError
 from vila_data.export.formats import FORMATS
 from vila_data.export.metadataset import NotExpressible, SetTotals, metadataset_yaml, sample_blend
+from vila_data.view.export_table import print_export
 from vila_data.workflow.exporting import export
+from vila_data.workflow.inspection import check
 from vila_data.workflow.lock import LOCK
 
 
@@ -114,6 +119,13 @@ def test_command(run: MadeRun, tmp_path: Path) -> None:
     assert tree(tmp_path / "out") == before
 
 
+def test_names_that_look_like_markup(run: MadeRun, tmp_path: Path) -> None:
+    out = str(tmp_path / "a[/bold]b")
+    screen = Console(width=200, file=io.StringIO())
+    print_export(screen, export(run.store.location("shards/chat"), "llava", out).to_json())
+    assert f"llava: {out}" in screen.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_blend_for_energon(run: MadeRun, tmp_path: Path) -> None:
     """Three images of documents to one of pairs, whatever the images a document."""
     report = export(run.store.url, "energon", tmp_path)
@@ -130,6 +142,56 @@ def test_blend_for_energon(run: MadeRun, tmp_path: Path) -> None:
         f"docs: {run.sets['docs'].images / run.sets['docs'].samples:.6g} images"
         in (tmp_path / "blend.yaml").read_text()
     )
+
+
+def test_the_blend_is_checked(run: MadeRun, tmp_path: Path) -> None:
+    export(run.store.url, "energon", tmp_path)
+    before = tree(tmp_path)
+    (tmp_path / "blend.yaml").write_text("other")
+    assert list(check(tmp_path)) == [
+        f"{tmp_path}/blend.yaml: bytes are not its receipt's; delete it and run the export again"
+    ]
+    (tmp_path / "blend.yaml").unlink()
+    assert list(check(tmp_path)) == [f"{tmp_path}/blend.yaml: missing; delete it and run the export again"]
+    export(run.store.url, "energon", tmp_path)
+    assert tree(tmp_path) == before
+    assert list(check(tmp_path)) == []
+
+
+@pytest.mark.parametrize("weight", [None, {0.0: 1, 0.5: 2}], ids=["no blend", "none that Energon has"])
+def test_the_blend_of_an_earlier_recipe_goes(tmp_path: Path, run: MadeRun, weight: Any) -> None:
+    """A run's blend may change in place, and the sets stay what they are."""
+    folder = Path(shutil.copytree(run.store.url, tmp_path / "run"))
+    lock = yaml.safe_load((folder / LOCK).read_text())
+    export(folder, "energon", tmp_path / "out")
+    assert (tmp_path / "out" / "blend.yaml").exists()
+    if weight is None:
+        del lock["recipe"]["blend"]
+    else:
+        lock["recipe"]["blend"]["sources"][0]["weight"] = weight
+        lock["recipe"]["blend"]["total_packs"] = 10
+    (folder / LOCK).write_text(yaml.safe_dump(lock))
+    report = export(folder, "energon", tmp_path / "out")
+    assert report.blend is None if weight is None else report.blend is not None and report.blend.file is None
+    assert not (tmp_path / "out" / "blend.yaml").exists()
+    assert list(check(tmp_path / "out")) == []
+
+
+def test_an_export_inside_its_run(run: MadeRun, tmp_path: Path) -> None:
+    """Beside the run's own folders it is nothing of the run's; in one of them it is refused."""
+    folder = Path(shutil.copytree(run.store.url, tmp_path / "run"))
+    problems = list(check(folder))
+    export(folder, "obelics", folder / "exports" / "obelics")
+    assert list(check(folder)) == problems
+    for path, out in [
+        (folder, folder / "shards" / "obelics"),
+        (folder, folder / "download"),
+        (folder / "shards" / "docs", folder / "shards" / "docs" / "obelics"),
+    ]:
+        with pytest.raises(UsageError, match=r": lies in .*, which is the run's own: choose another --out"):
+            export(path, "obelics", out)
+    assert not (folder / "shards" / "obelics").exists()
+    export(folder, "obelics", folder / "shards_for_others")
 
 
 def test_blend_of_sets_that_are_not_exported(run: MadeRun, tmp_path: Path) -> None:

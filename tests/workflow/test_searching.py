@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from vila_data.score.config import ClipConfig
 from vila_data.search import index
 from vila_data.shard.evidence import Evidence
 from vila_data.view.search_table import plain, print_search
+from vila_data.view.tables import print_shard
 from vila_data.workflow import searching
 from vila_data.workflow.inspection import check
 from vila_data.workflow.lock import LOCK
@@ -89,6 +92,30 @@ def test_a_picture_finds_itself(run: Path, tmp_path: Path) -> None:
         report = search(run, Question(image=str(tmp_path / "it.jpg"), count=3, fate="kept"))
         assert (report.hits[0].key, report.hits[0].image_index) == (row["key"], row["image_index"])
         assert 0.998 < report.hits[0].score < 1.002 and report.hits[1].score < report.hits[0].score
+
+
+def test_a_picture_of_unknown_length(run: Path) -> None:
+    """Servers need not say how long a file is."""
+    jpeg = next((SAMPLE / "site" / "pairs").glob("*.jpg")).read_bytes()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/it.jpg" else 404)
+            self.end_headers()
+            self.wfile.write(jpeg)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = f"http://127.0.0.1:{server.server_port}"
+        assert len(search(run, Question(image=f"{place}/it.jpg", count=3)).hits) == 3
+        with pytest.raises(UsageError, match=r"/gone\.jpg: no such file"):
+            search(run, Question(image=f"{place}/gone.jpg"))
+        server.shutdown()
 
 
 def test_fates_corpora_and_captions(run: Path) -> None:
@@ -254,6 +281,15 @@ def test_the_command(run: Path, tmp_path: Path) -> None:
     assert all(hit["record_id"] in shown.output for hit in value["hits"])
     for option in (["--in", "words"], ["--fate", "lost"]):
         assert isinstance(CliRunner().invoke(app, [*call, *option]).exception, UsageError)
+
+
+def test_a_shard_of_texts_of_the_web() -> None:
+    """`inspect SHARD.tar`: what looks like the terminal's own markup or control characters is text."""
+    sample = {"key": "k", "record_id": "r[/b]", "members": {"json": 9}, "text": "[/bold] and\x1b[31m [red]"}
+    screen = Console(width=120, record=True)
+    print_shard(screen, {"shard": "a[/b].tar", "samples": [sample], "more": 0})
+    text = screen.export_text(styles=True)
+    assert "r[/b]" in text and "[/bold] and [31m [red]" in text and "a[/b].tar" in text and "\x1b[31m" not in text
 
 
 def test_text_of_the_web_on_a_terminal() -> None:

@@ -132,6 +132,7 @@ def test_each_value_of_a_sweep_is_a_whatif(finished: Path) -> None:
         ("filter.images.min_similarity=-0.1:0.1:0.1", ["-0.1", "0.0", "0.1"]),
         ("filter.documents.reassign=true, false", ["true", "false"]),
         ("filter.images.min_side_px=5", ["5"]),
+        ("filter.images.aspect_ratio=[0.5, 2], null, [0.3, 3]", ["[0.5, 2]", "null", "[0.3, 3]"]),
     ],
 )
 def test_values_of_a_sweep(text: str, values: list[str]) -> None:
@@ -148,6 +149,9 @@ def test_values_of_a_sweep(text: str, values: list[str]) -> None:
         ("filter.images.min_similarity=1:0:0.1", "START <= STOP"),
         ("filter.images.min_similarity=0:1:0", "STEP above 0"),
         ("filter.images.min_similarity=0:1:0.0000001", "at most 1,000"),
+        ("filter.images.min_similarity=0:1e999999:1e-999999", "three numbers"),
+        ("filter.images.min_similarity=0.1,,0.2", "no value between two commas"),
+        ("filter.images.min_similarity=0.1,", "no value between two commas"),
         ("download.max_bytes=1:2:1", "would have to be downloaded"),
     ],
 )
@@ -182,6 +186,37 @@ def test_every_refusal_says_what_can_be_asked(finished: Path) -> None:
         whatif(str(finished), ["download.timeout_s=3"])
     for name in ("min_similarity", "exact_duplicates", "on_missing_image", "reassign", "per_corpus"):
         assert name in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("filter=1,2", "should be an object"),
+        ("filter.images=1,2", "should be an object"),
+        ("filter.per_corpus.dogs.images.min_side_px=3,4", "no corpus 'dogs'"),
+        ("filter.per_corpus.=1,2", "should be an object"),
+    ],
+)
+def test_a_sweep_of_what_is_no_rule_is_refused(text: str, said: str, finished: Path) -> None:
+    with pytest.raises(UsageError, match=said):
+        sweep(str(finished), text)
+
+
+def test_a_sweep_of_lists_knows_the_one_in_force(finished: Path) -> None:
+    answer = sweep(str(finished), "filter.images.aspect_ratio=[0.5,2.0],[0.9,1.1],null")
+    assert answer.in_force == answer.values[0]
+    assert all(found.kept["images"][0] == found.in_force["images"] for found in answer.corpora.values())
+
+
+def test_where_a_page_cannot_be_is_said_before_the_work(finished: Path, tmp_path: Path) -> None:
+    for out in (tmp_path, tmp_path / "none" / "x.html"):
+        with pytest.raises(UsageError, match="--out"):
+            sweep(str(finished), "filter.images.min_side_px=5,6", out=str(out), watch=_Unwatched())
+
+
+class _Unwatched:
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"work began: {name}")
 
 
 def test_a_sweep_that_changes_nothing_is_refused(finished: Path) -> None:
@@ -285,3 +320,5 @@ def test_exit_codes(finished: Path, tmp_path: Path) -> None:
     assert invoke(str(finished), "--set", "seed=3")[0] == 2
     assert invoke(str(finished), "--set", "filter.images.min_side_px=3", "--out", str(tmp_path / "x.html"))[0] == 2
     assert invoke(str(tmp_path), "--sweep", "filter.images.min_side_px=3:4:1")[0] == 2
+    two = ("--sweep", "filter.images.min_side_px=3,4", "--sweep", "filter.images.min_side_px=5,6")
+    assert invoke(str(finished), *two)[0] == 2

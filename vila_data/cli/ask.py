@@ -59,8 +59,8 @@ def whatif(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="filter.….key=value put over the run's rules; may be repeated.")
     ] = None,
-    sweep: Annotated[
-        str | None, typer.Option(help="filter.….key=START:STOP:STEP, or =a,b,c: each value in turn.")
+    sweeps: Annotated[
+        list[str] | None, typer.Option("--sweep", help="filter.….key=START:STOP:STEP, or =a,b,c: each value in turn.")
     ] = None,
     out: Annotated[
         str | None, typer.Option(help="Also write the sweep as a page: curves, and examples at each cut.")
@@ -75,6 +75,9 @@ def whatif(
     from vila_data.view.whatif_table import print_sweep, print_whatif
     from vila_data.workflow.progress import ConsoleWatch
 
+    if sweeps and len(sweeps) > 1:
+        raise UsageError(f"whatif: {len(sweeps)} sweeps: give one --sweep, and the other keys with --set")
+    sweep = sweeps[0] if sweeps else None
     if out is not None and sweep is None:
         raise UsageError("whatif: --out is the page of a --sweep, which is not given")
     with ConsoleWatch(Console(stderr=True)) as watch:

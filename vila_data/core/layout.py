@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+RUN_FOLDERS: Final = ("download", "score", "filter", "shards", "tokens", "search")
+"""Folders of a run directory that its stages and search write; anything else that lies there is not the run's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,8 @@ class Store:
         self._fs: Any = fs
         self._root = str(root).rstrip("/")
         self.is_local = isinstance(fs, LocalFileSystem)
+        if self.is_local:  # file://… too: its locations are paths
+            self.url = str(root)
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return (Store, (self.url,))

@@ -3,6 +3,7 @@
 pyarrow's own threads, those that read ahead among them, may still hold a Python stream when the
 interpreter ends; a process whose work is done then dies with SIGABRT ("terminate called without an
 active exception"): one in five under load, with pyarrow 26. Tasks run side by side anyway.
+`pyarrow.parquet.read_table` has such threads whatever it is told, since it goes over a dataset.
 """
 
 from __future__ import annotations
@@ -17,9 +18,17 @@ def read_parquet(stream: Any, columns: list[str] | None = None, schema: pa.Schem
     """A whole Parquet file, or some of its columns.
 
     Raises:
-        pyarrow.ArrowInvalid: it is no whole Parquet file, or not of `schema`.
+        pyarrow.ArrowInvalid: it is no whole Parquet file, or not of `schema`, or lacks a column.
     """
-    return pq.read_table(stream, columns=columns, schema=schema, use_threads=False, pre_buffer=False)
+    names = schema.names if columns is None and schema is not None else columns
+    table = pq.ParquetFile(stream, pre_buffer=False).read(columns=names, use_threads=False)
+    if names is None:
+        return table
+    missing = [name for name in names if name not in table.column_names]
+    if missing:
+        raise pa.ArrowInvalid(f"no column {missing[0]!r}")
+    table = table.select(names)
+    return table if schema is None else table.cast(pa.schema([schema.field(name) for name in names]))
 
 
 def read_arrow(source: Any) -> pa.Table:

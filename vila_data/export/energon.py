@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Final
 
+from vila_data.core.errors import DataError
 from vila_data.core.receipts import Outputs
 from vila_data.core.tarcodec import BLOCK
 from vila_data.export.content import Content
@@ -82,7 +83,12 @@ def _tar(part: Part) -> str:
 
 
 def _write_index(path: Path, whole: Whole) -> None:
-    """Which bytes of which tar each sample and each member takes; the same rows give the same file."""
+    """Which bytes of which tar each sample and each member takes; the same rows give the same file.
+
+    Raises:
+        OSError: it cannot be written; sqlite says so by an error of its own.
+        DataError: two samples of the set have one key.
+    """
     database = sqlite3.connect(path)
     try:
         database.execute("PRAGMA journal_mode = OFF")  # the file is committed whole or not at all
@@ -101,5 +107,9 @@ def _write_index(path: Path, whole: Whole) -> None:
         for statement in _INDEXES:
             database.execute(statement)
         database.commit()
+    except sqlite3.OperationalError as error:
+        raise OSError(f"the index cannot be written: {error}") from error
+    except sqlite3.IntegrityError as error:
+        raise DataError(f"{whole.set_name}: key {key} stands twice: run check on the set") from error
     finally:
         database.close()

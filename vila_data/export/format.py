@@ -79,10 +79,16 @@ class Tally:
 
 @dataclass(frozen=True)
 class DonePart:
-    """A part that is written: its counts, and {file: bytes} of what it put out."""
+    """A part that is written, without what grows with its samples.
+
+    counts: a Tally's. files, bytes: all that it put out, the lines for the set's own files aside.
+    sizes:  {file: bytes} of those that lie in the set's folder itself, not in one below it.
+    """
 
     part: Part
     counts: dict[str, Any]
+    files: int
+    bytes: int
     sizes: dict[str, int]
 
 

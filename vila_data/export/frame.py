@@ -6,8 +6,9 @@ are there and ends with the same bytes. Memory: one sample, and the index of one
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -67,11 +68,12 @@ class SetExport:
                     return None
         return receipt
 
-    def written(self, part: Part) -> Receipt | None:
-        """The receipt of a part that an earlier launch has written."""
-        return valid_receipt(self.out, part.receipt, self._part_inputs(part))
+    def written(self, part: Part) -> DonePart | None:
+        """A part that an earlier launch has written."""
+        receipt = valid_receipt(self.out, part.receipt, self._part_inputs(part))
+        return _done(part, receipt) if receipt is not None else None
 
-    def write(self, part: Part) -> Receipt:
+    def write(self, part: Part) -> DonePart:
         """Write one part.
 
         Raises:
@@ -87,29 +89,38 @@ class SetExport:
                 )
             files.counts = tally.counts()
         assert files.receipt is not None
-        return files.receipt
+        return _done(part, files.receipt)
 
-    def finish(self, receipts: list[Receipt]) -> Receipt:
-        """Write the set's own files and its receipt, and remove what was needed only for them."""
-        done = [
-            DonePart(part, receipt.counts, {path: facts["bytes"] for path, facts in receipt.outputs.items()})
-            for part, receipt in zip(self.parts, receipts, strict=True)
-        ]
+    def finish(self, done: Sequence[DonePart]) -> Receipt:
+        """Write the set's own files and its receipt, and remove what was needed only for them; done: every part.
+
+        Raises:
+            DataError: a run has laid the set out anew meanwhile, so parts may be of two orders.
+        """
+        assert [one.part for one in done] == self.parts
+        there = self.source.size("manifest.json") is not None
+        if not there or hashlib.sha256(self.source.read("manifest.json")).hexdigest() != self.fingerprint:
+            raise DataError(
+                f"{self.source.url}: the set has changed while it was exported: delete {self.out.url} and export again"
+            )
         with committing(self.out, self.receipt_path, self._inputs()) as files:
             self.format.finish(Whole(self.manifest.name, self.view, self.fingerprint, done, self.out), files)
             files.counts = self._totals(done)
-        for one in done:
-            if one.part.rows in one.sizes:
-                self.out.remove(one.part.rows)
+        self.remove_rows()
         assert files.receipt is not None
         return files.receipt
 
-    def _totals(self, done: list[DonePart]) -> dict[str, Any]:
+    def remove_rows(self) -> None:
+        """Remove what was needed only for the set's own files, or what a kill left of it when they were written."""
+        for path in self.out.files(f"{RECEIPTS}/{self.manifest.name}"):
+            if path.endswith(".rows"):
+                self.out.remove(path)
+
+    def _totals(self, done: Sequence[DonePart]) -> dict[str, Any]:
         left_out, adapted = Counter[str](), Counter[str]()
         for one in done:
             left_out.update(one.counts["left_out"])
             adapted.update(one.counts["adapted"])
-        sizes = [size for one in done for path, size in one.sizes.items() if path != one.part.rows]
         return {
             "samples": self.manifest.samples,
             "exported": sum(one.counts["exported"] for one in done),
@@ -117,8 +128,8 @@ class SetExport:
             "left_out": dict(sorted(left_out.items())),
             "adapted": dict(sorted(adapted.items())),
             "parts": len(done),
-            "files": len(sizes),
-            "bytes": sum(sizes),
+            "files": sum(one.files for one in done),
+            "bytes": sum(one.bytes for one in done),
         }
 
     def _contents(self, part: Part) -> Iterator[Content]:
@@ -133,3 +144,10 @@ class SetExport:
     def _part_inputs(self, part: Part) -> str:
         where = [part.index, part.of, part.start, part.stop]
         return fingerprint([self.format.name, self.format.revision, self.fingerprint, *where])
+
+
+def _done(part: Part, receipt: Receipt) -> DonePart:
+    """What is kept of a part's receipt, which has an entry a picture where pictures are files."""
+    sizes = {path: facts["bytes"] for path, facts in receipt.outputs.items() if path != part.rows}
+    flat = {path: size for path, size in sizes.items() if path.count("/") == 1}
+    return DonePart(part, receipt.counts, len(sizes), sum(sizes.values()), flat)

@@ -115,7 +115,10 @@ def build_segment(store: Store, segment: Segment, progress: Callable[[int], None
         if progress is not None:
             progress(block.stop - block.start)
     with committing(store, segment.receipt, segment.inputs) as outputs:
-        faiss.write_index(index, str(outputs.path(segment.path)))
+        try:
+            faiss.write_index(index, str(outputs.path(segment.path)))
+        except RuntimeError as error:  # faiss has no other kind
+            raise OSError("the index cannot be written: is the disk full?") from error
         outputs.counts.update(vectors=segment.rows, cells=cells, dim=dim)
 
 

@@ -47,7 +47,7 @@ def image_vector(clip: Clip, path: str, download: DownloadConfig) -> NDArray[np.
     """
     folder, _, name = path.rpartition("/")
     store = Store(folder or ("/" if path.startswith("/") else "."))
-    if not name or store.size(name) is None:
+    if not name or not store.exists(name):
         raise UsageError(f"--image {path}: no such file")
     resize = download.resize
     try:

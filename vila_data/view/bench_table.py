@@ -40,4 +40,6 @@ def print_bench(console: Console, value: dict[str, Any]) -> None:
         console.print(line, highlight=False, soft_wrap=True)
     slowest = value["slowest_read"]
     if slowest["path"]:
-        console.print(f"slowest read: {slowest['seconds'] * 1000:.1f} ms, {slowest['path']}", highlight=False)
+        console.print(
+            f"slowest read: {slowest['seconds'] * 1000:.1f} ms, {slowest['path']}", highlight=False, markup=False
+        )

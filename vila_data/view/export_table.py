@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -14,7 +15,7 @@ def print_export(console: Console, value: dict[str, Any]) -> None:
     One that is only looked at has no speed.
     """
     state = "" if value.get("finished", True) else " (not finished: run it again)"
-    table = Table(title=f"{value['to']}: {value['out']}{state}", title_justify="left")
+    table = Table(title=escape(f"{value['to']}: {value['out']}{state}"), title_justify="left")
     launched = any("launch_samples" in one for one in value["sets"])
     headings = ("set", "view", "samples", "exported", "left out", "images", "files", "MB")
     for heading in (*headings, "samples/s") if launched else headings:
@@ -35,16 +36,22 @@ def print_export(console: Console, value: dict[str, Any]) -> None:
     for one in value["sets"]:
         for what in ("left_out", "adapted"):
             for reason, count in one[what].items():
-                console.print(f"{one['name']}: {what.replace('_', ' ')}: {reason}: {count:,}", highlight=False)
+                console.print(
+                    f"{one['name']}: {what.replace('_', ' ')}: {reason}: {count:,}", highlight=False, markup=False
+                )
     for reason in dict.fromkeys(value["not_exported"].values()):
         names = ", ".join(name for name, found in value["not_exported"].items() if found == reason)
-        console.print(f"not exported: {names}: {reason}", highlight=False, soft_wrap=True)
+        console.print(f"not exported: {names}: {reason}", highlight=False, markup=False, soft_wrap=True)
     blend = value["blend"]
     if blend is not None and blend["file"] is not None:
         shares = ", ".join(f"{name} {share:.1%}" for name, share in blend["shares"])
-        console.print(f"{blend['file']}: the run's blend by samples: {shares}", highlight=False, soft_wrap=True)
+        console.print(
+            f"{blend['file']}: the run's blend by samples: {shares}", highlight=False, markup=False, soft_wrap=True
+        )
     elif blend is not None:
-        console.print(f"the run's blend is not written: {blend['reason']}", highlight=False, soft_wrap=True)
+        console.print(
+            f"the run's blend is not written: {blend['reason']}", highlight=False, markup=False, soft_wrap=True
+        )
 
 
 def _speed(one: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ def draw(page: PreviewPage, room: Room, tally: Tally, advance: Callable[[], None
         records=draw_records(page, room, scale, tally, advance),
         packs=draw_packs(page.packs, page.legend),
         corpora=[(plain(line.name, 60), line) for line in page.corpora],
+        shown_corpora=list(dict.fromkeys(plain(record.corpus, 60) for record in page.records)),
         fates=[fate for fate in FATES if any(fate in fates_of(record) for record in page.records)],
         reasons=sorted({plain(reason, 60) for record in page.records for reason in reasons_of(record)}),
         scale=scale,

@@ -26,6 +26,8 @@ _URL_CHARS: Final = 160
 _NAME_CHARS: Final = 120
 _SENTENCE_BYTES: Final = 400
 """What a sentence with an image gets where a record's room for text is used up."""
+_BLOCK_BYTES: Final = 60
+"""What the markup around a text takes of a record's room, about: texts without a word are not free."""
 _SCALE_UNITS: Final = 60.0
 
 
@@ -183,6 +185,7 @@ class _Drawing:
                 self._tally.characters_cut += self._length(index)
                 continue
             blocks.append(self._turn(index, text, images) if record.roles else self._passage(index, text, images))
+            self._left -= _BLOCK_BYTES
         rest = [self._image(image) for image in by_text.pop(texts, [])]
         if rest:
             blocks.append(Block(0, "", tuple(rest), ()))
@@ -208,7 +211,8 @@ class _Drawing:
             pieces.append(self._text(words, bool(images), len(words) + gone))
         pieces += [self._image(image) for image in waiting]
         roles = self._record.roles
-        return Block(index + 1, plain(roles[index], 20) if index < len(roles) else "", (), tuple(pieces))
+        role = plain(roles[index], 20) if index < len(roles) else ""
+        return Block(index + 1, role or "unnamed", (), tuple(pieces))
 
     def _tokens(self, tokens: ShownTokens) -> DrawnTokens:
         self._left = self._room.text_bytes // 2
@@ -217,6 +221,7 @@ class _Drawing:
             if self._left <= 0:
                 break
             pieces.append((self._text(piece.text), piece.trained, 0 if piece.image is None else piece.image + 1))
+            self._left -= _BLOCK_BYTES
         return DrawnTokens(
             tokens,
             plain(tokens.fate, 60),

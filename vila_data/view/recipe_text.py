@@ -21,8 +21,13 @@ def shown_recipe(recipe: Any) -> str:
 
 
 def shown_value(text: str) -> str:
-    """A local path as its last part behind an ellipsis; a URL without user, password and query; else the text."""
-    if re.match(r"^(/|~|file:|[A-Za-z]:[\\/])", text):
+    """A local path as its last part behind an ellipsis; a URL without user, password and query; else the text.
+
+    Each link of a chained URL (``zip://…::s3://…``) is shown so.
+    """
+    if re.match(r"^[a-z0-9+]+(://[^\[]*?)?::", text):
+        return "::".join(map(shown_value, text.split("::")))
+    if re.match(r"^(/|~|(file|local):|[A-Za-z]:[\\/])", text, re.IGNORECASE):
         return "…/" + re.split(r"[\\/]", text.rstrip("/\\"))[-1]
     if "://" not in text:
         return text

@@ -50,11 +50,11 @@ def print_built(console: Console, value: list[dict[str, Any]]) -> None:
         console.print(f"index of {entry['corpus']}: {line}", highlight=False, markup=False)
 
 
-def plain(text: str, length: int) -> Text:
-    """Text from the web for a terminal: one line, no control or direction characters, at most `length` long."""
+def plain(text: str, length: int | None = None) -> Text:
+    """Text from the web for a terminal: one line, no markup, control or direction characters, at most `length` long."""
     shown = "".join(" " if unicodedata.category(letter) in _UNSAFE else letter for letter in text)
     shown = " ".join(shown.split())
-    return Text(shown if len(shown) <= length else shown[: length - 1] + "…")
+    return Text(shown if length is None or len(shown) <= length else shown[: length - 1] + "…")
 
 
 _UNSAFE: Final = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}

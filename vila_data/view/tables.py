@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
+
+from vila_data.view.search_table import plain
 
 _WIDTH_ELSEWHERE = 200
 
@@ -31,7 +34,7 @@ def print_run(console: Console, value: dict[str, Any]) -> None:
         _print_blend(console, value["blend"])
     if value.get("seconds"):
         times = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in value["seconds"].items())
-        console.print(f"last launch: {times}", highlight=False)
+        console.print(f"last launch: {times}", highlight=False, markup=False)
 
 
 def print_set(console: Console, value: dict[str, Any]) -> None:
@@ -50,20 +53,20 @@ def print_set(console: Console, value: dict[str, Any]) -> None:
 
 def print_shard(console: Console, value: dict[str, Any]) -> None:
     """A shard: a row a sample."""
-    table = Table(title=value["shard"], title_justify="left")
+    table = Table(title=escape(value["shard"]), title_justify="left")
     for heading in ("key", "record", "members", "bytes", "text"):
         table.add_column(heading, justify="right" if heading in ("members", "bytes") else "left", overflow="ellipsis")
     for sample in value["samples"]:
         table.add_row(
             sample["key"],
-            sample["record_id"],
+            plain(sample["record_id"]),
             str(len(sample["members"])),
             f"{sum(sample['members'].values()):,}",
-            sample["text"],
+            plain(sample["text"]),
         )
     console.print(table)
     if value["more"]:
-        console.print(f"… and {value['more']:,} more samples", highlight=False)
+        console.print(f"… and {value['more']:,} more samples", highlight=False, markup=False)
 
 
 def print_recipes(console: Console, value: list[dict[str, str]]) -> None:
@@ -80,7 +83,8 @@ def print_tree(console: Console, value: dict[str, Any]) -> None:
 
 
 def _tree(value: dict[str, Any], parent: Tree | None = None) -> Tree:
-    node = Tree(value["label"]) if parent is None else parent.add(value["label"])
+    label = escape(value["label"])
+    node = Tree(label) if parent is None else parent.add(label)
     for child in value.get("children", ()):
         _tree(child, node)
     return node
@@ -139,7 +143,7 @@ def _print_blend(console: Console, value: dict[str, Any]) -> None:
         table.add_column(heading, justify="left" if heading in columns[:2] else "right")
     for source in value["sources"]:
         table.add_row(
-            "  " * source["path"].count(".blend.") + source["label"],
+            "  " * source["path"].count(".blend.") + escape(source["label"]),
             source["unit"],
             f"{source['asked']:.2%}",
             f"{source['realised']:.2%}",
@@ -150,14 +154,15 @@ def _print_blend(console: Console, value: dict[str, Any]) -> None:
     for subset in value["subsets"]:
         strangers = f"; {subset['ids_not_met']:,} listed ids are not in it" if subset["ids_not_met"] else ""
         kept = f"{subset['kept']:,} of {subset['samples']:,} samples"
-        console.print(f"subset of {subset['name']}: {kept}{strangers}", highlight=False)
+        console.print(f"subset of {subset['name']}: {kept}{strangers}", highlight=False, markup=False)
     for event in value["events"]:
         console.print(
             f"pack {event['pack']:,}: {event['source'] or 'epoch'} {event['kind']}: {event['followed']}",
             highlight=False,
+            markup=False,
         )
     for name, count in value["unlisted"].items():
-        console.print(f"and {count:,} times more: {name}", highlight=False)
+        console.print(f"and {count:,} times more: {name}", highlight=False, markup=False)
     packs = value["packs"]
     unfilled = packs.get("unfilled_tokens", {})
     reasons = "; tokens not filled: " * bool(unfilled) + ", ".join(f"{name} {n:,}" for name, n in unfilled.items())
@@ -165,6 +170,7 @@ def _print_blend(console: Console, value: dict[str, Any]) -> None:
         f"{packs['packs']:,} packs, {packs['fill']:.2%} full, {packs['samples_a_pack']['mean']:.1f} samples and "
         f"{packs['images_a_pack']['mean']:.1f} images a pack{reasons}",
         highlight=False,
+        markup=False,
     )
     length = value.get("sequence_length")
     if length:
@@ -173,6 +179,7 @@ def _print_blend(console: Console, value: dict[str, Any]) -> None:
             f"a sequence of {length['best']:,} tokens would waste least: {fill[str(length['best'])]:.2%} full, beside "
             f"{fill[str(length['current'])]:.2%} at {length['current']:,}",
             highlight=False,
+            markup=False,
         )
 
 

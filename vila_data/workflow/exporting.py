@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from vila_data.core.errors import DataError, UsageError
-from vila_data.core.receipts import Receipt, fingerprint
+from vila_data.core.layout import RUN_FOLDERS
+from vila_data.core.receipts import committing, fingerprint
 from vila_data.core.store import Store
 from vila_data.export.energon import Energon
-from vila_data.export.format import EXPORT_JSON
+from vila_data.export.format import EXPORT_JSON, RECEIPTS
 from vila_data.export.formats import FORMATS, formats_for, open_format
 from vila_data.export.frame import SetExport
 from vila_data.export.metadataset import NotExpressible, SetTotals, metadataset_yaml, sample_blend
@@ -26,6 +27,7 @@ from vila_data.workflow.recipe import Recipe
 from vila_data.workflow.report import read_run_json
 
 BLEND_YAML: Final = "blend.yaml"
+_BLEND_RECEIPT: Final = f"{RECEIPTS}/blend.json"
 _SCHEMA: Final = 1
 
 
@@ -140,6 +142,7 @@ def _choose(path: str, to: str, out: Store, only: Sequence[str], shards: int | N
     if kind == "set":
         if only:
             raise UsageError(f"{path}: is a shard set; --only chooses among the sets of a run")
+        _refuse_inside(out, Store(path), "")
         one = _open(Store(path), to, out, shards)
         if isinstance(one, str):
             raise UsageError(f"{path}: {one}")
@@ -151,6 +154,8 @@ def _choose(path: str, to: str, out: Store, only: Sequence[str], shards: int | N
 
 def _choose_of_run(path: str, to: str, out: Store, only: Sequence[str], shards: int | None) -> _Chosen:
     run = Store(path)
+    for folder in RUN_FOLDERS:
+        _refuse_inside(out, run, folder)
     lock = read_lock(run)
     assert lock is not None
     names = list(lock["recipe"]["shards"])
@@ -174,6 +179,12 @@ def _choose_of_run(path: str, to: str, out: Store, only: Sequence[str], shards: 
         reasons = "; ".join(f"{name}: {reason}" for name, reason in not_exported.items())
         raise UsageError(f"{path}: nothing to export to {to}: {reasons or 'it has no shard sets'}")
     return _Chosen(tuple(sets), not_exported, run)
+
+
+def _refuse_inside(out: Store, source: Store, folder: str) -> None:
+    """Raise where the export would lie among the files that it is made of."""
+    if f"{out.url}/".startswith(f"{source.location(folder)}/"):
+        raise UsageError(f"{out.url}: lies in {source.location(folder)}, which is the run's own: choose another --out")
 
 
 def _open(source: Store, to: str, out: Store, shards: int | None) -> SetExport | str:
@@ -228,12 +239,13 @@ def _receipt_entry(report: SetReport) -> dict[str, Any]:
 
 
 def _export_blend(chosen: _Chosen, out: Store) -> BlendReport | None:
-    """Write the blend of the run's recipe for Energon."""
+    """Write the blend of the run's recipe for Energon; where there is none to write, that of an earlier recipe goes."""
     assert chosen.run is not None
     lock = read_lock(chosen.run)
     assert lock is not None
     blend = Recipe.model_validate(lock["recipe"], strict=False).blend
     if blend is None:
+        _remove_blend(out)
         return None
     tokens = (read_run_json(chosen.run) or {}).get("tokens", {})
     totals = {
@@ -244,9 +256,17 @@ def _export_blend(chosen: _Chosen, out: Store) -> BlendReport | None:
     try:
         found = sample_blend(blend, totals)
     except NotExpressible as problem:
+        _remove_blend(out)
         return BlendReport(None, reason=str(problem))
-    out.commit_bytes(metadataset_yaml(found, totals), BLEND_YAML)
+    data = metadataset_yaml(found, totals)
+    with committing(out, _BLEND_RECEIPT, hashlib.sha256(data).hexdigest()[:16]) as files:
+        files.path(BLEND_YAML).write_bytes(data)
     return BlendReport(BLEND_YAML, found.shares)
+
+
+def _remove_blend(out: Store) -> None:
+    for path in (_BLEND_RECEIPT, BLEND_YAML):
+        out.remove(path)
 
 
 def _export_set(one: SetExport, watch: Watch) -> SetReport:
@@ -255,15 +275,17 @@ def _export_set(one: SetExport, watch: Watch) -> SetReport:
     receipt = one.finished()
     if receipt is not None:
         watch.stage(name, len(parts), len(parts))
+        one.remove_rows()
     else:
-        receipts: list[Receipt | None] = [one.written(part) for part in parts]
-        watch.stage(name, len(parts), sum(found is not None for found in receipts))
-        for index, part in enumerate(parts):
-            if receipts[index] is None:
-                receipts[index] = one.write(part)
+        written = [one.written(part) for part in parts]
+        watch.stage(name, len(parts), sum(found is not None for found in written))
+        done = []
+        for part, found in zip(parts, written, strict=True):
+            done.append(found or one.write(part))
+            if found is None:
                 samples += part.stop - part.start
                 watch.advance(name, part.stop - part.start)
-        receipt = one.finish([found for found in receipts if found is not None])
+        receipt = one.finish(done)
     own = sum(facts["bytes"] for facts in receipt.outputs.values())
     counts = dict(receipt.counts)
     counts["files"] += len(receipt.outputs)

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from vila_data.core.errors import UsageError
+from vila_data.core.errors import DataError, UsageError
+from vila_data.core.layout import RUN_FOLDERS
 from vila_data.core.receipts import read_receipt
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import walk_file
@@ -125,7 +126,7 @@ def _words(value: dict[str, Any]) -> dict[str, str]:
 
 def _check_run(store: Store) -> Iterator[str]:
     read_lock(store)
-    files = store.files("")
+    files = [path for path in store.files("") if path.split("/", 1)[0] in RUN_FOLDERS]
     for path in files:
         if path.endswith(".json") and (path.split("/")[-1].startswith("part-") or "/.receipts/" in path):
             yield from _check_receipt(store, path)
@@ -142,20 +143,28 @@ def _is_export(path: str) -> bool:
 
 
 def _inspect_export(store: Store) -> dict[str, Any]:
-    value = json.loads(store.read(EXPORT_JSON))
-    return {
-        "to": value["format"],
-        "out": store.url,
-        "finished": value["finished"],
-        "sets": [{"name": name, **facts} for name, facts in value["sets"].items()] if value["finished"] else [],
-        "not_exported": value["not_exported"],
-        "blend": value.get("blend"),
-    }
+    """The export's receipt as `export` reports it.
+
+    Raises:
+        DataError: it is none.
+    """
+    try:
+        value = json.loads(store.read(EXPORT_JSON))
+        return {
+            "to": value["format"],
+            "out": store.url,
+            "finished": value["finished"],
+            "sets": [{"name": name, **facts} for name, facts in value["sets"].items()] if value["finished"] else [],
+            "not_exported": value["not_exported"],
+            "blend": value.get("blend"),
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{store.location(EXPORT_JSON)}: not the receipt of an export: {error!r}") from error
 
 
 def _check_export(store: Store) -> Iterator[str]:
     """Every file of every receipt by its sha256; lines that parts left for a finished set's own files are gone."""
-    if not json.loads(store.read(EXPORT_JSON))["finished"]:
+    if not _inspect_export(store)["finished"]:
         yield f"{store.location(EXPORT_JSON)}: the export is not finished: run it again"
         return
     for path in store.files(RECEIPTS):

@@ -23,7 +23,7 @@ from vila_data.view.preview_packs import PackLegend, ShownPack
 from vila_data.view.preview_values import Fate, ShownImage, ShownRecord, ShownTokens
 from vila_data.workflow.lock import read_lock
 from vila_data.workflow.previewing_packs import first_packs
-from vila_data.workflow.previewing_source import Asked, Columns, Place, bounds_of, clipped
+from vila_data.workflow.previewing_source import Asked, Columns, Place, bounds_of, clipped, finite
 from vila_data.workflow.previewing_tokens import TokenFiles
 from vila_data.workflow.previewing_why import image_value, record_value
 from vila_data.workflow.recipe import Recipe
@@ -38,7 +38,7 @@ _IMAGE_FACTS: Final = [
     "original_height",
     "matched_text_index",
 ]
-_SCORES: Final = ["similarity", "assigned_text_index", "assigned_similarity", "similarities"]
+_SCORES: Final = ["scored", "similarity", "assigned_text_index", "assigned_similarity", "similarities"]
 _NOT_KEPT: Final = "record_dropped"
 _BETTER: Final = 0.005  # what another text must fit better by to be named
 
@@ -190,10 +190,10 @@ class RunSource:
     def _match(fact: Any, fate: Any, score: Any, reassign: bool) -> tuple[int | None, float | None]:
         """The text that an image stands before, or would; and its similarity to it."""
         if fate["fate"] == "kept":
-            return fate["text_index"], fate["similarity"]
-        if reassign and score.get("assigned_text_index") is not None:
-            return score["assigned_text_index"], score["assigned_similarity"]
-        return fact["matched_text_index"], score.get("similarity")
+            return fate["text_index"], finite(fate["similarity"])
+        if reassign and score.get("scored"):
+            return score["assigned_text_index"], finite(score["assigned_similarity"])
+        return fact["matched_text_index"], finite(score.get("similarity"))
 
     def _similarities(self, part: Part, count: int) -> NDArray[np.float64]:
         """float64[images]: the similarity that the rules judge, NaN where there is none."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +15,12 @@ import pyarrow as pa
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.store import Store
 from vila_data.core.tables import read_parquet
-from vila_data.core.tarcodec import Member, walk_file
+from vila_data.core.tarcodec import BLOCK, Member, walk_file
 from vila_data.shard.manifest import parse_manifest
 from vila_data.view.preview_values import ShownImage, ShownRecord, ShownTokens
 from vila_data.workflow.lock import LOCK
 from vila_data.workflow.previewing_run import recipe_of
-from vila_data.workflow.previewing_source import Asked, Columns, Place, bounds_of, clipped
+from vila_data.workflow.previewing_source import Asked, Columns, Place, bounds_of, clipped, finite
 from vila_data.workflow.previewing_tokens import TokenFiles
 
 _SHARDS: Final = 4
@@ -118,10 +119,12 @@ class TarSource:
                 if not self._samples or self._samples[-1][0] != key:
                     self._samples.append((key, {}))
                 self._samples[-1][1][suffix] = member
+            if not _ends(stream):
+                self.notes = ("The tar ends without an end mark: it may have been cut short.",)
         if not self._samples:
             raise DataError(f"{path}: no sample in it: is it a tar, and whole?")
-        first = self.record(Place(0, 0, 0), Asked(), None)
-        self.corpora = (first.corpus or self._name.removesuffix(".tar"),)
+        self.corpora = (self._name.removesuffix(".tar"),)
+        self.corpora = (self.record(Place(0, 0, 0), Asked(), None).corpus,)
 
     def parts(self, corpus: int) -> Sequence[int]:
         """See `Source`."""
@@ -155,7 +158,15 @@ class TarSource:
     def record(self, place: Place, asked: Asked, tokens: ShownTokens | None) -> ShownRecord:
         """See `Source`."""
         key, members = self._samples[place.row]
-        return _record(self._store, self._name, key, members, asked, tokens)
+        found = _record(self._store, self._name, key, members, asked, tokens)
+        return found if found.corpus else replace(found, corpus=self.corpora[0])
+
+
+def _ends(stream: BinaryIO) -> bool:
+    """Whether a tar's last block is zeros, as that of a whole one is."""
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(max(0, size - BLOCK))
+    return size % BLOCK == 0 and not any(stream.read(BLOCK))
 
 
 def _only_kept(where: str, fate: str | None, reason: str | None) -> None:
@@ -179,7 +190,7 @@ def _record(
         if "texts" in value and "images" in value:
             return _document(store, name, key, members, value, asked, tokens)
         return _pair(store, name, key, members, value, asked, tokens)
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         raise DataError(f"{where}: not a sample of shards/FORMAT.md: {error!r}; run check on it") from error
 
 
@@ -235,7 +246,8 @@ def _made(
     asked: Asked,
     tokens: ShownTokens | None,
 ) -> ShownRecord:
-    source = value.get("source") or {}
+    source = value.get("source")
+    source = source if isinstance(source, dict) else {}
     system = value.get("system")
     beginnings, lengths = clipped(texts)
     url = source.get("url")
@@ -255,13 +267,13 @@ def _made(
 
 
 def _image(index: int, jpeg: Any, facts: Any, text_index: Any, asked: Asked) -> ShownImage:
-    similarity = facts.get("similarity")
+    similarity = finite(facts.get("similarity"))
     number = facts.get("image_index", index)
     return ShownImage(
         index=index,
         jpeg=jpeg,
         text_index=None if text_index is None else int(text_index),
-        similarity=None if similarity is None else float(similarity),
+        similarity=similarity,
         width=_size(facts.get("width")),
         height=_size(facts.get("height")),
         url=str(facts.get("url") or ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -81,6 +82,18 @@ class Source(Protocol):
 
     def tokens(self, places: Sequence[Place]) -> dict[Place, ShownTokens]:
         """Training sequences of those records that have one."""
+
+
+def finite(similarity: object) -> float | None:
+    """A similarity as a number; None where there is none, or what is there is no number to draw or compare.
+
+    Raises:
+        ValueError, TypeError: it is something else.
+    """
+    if similarity is None:
+        return None
+    value = float(similarity)  # type: ignore[arg-type]
+    return value if math.isfinite(value) else None
 
 
 def clipped(texts: Sequence[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:

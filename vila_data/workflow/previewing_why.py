@@ -30,6 +30,8 @@ def image_value(reason: str, facts: Mapping[str, Any], similarity: float | None,
         )
     if reason == "http_status" and facts["http_code"] is not None:
         return str(facts["http_code"])
+    if reason == "no_matched_text" and rules.documents.reassign:
+        return "no text was assigned to it"
     return {
         "exact_duplicate": "an equal picture stands earlier in the corpus",
         "no_matched_text": "no text was published for it",

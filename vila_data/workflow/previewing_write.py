@@ -145,7 +145,7 @@ def _target(target: str) -> Iterator[Path]:
             store.commit_file(scratch / "page", name)
         return
     path = Path(target)
-    scratch_file = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    scratch_file = path.with_name(f".{uuid.uuid4().hex}.html")
     try:
         yield scratch_file
         os.replace(scratch_file, path)

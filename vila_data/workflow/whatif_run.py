@@ -98,12 +98,14 @@ class FilteredRun:
         return checked(self._lock.again(), settings)
 
     def value_in_force(self, key: str, settings: Sequence[str]) -> Any:
-        """What the run's recipe, with settings over it, has at a dotted key of `filter`, defaults included."""
+        """What the run's recipe, with settings over it, has at a dotted key of a rule, defaults included; None
+        for a key that is none of a rule."""
         recipe = self.asked(settings)
-        section, name = key.split(".")[-2:]
+        section, name = ["", *key.split(".")][-2:]
         corpus = key.split(".")[2] if key.startswith("filter.per_corpus.") else None
         rules = recipe.filter if corpus is None else recipe.rules_for(corpus)
-        return getattr(getattr(rules, section, None), name, None)
+        value = getattr(getattr(rules, section, None), name, None)
+        return list(value) if isinstance(value, tuple) else value
 
     def corpora(self) -> list[CorpusFates]:
         """The run's corpora in the recipe's order.

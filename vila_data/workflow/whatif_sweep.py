@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any, Final
 
 from vila_data.core.errors import UsageError
@@ -13,6 +13,7 @@ from vila_data.filter.whatif import UNKNOWN, Tally, tally
 from vila_data.filter.whatif_cuts import Measure, NearestToCuts, measure_of
 from vila_data.view.sweep import write_sweep
 from vila_data.workflow.marked_yaml import MarkedValue
+from vila_data.workflow.previewing_write import check_target
 from vila_data.workflow.progress import Silence, Watch
 from vila_data.workflow.recipe import Recipe
 from vila_data.workflow.whatif_examples import cuts_to_show, examples_a_side, examples_of
@@ -91,15 +92,17 @@ def sweep(
         watch: is told how far it is.
 
     Raises:
-        UsageError: the sweep is written wrongly, changes nothing, or as `whatif`.
+        UsageError: the sweep is written wrongly, changes nothing, or as `whatif`; no folder for the page.
         DataError: as `whatif`.
     """
     watch = watch or Silence()
     key, texts = parse_sweep(text)
+    if out is not None:
+        check_target(out)
     found = FilteredRun(run)
     base = found.asked(settings)
-    in_force = found.value_in_force(key, settings)
     steps = [found.asked([*settings, f"{key}={one}"]) for one in texts]
+    in_force = found.value_in_force(key, settings)
     values = [MarkedValue(key, one).value for one in texts]
     measure = measure_of(key) if out is not None else None
     shown = cuts_to_show(values, in_force, len(found.recipe.corpora)) if measure is not None else []
@@ -135,22 +138,36 @@ def parse_sweep(text: str) -> tuple[str, list[str]]:
     if not equals or not right:
         raise UsageError(f"--sweep {text}: write filter.images.min_similarity=START:STOP:STEP, or =a,b,c")
     check_key(text)
-    values = [one.strip() for one in right.split(",")]
-    if ":" in right:
+    values = [one.strip() for one in _entries(right)]
+    if "" in values:
+        raise UsageError(f"--sweep {text}: there is no value between two commas, or beside one (null is none)")
+    if ":" in right and not {"[", "{"} & set(right):
         values = _steps(text, right.split(":"))
     if len(values) > _MOST:
         raise UsageError(f"--sweep {text}: {len(values):,} values; at most {_MOST:,}: take a larger STEP")
     return key, values
 
 
+def _entries(text: str) -> list[str]:
+    """The text cut at its commas, but for those inside of brackets."""
+    entries, depth = [""], 0
+    for char in text:
+        depth += (char in "[{") - (char in "]}")
+        if char == "," and depth <= 0:
+            entries.append("")
+        else:
+            entries[-1] += char
+    return entries
+
+
 def _steps(text: str, numbers: list[str]) -> list[str]:
     try:
         start, stop, step = (Decimal(number.strip()) for number in numbers)
-    except (InvalidOperation, ValueError):
+        if not all(number.is_finite() for number in (start, stop, step)) or step <= 0 or stop < start:
+            raise UsageError(f"--sweep {text}: needs START <= STOP and a STEP above 0")
+        count = int((stop - start) / step) + 1
+    except (ArithmeticError, ValueError):
         raise UsageError(f"--sweep {text}: START:STOP:STEP are three numbers, e.g. 0.1:0.4:0.02") from None
-    if not all(number.is_finite() for number in (start, stop, step)) or step <= 0 or stop < start:
-        raise UsageError(f"--sweep {text}: needs START <= STOP and a STEP above 0")
-    count = int((stop - start) / step) + 1
     return [format(start + step * number, "f") for number in range(min(count, _MOST + 1))]
 
 
