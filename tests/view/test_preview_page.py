@@ -329,6 +329,11 @@ def test_without_a_script(browser: Any, path: Path) -> None:
     context.close()
 
 
+def test_in_print_there_are_no_controls(page: Any) -> None:
+    page.emulate_media(media="print")
+    assert not page.is_visible(".bar") and page.is_visible("#r1 h3")
+
+
 def test_an_empty_page(browser: Any, tmp_path: Path) -> None:
     empty = PreviewPage(title="none", chosen="0 of 3 records.", corpora=(), records=[])
     with opened(browser, written(tmp_path, empty)) as found:

@@ -57,7 +57,9 @@ def test_a_turn_without_a_role_and_a_source_that_is_a_word(tmp_path: Path) -> No
     assert report.records == 1 and "an answer" in html
 
 
-@pytest.mark.parametrize("text", [b"[" * 100_000, b'{"conversations": [], "images": ["a.0.jpg"], "image_info": [INFO]}'])
+@pytest.mark.parametrize(
+    "text", [b"[" * 100_000, b'{"conversations": [], "images": ["a.0.jpg"], "image_info": [INFO]}']
+)
 def test_json_that_cannot_be_taken_is_one_sentence(tmp_path: Path, text: bytes) -> None:
     data = text.replace(b"INFO", b'{"matched_text_index": Infinity}')
     with pytest.raises(DataError, match=r"others\.tar: a: not a sample"):

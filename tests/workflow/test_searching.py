@@ -256,7 +256,7 @@ def test_embeddings_may_be_asked_for_later(sample_recipe: Path, tmp_path: Path) 
     without.write_text(sample_recipe.read_text().replace("embeddings: true", "embeddings: false"))
     for stage in ("download", "score"):
         vd.run(without, tmp_path / "run", runner="local", only=stage, limit=6)
-    with pytest.raises(UsageError, match=r"has no embeddings: set score.clip.embeddings: true .*--only score"):
+    with pytest.raises(UsageError, match=r"has no embeddings: set score.clip.embeddings: true .* run it again"):
         search(tmp_path / "run", Question("a red boat"))
     vd.run(sample_recipe, tmp_path / "run", runner="local", only="score", limit=6)
     hits = search(tmp_path / "run", Question("a red boat")).hits

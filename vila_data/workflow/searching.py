@@ -307,7 +307,7 @@ def _corpora(store: Store, recipe: Recipe, asked: Iterable[str], kind: Kind) -> 
     clip = recipe.score.clip
     if clip is None or not clip.embeddings:
         raise UsageError(
-            f"{store.url}: has no embeddings: set score.clip.embeddings: true in its recipe and run it with --only score"
+            f"{store.url}: has no embeddings: set score.clip.embeddings: true in its recipe and run it again"
         )
     found = {name: find_parts(store, name, kind) for name in names or sorted(recipe.corpora)}
     empty = [name for name, parts in found.items() if not parts]
@@ -317,7 +317,7 @@ def _corpora(store: Store, recipe: Recipe, asked: Iterable[str], kind: Kind) -> 
             "to them yet"
         )
     if len(empty) == len(found):
-        raise UsageError(f"{store.url}: no part has embeddings yet: run its recipe with --only score")
+        raise UsageError(f"{store.url}: no part has embeddings yet: run its recipe again")
     return {name: parts for name, parts in found.items() if parts}
 
 
