@@ -20,8 +20,8 @@ from tests.made_run import (
 from vila_data.core.store import Store
 from vila_data.workflow.lock import lock_value, write_lock
 from vila_data.workflow.previewing import Choice, PreviewReport
-from vila_data.workflow.previewing_choose import choose
-from vila_data.workflow.previewing_run import RunSource
+from vila_data.workflow.previewing.choose import choose
+from vila_data.workflow.previewing.run import RunSource
 from vila_data.workflow.recipe import Recipe
 
 RECIPE: dict[str, Any] = {

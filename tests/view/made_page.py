@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from vila_data.view.preview import draw
-from vila_data.view.preview_packs import PackedSample, PackLegend, ShownPack
-from vila_data.view.preview_values import (
+from vila_data.view.preview.draw import draw
+from vila_data.view.preview.packs import PackedSample, PackLegend, ShownPack
+from vila_data.view.preview.values import (
     CorpusLine,
     PreviewPage,
     Room,

@@ -30,8 +30,8 @@ from vila_data.core.tarcodec import TarWriter
 from vila_data.filter.part import filter_part
 from vila_data.shard.config import ShardSet
 from vila_data.view.page import page_pieces
-from vila_data.view.preview_packs import PackLegend
-from vila_data.view.preview_values import PreviewPage, ShownImage, ShownRecord
+from vila_data.view.preview.packs import PackLegend
+from vila_data.view.preview.values import PreviewPage, ShownImage, ShownRecord
 from vila_data.workflow.lock import lock_value, write_lock
 from vila_data.workflow.previewing import Choice, Listed, preview
 from vila_data.workflow.recipe import Recipe

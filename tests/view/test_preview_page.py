@@ -12,8 +12,8 @@ import pytest
 
 from tests.browser import DESK, PHONE, chromium, opened
 from tests.view.made_page import PAGE, PICTURE, RECORDS, document, html, image, jpeg, nothing, written
-from vila_data.view.preview import draw
-from vila_data.view.preview_values import PreviewPage, Room, Tally
+from vila_data.view.preview.draw import draw
+from vila_data.view.preview.values import PreviewPage, Room, Tally
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from vila_data.view.preview_text import NOTE_BYTES, link, plain, shown
+from vila_data.view.preview.text import NOTE_BYTES, link, plain, shown
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=200)
 """Lone surrogates among it."""

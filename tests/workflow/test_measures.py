@@ -23,12 +23,13 @@ from tests.faults.kills import tree
 from vila_data.core.receipts import Receipt
 from vila_data.core.store import Store
 from vila_data.shard.manifest import read_manifest
-from vila_data.workflow import measures_language, pages
+from vila_data.workflow import pages
 from vila_data.workflow.inspection import inspect
 from vila_data.workflow.lock import read_lock
-from vila_data.workflow.measures_corpus import NO_HOST, hosts_of
-from vila_data.workflow.measures_counts import Binned, TopNames
-from vila_data.workflow.measures_language import SAMPLED, sampled_texts
+from vila_data.workflow.measures import language as measures_language
+from vila_data.workflow.measures.corpus import NO_HOST, hosts_of
+from vila_data.workflow.measures.counts import Binned, TopNames
+from vila_data.workflow.measures.language import SAMPLED, sampled_texts
 from vila_data.workflow.runner import Done
 from vila_data.workflow.speed import Speeds
 

@@ -30,12 +30,13 @@ from vila_data.cli import app
 from vila_data.core.errors import DataError, UsageError, VilaDataError
 from vila_data.core.schemas import FATES, IGNORED
 from vila_data.core.store import Store
-from vila_data.view.preview_values import ROOMS
-from vila_data.workflow import previewing, previewing_write
+from vila_data.view.preview.values import ROOMS
 from vila_data.workflow.previewing import Choice, preview
-from vila_data.workflow.previewing_run import RunSource
-from vila_data.workflow.previewing_source import Asked, Place
-from vila_data.workflow.previewing_why import image_value
+from vila_data.workflow.previewing import build as previewing
+from vila_data.workflow.previewing import write as previewing_write
+from vila_data.workflow.previewing.run import RunSource
+from vila_data.workflow.previewing.source import Asked, Place
+from vila_data.workflow.previewing.why import image_value
 from vila_data.workflow.recipe import Recipe
 
 

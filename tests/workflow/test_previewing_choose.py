@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from tests.made_preview import Run, chosen, fates, ids, make, similarities
 from vila_data.core.errors import DataError, UsageError
-from vila_data.view.preview_values import ShownRecord, ShownTokens
+from vila_data.view.preview.values import ShownRecord, ShownTokens
 from vila_data.workflow.previewing import Choice, Listed, preview
-from vila_data.workflow.previewing_choose import choose
-from vila_data.workflow.previewing_run import RunSource
-from vila_data.workflow.previewing_source import Asked, Columns, Place
+from vila_data.workflow.previewing.choose import choose
+from vila_data.workflow.previewing.run import RunSource
+from vila_data.workflow.previewing.source import Asked, Columns, Place
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ import pytest
 from tests.made_run import drawn
 from vila_data.core.errors import DataError
 from vila_data.filter.config import Rules
-from vila_data.view.preview import draw
-from vila_data.view.preview_values import ROOMS, CorpusLine, PreviewPage, ShownRecord, ShownTokens, Tally, TokenPiece
+from vila_data.view.preview.draw import draw
+from vila_data.view.preview.values import ROOMS, CorpusLine, PreviewPage, ShownRecord, ShownTokens, Tally, TokenPiece
 from vila_data.workflow.previewing import Choice, PreviewReport, preview
-from vila_data.workflow.previewing_run import RunSource
-from vila_data.workflow.previewing_why import image_value
+from vila_data.workflow.previewing.run import RunSource
+from vila_data.workflow.previewing.why import image_value
 
 
 def tar(folder: Path, members: dict[str, bytes]) -> Path:

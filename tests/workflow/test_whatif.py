@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 import vila_data as vd
 from vila_data.cli import app
 from vila_data.core.errors import DataError, UsageError, VilaDataError
-from vila_data.workflow import whatif_examples
 from vila_data.workflow.lock import LOCK
 from vila_data.workflow.recipe import Recipe
 from vila_data.workflow.run import run
-from vila_data.workflow.whatif import whatif
-from vila_data.workflow.whatif_run import FilteredRun
-from vila_data.workflow.whatif_sweep import parse_sweep, sweep
+from vila_data.workflow.whatif import examples as whatif_examples
+from vila_data.workflow.whatif.answer import whatif
+from vila_data.workflow.whatif.run import FilteredRun
+from vila_data.workflow.whatif.sweep import parse_sweep, sweep
 
 LIMIT = 40
 OWN = "filter.per_corpus.docs.images.min_similarity=0.3"

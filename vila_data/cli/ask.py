@@ -82,11 +82,11 @@ def whatif(
         raise UsageError("whatif: --out is the page of a --sweep, which is not given")
     with ConsoleWatch(Console(stderr=True)) as watch:
         if sweep is None:
-            from vila_data.workflow.whatif import whatif as ask
+            from vila_data.workflow.whatif.answer import whatif as ask
 
             value = asdict(ask(run, settings or (), watch))
         else:
-            from vila_data.workflow.whatif_sweep import sweep as ask_each
+            from vila_data.workflow.whatif.sweep import sweep as ask_each
 
             value = ask_each(run, sweep, settings or (), out=out, watch=watch).as_dict()
     if as_json:

@@ -72,7 +72,7 @@ def preview(
     as_json: Json = False,
 ) -> None:
     """Write one page to look at: records with their pictures and scores, what was dropped and why, packs."""
-    from vila_data.view.preview_table import print_preview
+    from vila_data.view.preview.table import print_preview
     from vila_data.view.tables import console
     from vila_data.workflow.previewing import Choice
     from vila_data.workflow.previewing import preview as write_preview

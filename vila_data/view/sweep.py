@@ -70,7 +70,7 @@ def write_sweep(out: str, value: Mapping[str, Any], examples: Sequence[CutExampl
 
 
 def sweep_page(value: Mapping[str, Any], examples: Sequence[CutExamples]) -> str:
-    """The HTML of a sweep. value: its JSON (workflow.whatif_sweep.SweepAnswer)."""
+    """The HTML of a sweep. value: its JSON (workflow.whatif.sweep.SweepAnswer)."""
     shown, flat = moving(value)
     value = {**value, "corpora": shown}
     examples = [one for one in examples if one.corpus in shown]

@@ -25,7 +25,7 @@ class RunReport:
     tokens:  counts of each encoded set: samples, sequences, tokens, images, what was cut, and fates.
     blend:   one epoch of the blend as planned (workflow.blending.plan_epoch); None without a blend.
     seconds: wall time of this launch by stage.
-    measures: what the columns say (workflow.measures); None before there are sets.
+    measures: what the columns say (workflow.measures.run); None before there are sets.
     speed:   what the stages did, and how fast (workflow.speed).
     """
 

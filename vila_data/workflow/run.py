@@ -30,7 +30,7 @@ from vila_data.shard.write import ShardJob
 from vila_data.workflow import lock, tasks
 from vila_data.workflow.blending import plan_epoch
 from vila_data.workflow.encoding import committed_tokens, encode_sets, ready_tokenizer, token_totals
-from vila_data.workflow.measures import measure, parts_to_measure
+from vila_data.workflow.measures.run import measure, parts_to_measure
 from vila_data.workflow.pages import write_pages
 from vila_data.workflow.plan import CorpusPlan, commit_parts, corpus_inputs, plan_corpus
 from vila_data.workflow.progress import Silence, Watch

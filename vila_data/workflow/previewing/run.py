@@ -19,13 +19,13 @@ from vila_data.core.layout import Part
 from vila_data.core.store import Store
 from vila_data.core.tables import read_parquet
 from vila_data.shard.evidence import Evidence
-from vila_data.view.preview_packs import PackLegend, ShownPack
-from vila_data.view.preview_values import Fate, ShownImage, ShownRecord, ShownTokens
+from vila_data.view.preview.packs import PackLegend, ShownPack
+from vila_data.view.preview.values import Fate, ShownImage, ShownRecord, ShownTokens
 from vila_data.workflow.lock import read_lock
-from vila_data.workflow.previewing_packs import first_packs
-from vila_data.workflow.previewing_source import Asked, Columns, Place, bounds_of, clipped, finite
-from vila_data.workflow.previewing_tokens import TokenFiles
-from vila_data.workflow.previewing_why import image_value, record_value
+from vila_data.workflow.previewing.packs import first_packs
+from vila_data.workflow.previewing.source import Asked, Columns, Place, bounds_of, clipped, finite
+from vila_data.workflow.previewing.tokens import TokenFiles
+from vila_data.workflow.previewing.why import image_value, record_value
 from vila_data.workflow.recipe import Recipe
 
 _PARTS: Final = 4

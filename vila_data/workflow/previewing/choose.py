@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vila_data.core.errors import DataError, UsageError
-from vila_data.workflow.previewing_choice import Choice, Listed
-from vila_data.workflow.previewing_source import Asked, Columns, Place, Source
+from vila_data.workflow.previewing.choice import Choice, Listed
+from vila_data.workflow.previewing.source import Asked, Columns, Place, Source
 
 Advance = Callable[[int], None]
 """Told, after each part, how many records it has."""

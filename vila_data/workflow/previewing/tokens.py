@@ -19,9 +19,9 @@ from vila_data.encode.token_set import TokenSample, TokenSet, read_token_manifes
 from vila_data.encode.tokenizer import TextTokenizer
 from vila_data.encode.tokens import encoding_fingerprint
 from vila_data.shard.manifest import read_manifest
-from vila_data.view.preview_values import ShownTokens, TokenPiece
+from vila_data.view.preview.values import ShownTokens, TokenPiece
 from vila_data.workflow.encoding import ready_tokenizer
-from vila_data.workflow.previewing_source import Place
+from vila_data.workflow.previewing.source import Place
 from vila_data.workflow.recipe import Recipe
 
 _IDS_SHOWN: Final = 2_000

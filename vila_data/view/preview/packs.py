@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from vila_data.view.preview_text import plain
+from vila_data.view.preview.text import plain
 
 _WIDTH: Final = 1000.0
 _COLOURS: Final = 8

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from vila_data.view.preview_packs import PackLegend, ShownPack
+from vila_data.view.preview.packs import PackLegend, ShownPack
 
 Fate = Literal["kept", "dropped", "failed"]
 FATES: Final[tuple[Fate, ...]] = ("kept", "dropped", "failed")

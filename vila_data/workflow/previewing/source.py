@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vila_data.view.preview_values import ShownRecord, ShownTokens
+from vila_data.view.preview.values import ShownRecord, ShownTokens
 
 TEXT_CHARS = 20_000
 """Of a text, held until it is drawn."""

@@ -17,11 +17,11 @@ from vila_data.core.store import Store
 from vila_data.core.tables import read_parquet
 from vila_data.core.tarcodec import BLOCK, Member, walk_file
 from vila_data.shard.manifest import parse_manifest
-from vila_data.view.preview_values import ShownImage, ShownRecord, ShownTokens
+from vila_data.view.preview.values import ShownImage, ShownRecord, ShownTokens
 from vila_data.workflow.lock import LOCK
-from vila_data.workflow.previewing_run import recipe_of
-from vila_data.workflow.previewing_source import Asked, Columns, Place, bounds_of, clipped, finite
-from vila_data.workflow.previewing_tokens import TokenFiles
+from vila_data.workflow.previewing.run import recipe_of
+from vila_data.workflow.previewing.source import Asked, Columns, Place, bounds_of, clipped, finite
+from vila_data.workflow.previewing.tokens import TokenFiles
 
 _SHARDS: Final = 4
 _ROLES: Final = ("human", "gpt")

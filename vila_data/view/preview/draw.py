@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from vila_data.view.page import page_pieces
-from vila_data.view.preview_packs import draw_packs
-from vila_data.view.preview_record import Scale, draw_records
-from vila_data.view.preview_text import plain
-from vila_data.view.preview_values import FATES, PreviewPage, Room, Tally, fates_of, reasons_of
+from vila_data.view.preview.packs import draw_packs
+from vila_data.view.preview.record import Scale, draw_records
+from vila_data.view.preview.text import plain
+from vila_data.view.preview.values import FATES, PreviewPage, Room, Tally, fates_of, reasons_of
 
 
 def draw(page: PreviewPage, room: Room, tally: Tally, advance: Callable[[], None] = lambda: None) -> Iterator[str]:

@@ -15,7 +15,7 @@ from vila_data.filter.whatif import UNKNOWN, PartTable, Settled, Tally, tally
 from vila_data.shard.config import ShardSet, View
 from vila_data.shard.layout import count_shards, member_bytes_of, pair_bound, record_bound
 from vila_data.workflow.progress import Silence, Watch
-from vila_data.workflow.whatif_run import CorpusFates, FilteredRun
+from vila_data.workflow.whatif.run import CorpusFates, FilteredRun
 
 MB = 1_000_000
 

@@ -12,9 +12,9 @@ from vila_data.core.layout import Part, tokens_folder
 from vila_data.core.receipts import Receipt, fingerprint
 from vila_data.core.store import Store
 from vila_data.shard.manifest import Manifest
-from vila_data.workflow.measures_corpus import CorpusMeasures
-from vila_data.workflow.measures_counts import Binned
-from vila_data.workflow.measures_language import identifier_version, languages
+from vila_data.workflow.measures.corpus import CorpusMeasures
+from vila_data.workflow.measures.counts import Binned
+from vila_data.workflow.measures.language import identifier_version, languages
 from vila_data.workflow.recipe import Recipe
 
 VERSION: Final = 1

@@ -12,7 +12,7 @@ from vila_data.encode.tokenizer import TextTokenizer
 from vila_data.loader.expand import Expansion
 from vila_data.order.sequence import PackSequence, PlannedPacks
 from vila_data.order.sources import BlendedSets, read_blended_sets
-from vila_data.view.preview_packs import PackedSample, PackLegend, ShownPack
+from vila_data.view.preview.packs import PackedSample, PackLegend, ShownPack
 from vila_data.workflow.recipe import Recipe
 
 

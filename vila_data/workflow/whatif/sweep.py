@@ -13,11 +13,11 @@ from vila_data.filter.whatif import UNKNOWN, Tally, tally
 from vila_data.filter.whatif_cuts import Measure, NearestToCuts, measure_of
 from vila_data.view.sweep import write_sweep
 from vila_data.workflow.marked_yaml import MarkedValue
-from vila_data.workflow.previewing_write import check_target
+from vila_data.workflow.previewing.write import check_target
 from vila_data.workflow.progress import Silence, Watch
 from vila_data.workflow.recipe import Recipe
-from vila_data.workflow.whatif_examples import cuts_to_show, examples_a_side, examples_of
-from vila_data.workflow.whatif_run import CorpusFates, FilteredRun, check_key
+from vila_data.workflow.whatif.examples import cuts_to_show, examples_a_side, examples_of
+from vila_data.workflow.whatif.run import CorpusFates, FilteredRun, check_key
 
 _MOST: Final = 1000
 """Values of a sweep."""

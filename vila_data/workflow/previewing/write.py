@@ -14,8 +14,8 @@ from typing import BinaryIO, Final
 
 from vila_data.core.errors import DataError, StorageError, UsageError
 from vila_data.core.store import Store
-from vila_data.view.preview import draw
-from vila_data.view.preview_values import ROOMS, PreviewPage, Room, Tally
+from vila_data.view.preview.draw import draw
+from vila_data.view.preview.values import ROOMS, PreviewPage, Room, Tally
 from vila_data.view.thumbnail import data_uri
 
 _TRIED: Final = 16

@@ -14,7 +14,7 @@ from vila_data.core.layout import Part
 from vila_data.core.store import Store
 from vila_data.core.tables import read_parquet
 from vila_data.filter.config import Rules
-from vila_data.workflow.measures_counts import Binned, TopNames
+from vila_data.workflow.measures.counts import Binned, TopNames
 
 NO_HOST: Final = "(no host)"
 """Stands for images that are files, or lie in the metadata, and for what is no URL."""

@@ -8,8 +8,8 @@ from typing import Final
 
 from vila_data.core.errors import DataError
 from vila_data.core.records import IMAGE_MARK
-from vila_data.view.preview_text import Shown, link, plain, shown
-from vila_data.view.preview_values import (
+from vila_data.view.preview.text import Shown, link, plain, shown
+from vila_data.view.preview.values import (
     PreviewPage,
     Room,
     ShownImage,

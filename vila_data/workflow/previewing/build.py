@@ -9,15 +9,15 @@ from typing import Any, Final
 
 from vila_data.core.errors import UsageError
 from vila_data.core.store import Store
-from vila_data.view.preview_packs import PackLegend, ShownPack
-from vila_data.view.preview_values import FATES, ROOMS, CorpusLine, PreviewPage, ShownRecord
+from vila_data.view.preview.packs import PackLegend, ShownPack
+from vila_data.view.preview.values import FATES, ROOMS, CorpusLine, PreviewPage, ShownRecord
 from vila_data.workflow.inspection import kind_of
-from vila_data.workflow.previewing_choice import Choice, Listed
-from vila_data.workflow.previewing_choose import Chosen, choose
-from vila_data.workflow.previewing_run import RunSource
-from vila_data.workflow.previewing_shards import SetSource, TarSource
-from vila_data.workflow.previewing_source import Source
-from vila_data.workflow.previewing_write import Written, check_target, write_page
+from vila_data.workflow.previewing.choice import Choice, Listed
+from vila_data.workflow.previewing.choose import Chosen, choose
+from vila_data.workflow.previewing.run import RunSource
+from vila_data.workflow.previewing.shards import SetSource, TarSource
+from vila_data.workflow.previewing.source import Source
+from vila_data.workflow.previewing.write import Written, check_target, write_page
 from vila_data.workflow.progress import Silence, Watch
 
 __all__ = ["Choice", "Listed", "PreviewReport", "preview"]
