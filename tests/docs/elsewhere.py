@@ -16,7 +16,7 @@ COMMANDS: Final[dict[tuple[str, str], str]] = {
     ("README.md", "make demo"): "tests/docs/test_commands.py::test_what_make_demo_runs",
     ("README.md", "make test"): ".ci/run: make test",
     ("README.md", "pip install -c constraints.txt torch"): _SETUP,
-    ("README.md", 'pip install -c constraints.txt ".[onnx,s3]"'): _SETUP,
+    ("README.md", 'pip install -c constraints.txt ".[onnx,s3,search,language]"'): _SETUP,
     ("README.md", "vila-data --help"): "tests/docs/test_commands.py::test_help",
     ("docs/conformance.md", "make conformance"): _CONFORMANCE,
     ("docs/conformance.md", "make conformance JSON=benchmarks/results/conformance.json"): _CONFORMANCE,

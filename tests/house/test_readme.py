@@ -181,3 +181,11 @@ def test_the_short_table_is_that_of_the_benchmarks() -> None:
     fills.pop("LLaMA-Factory's rule, our blocks", None)
     best = max(fills, key=lambda name: fills[name])
     shown("documents packed whole into 4,096 tokens, filled", ours, fills[best], ".2%", best)
+
+
+def test_what_whatif_takes_is_that_of_the_benchmark() -> None:
+    found = json.loads((RESULTS / "whatif.json").read_text())
+    assert found["conditions"]["images"] >= 1_000_000
+    one, sweep = (found["whatif"][name]["median_s"] for name in ("one setting", "sweep of 101 values"))
+    assert one < 5
+    assert f"`whatif` takes {one:.1f} s, a sweep of 101 values {sweep:.1f} s" in " ".join(README.split())
