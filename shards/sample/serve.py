@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -200,9 +201,11 @@ def main(arguments: list[str]) -> int:
         with serving(port) as base_url:
             if command:
                 return run_command(command)
+            ended = threading.Event()
+            signal.signal(signal.SIGTERM, lambda *_: ended.set())  # a shell's background jobs don't hear SIGINT
             print(f"serving the sample web at {base_url} until interrupted", flush=True)
             with suppress(KeyboardInterrupt):
-                threading.Event().wait()
+                ended.wait()
     except OSError as error:
         print(f"serve.py: cannot listen on {ADDRESS}:{port} ({error.strerror or error}); free it", file=sys.stderr)
         return 2

@@ -98,7 +98,7 @@ def test_the_sample_is_served() -> None:
         assert server.stdout is not None
         url = server.stdout.readline().split(" at ", 1)[1].split()[0]
         assert urllib.request.urlopen(f"{url}/robots.txt").status == 200
-        server.send_signal(signal.SIGINT)
+        server.send_signal(signal.SIGTERM)
     assert server.returncode == 0
 
 

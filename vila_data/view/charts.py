@@ -161,7 +161,6 @@ def curve(
         return _LEFT + _PLOT_W * min(1.0, max(0.0, (x - low) / span))
 
     parts = [_y_axis(bottom, top, y_unit), _x_axis([(across(at), short(at)) for at in ticks(low, high, 6)], x_unit)]
-    parts.append(_mark(mark, across))
     for number, (name, line) in enumerate(series.items()):
         points = [
             (x, y, across(x), _TOP + _PLOT_H * (top - y) / (top - bottom))
@@ -177,6 +176,7 @@ def curve(
                     number % _SERIES, _n(px), _n(py), tip
                 )
             )
+    parts.append(_mark(mark, across))  # above the lines: its words are read
     if not values:
         parts.append(_nothing())
     said = f"{title}: {len(series)} lines over {len(known)} values of {x_unit}" + _said_mark(mark)
