@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -23,7 +24,9 @@ from moto.server import ThreadedMotoServer
 from tests.ranges.faulty_proxy import ERRORS, TRANSIENT, FaultyProxy
 from vila_data.core.errors import StorageError
 from vila_data.core.store import Store
+from vila_data.ranges.fetch import FetchError, RangeFetch
 from vila_data.ranges.reader import RangeReader, ReadOptions, Span, open_ranges
+from vila_data.ranges.spans import RangeCounters
 
 CONTENT = {"a.tar": Random(1).randbytes(300_000), "b.tar": Random(2).randbytes(70_001), "empty.tar": b""}
 QUICK = {"backoff_s": 0.001, "io_threads": 4}
@@ -403,6 +406,25 @@ def test_s3_that_stalls_is_an_error_in_bounded_time(proxied: Any) -> None:
         reader.read(stalled)
     assert reader.counters.slowest[0] == "a.tar" and proxy.faults["stall"] == 2
     reader.close()
+
+
+def test_what_begins_while_the_fetcher_closes_is_broken_off(proxied: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that was let through just before `close` must not be waited for until all its attempts are over."""
+    _, store = proxied(share=1.0, streak=1_000, kinds=["stall"])
+    fetch = RangeFetch(store, ReadOptions(**QUICK), RangeCounters())
+    begin = asyncio.run_coroutine_threadsafe
+    closing = threading.Thread(target=fetch.close)
+
+    def begun_late(*call: Any) -> Any:
+        closing.start()
+        closing.join(0.2)  # without a lock it is through by now, and has not seen what begins here
+        return begin(*call)
+
+    monkeypatch.setattr("vila_data.ranges.fetch.asyncio.run_coroutine_threadsafe", begun_late)
+    future = fetch.start("a.tar", 0, 9)
+    closing.join()
+    with pytest.raises(FetchError, match="closed"):
+        fetch.wait(future)
 
 
 def test_closing_frees_a_reader_that_waits(proxied: Any) -> None:

@@ -55,6 +55,7 @@ class RangeFetch:
         self._random = Random()
         self._under_way: set[Future[Any]] = set()
         self._closed = False
+        self._beginning = threading.Lock()
         pauses = sum(min(_LONGEST_PAUSE_S, options.backoff_s * 2**n) for n in range(1, options.retries + 1))
         self._deadline_s = pauses + (2 * options.timeout_s) * (options.retries + 1) + 5.0
 
@@ -98,16 +99,18 @@ class RangeFetch:
 
     def close(self) -> None:
         """Break off what is under way; nothing can be begun afterwards."""
-        self._closed = True
+        with self._beginning:
+            self._closed = True
         for future in list(self._under_way):
             future.cancel()
 
     def _begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        if self._closed:
-            work.close()
-            raise FetchError("the reader is closed", 1, True)
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        self._under_way.add(future)
+        with self._beginning:  # what is begun is seen by `close`, or not begun
+            if self._closed:
+                work.close()
+                raise FetchError("the reader is closed", 1, True)
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+            self._under_way.add(future)
         future.add_done_callback(self._under_way.discard)
         return future
 
