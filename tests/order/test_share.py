@@ -69,7 +69,7 @@ worlds = st.tuples(st.integers(1, 9), st.integers(1, 4))
 
 
 @given(cases(), worlds, worlds, st.integers(1, 4), st.integers(1, 4), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_a_stop_at_any_step_and_another_world_lose_nothing_and_repeat_nothing(
     case: Case, before: tuple[int, int], after: tuple[int, int], workers: int, others: int, data: st.DataObject
 ) -> None:
