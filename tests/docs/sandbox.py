@@ -53,12 +53,16 @@ def free_port() -> int:
         return port
 
 
+def programs() -> str:
+    """PATH with the programs of this interpreter's environment first, as where a user has activated it."""
+    return str(Path(sys.executable).parent) + os.pathsep + os.environ["PATH"]
+
+
 def run_sh(script: str, folder: Path, where: str, extra: dict[str, str] | None = None) -> str:
     """Run a block; its output. Ports are free ones, and programs are those of this interpreter's environment."""
     script = script.replace(f"--port {PORT}", f"--port {free_port()}")
-    path = str(Path(sys.executable).parent) + os.pathsep + os.environ["PATH"]
     environment = os.environ | {
-        "PATH": path,
+        "PATH": programs(),
         "PYTHONPATH": str(folder),
         "RAY_ADDRESS": "local",
         "OMP_NUM_THREADS": "1",

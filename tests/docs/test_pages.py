@@ -10,7 +10,7 @@ import pytest
 from tests.docs.elsewhere import PAGES as ELSEWHERE
 from tests.docs.elsewhere import QUICK
 from tests.docs.pages import PAGES, Block, blocks, file_of, name_of
-from tests.docs.sandbox import run_sh
+from tests.docs.sandbox import programs, run_sh
 
 RUN = ("sh", "python")
 
@@ -31,6 +31,7 @@ WITH_COMMANDS = [page for page in PAGES if name_of(page) not in ELSEWHERE and an
 def test_page(page: Path, sandbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block of `sh` runs as one script; the Python blocks of a page share their names."""
     monkeypatch.chdir(sandbox)
+    monkeypatch.setenv("PATH", programs())
     names: dict[str, Any] = {"__name__": "page"}
     for block in filter(runs, blocks(page)):
         where = f"{name_of(page)}:{block.line}"
