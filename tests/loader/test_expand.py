@@ -17,7 +17,10 @@ def sample(ids: list[int], trained: list[tuple[int, int]], tokens: int) -> Token
     images = ids.count(IMAGE_ID)
     place = np.arange(images, dtype=np.int64)
     spans = np.asarray(trained, np.int32).reshape(-1, 2)
-    return TokenSample("key", "record", np.asarray(ids, np.int32), spans, place.astype(np.int32), place, place, tokens)
+    marks = [place for place, one in enumerate(ids) if one == IMAGE_ID]
+    return TokenSample(
+        "key", "record", np.asarray(ids, np.int32), spans, place.astype(np.int32), place, place, tokens, marks
+    )
 
 
 @given(st.data())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from vila_data.batch.arrays import BatchArrays
 
 _ALIGN: Final = 64
+_INT64, _INT32, _UINT8 = np.dtype(np.int64), np.dtype(np.int32), np.dtype(np.uint8)
 
 
 class BatchSize(NamedTuple):
@@ -24,30 +26,29 @@ class BatchSize(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes of a buffer that holds them."""
-        return sum(_aligned(count * np.dtype(kind).itemsize) for count, kind, _ in self._fields_of())
+        return sum(_aligned(prod(shape) * kind.itemsize) for kind, shape in self._fields_of())
 
     def arrays_in(self, buffer: Any) -> BatchArrays:
         """Views of a writable buffer of `nbytes` or more; what they hold is whatever is in it."""
         views, at = [], 0
-        for count, kind, shape in self._fields_of():
+        for kind, shape in self._fields_of():
+            count = prod(shape)
             views.append(np.frombuffer(buffer, kind, count, at).reshape(shape))
-            at += _aligned(count * np.dtype(kind).itemsize)
+            at += _aligned(count * kind.itemsize)
         return BatchArrays(*views)
 
-    def _fields_of(self) -> list[tuple[int, Any, tuple[int, ...]]]:
-        """(values, type, shape) of each field of BatchArrays, in order."""
-        cells = self.rows * self.length
+    def _fields_of(self) -> list[tuple[np.dtype[Any], tuple[int, ...]]]:
+        """(type, shape) of each field of BatchArrays, in order."""
         row = (self.rows, self.length)
-        pixels = (self.images, self.side, self.side, 3)
         return [
-            (cells, np.int64, row),
-            (cells, np.int64, row),
-            (cells, np.int64, row),
-            (cells, np.int32, row),
-            (self.segments + 1, np.int32, (self.segments + 1,)),
-            (int(np.prod(pixels)), np.uint8, pixels),
-            (self.images * 4, np.int64, (self.images, 4)),
-            (self.samples * 3, np.int64, (self.samples, 3)),
+            (_INT64, row),
+            (_INT64, row),
+            (_INT64, row),
+            (_INT32, row),
+            (_INT32, (self.segments + 1,)),
+            (_UINT8, (self.images, self.side, self.side, 3)),
+            (_INT64, (self.images, 4)),
+            (_INT64, (self.samples, 3)),
         ]
 
 

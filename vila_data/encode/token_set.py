@@ -62,6 +62,7 @@ class TokenSample:
     ids int32[n]: IMAGE_ID stands once for each image; trained int32[m, 2]: (start, stop) places in `ids` that are
     labels. images int32[k]: number of the sample's image for each IMAGE_ID; offsets, sizes int64[k]: bytes of its JPEG
     in the shard's tar. tokens: length with images expanded; in the fidelity modes the last image may be cut by it.
+    marks: places of IMAGE_ID in `ids`.
     """
 
     key: str
@@ -72,6 +73,7 @@ class TokenSample:
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
     tokens: int
+    marks: list[int]
 
     @property
     def labels(self) -> NDArray[np.int32]:
@@ -189,7 +191,8 @@ class _TokenFile:
             raise IndexError(f"there are {self._rows} rows")
         ids, trained, images = self._ids.row(row), self._trained.row(row), self._images.row(row)
         offsets, sizes = self._offsets.row(row), self._sizes.row(row)
-        if not len(images) == len(offsets) == len(sizes) == np.count_nonzero(ids == IMAGE_ID):
+        marks: list[int] = (ids == IMAGE_ID).nonzero()[0].tolist()
+        if not len(images) == len(offsets) == len(sizes) == len(marks):
             raise ValueError("images, offsets, sizes and the marks in ids are not equally many")
         places = trained.tolist()
         if places and (places[0] < 0 or places[-1] > len(ids) or places != sorted(places)):
@@ -204,6 +207,7 @@ class _TokenFile:
             offsets,
             sizes,
             tokens,
+            marks,
         )
 
 

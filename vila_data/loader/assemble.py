@@ -70,7 +70,7 @@ class Prepared:
     @property
     def images(self) -> int:
         """Images of all its samples."""
-        return sum(len(one.marks) for one in self.samples if one is not None)
+        return sum(len(one.sample.marks) for one in self.samples if one is not None)
 
 
 class Assembler:
@@ -171,39 +171,42 @@ class Assembler:
 
     def _pictures(self, prepared: Prepared, arrays: BatchArrays) -> None:
         """Decode every image into its place."""
-        image = 0
+        image, began = 0, time.perf_counter()
+        reading = 0.0
         for member, one in enumerate(prepared.samples):
-            if one is None or not one.marks:
+            if one is None or not one.sample.marks:
                 continue
             sample, tar = one.sample, prepared.origins[member].shard
             for span, name in zip(prepared.spans[member], sample.images.tolist(), strict=True):
-                fault = self._picture(span, arrays.pixels_NHWC[image])
+                fault, waited = self._picture(span, arrays.pixels_NHWC[image])
+                reading += waited
                 if fault is not None:
                     where = f"{self._store.location(tar)}: image {name} of {sample.key}, byte {span.offset}"
                     prepared.faults.append(Fault(where, sample.record_id, *fault, member))
                     row, first, columns = arrays.sample_places[member].tolist()
                     arrays.labels_BL[row, first : first + columns] = IGNORED
                 image += 1
+        self._clock.spent("read", reading)
+        self._clock.spent("decode", time.perf_counter() - began - reading)
 
-    def _picture(self, span: Span, out: NDArray[np.uint8]) -> tuple[Literal["read", "decode"], str] | None:
-        """Decode one image; the stage that failed and why, the picture then being the background."""
+    def _picture(
+        self, span: Span, out: NDArray[np.uint8]
+    ) -> tuple[tuple[Literal["read", "decode"], str] | None, float]:
+        """Decode one image; the stage that failed and why, the picture then being the background; seconds of reading."""
         began = time.perf_counter()
         self._clock.doing(f"reading {span.path} at byte {span.offset}")
         try:
             jpeg = self._ranges.read(span)
         except StorageError as error:
             fill_background(self._image, out)
-            return "read", str(error)
-        read = time.perf_counter()
-        self._clock.spent("read", read - began)
+            return ("read", str(error)), time.perf_counter() - began
+        reading = time.perf_counter() - began
         try:
             decode_into(jpeg, self._image, out)
         except ImageError as error:
             fill_background(self._image, out)
-            return "decode", str(error)
-        finally:
-            self._clock.spent("decode", time.perf_counter() - read)
-        return None
+            return ("decode", str(error)), reading
+        return None, reading
 
 
 def _spans(tar: str, sample: TokenSample) -> list[Span]:

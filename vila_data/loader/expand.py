@@ -15,10 +15,9 @@ from vila_data.encode.token_set import TokenSample
 
 @dataclass(frozen=True, slots=True)
 class Expansion:
-    """A sample that was found to be as its pack was planned. marks: places of its images in `ids`."""
+    """A sample that was found to be as its pack was planned."""
 
     sample: TokenSample
-    marks: list[int]
     tokens_per_image: int
 
     @staticmethod
@@ -31,12 +30,11 @@ class Expansion:
         if sample.tokens != tokens or len(sample.images) != images:
             found = f"{sample.tokens} tokens and {len(sample.images)} images"
             raise DataError(f"{found} where lengths.parquet says {tokens} and {images}")
-        marks: list[int] = (sample.ids == IMAGE_ID).nonzero()[0].tolist() if images else []
         whole = len(sample.ids) + images * (tokens_per_image - 1)
         least = whole - tokens_per_image + 1 if images else whole
-        if len(marks) != images or not least <= tokens <= whole:
-            raise DataError(f"{whole} columns and {len(marks)} marks where {tokens} and {images} were planned")
-        return Expansion(sample, marks, tokens_per_image)
+        if len(sample.marks) != images or not least <= tokens <= whole:
+            raise DataError(f"{whole} columns and {len(sample.marks)} marks where {tokens} and {images} were planned")
+        return Expansion(sample, tokens_per_image)
 
     def write(self, ids: NDArray[np.int64], labels: NDArray[np.int64]) -> list[tuple[int, int]]:
         """Fill `ids` and `labels` int64[tokens]; first column and columns of each image."""
@@ -45,7 +43,7 @@ class Expansion:
         for first, last in self.sample.trained.tolist():
             self._train(first, last, labels)
         places, column, read = [], 0, 0
-        for mark in self.marks:
+        for mark in self.sample.marks:
             stop = column + mark - read
             ids[column:stop] = own[read:mark]
             column = min(stop + self.tokens_per_image, columns)
@@ -59,8 +57,8 @@ class Expansion:
         """Give the columns of places `first` to `last` of `ids` their labels; images among them have none."""
         own, wider = self.sample.ids, self.tokens_per_image - 1
         while first < last:
-            before = bisect_left(self.marks, first)
-            stop = min(last, self.marks[before]) if before < len(self.marks) else last
+            before = bisect_left(self.sample.marks, first)
+            stop = min(last, self.sample.marks[before]) if before < len(self.sample.marks) else last
             column = first + before * wider
             labels[column : column + stop - first] = own[first:stop][: max(0, len(labels) - column)]
             first = stop + 1
