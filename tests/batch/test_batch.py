@@ -8,7 +8,9 @@ import gc
 import itertools
 import mmap
 import pickle
+import re
 import weakref
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ import torch
 from tests.batch.made_arrays import made_arrays, made_batch
 from vila_data.batch.arrays import BatchArrays
 from vila_data.batch.packed import CLIP_MEAN, CLIP_STD, PackedBatch, segment_bounds
+from vila_data.core.errors import UsageError
 from vila_data.core.schemas import IGNORED, IMAGE_ID
 
 TENSORS = ("ids", "labels", "positions", "segments", "cu_seqlens", "pixels", "image_places", "sample_places")
@@ -166,3 +169,18 @@ def test_to_a_device_keeps_lineage_and_places() -> None:
         assert batch.pin() is batch
     assert repr(batch).startswith("PackedBatch(epoch 1 step 7: 3 packs in 3 x 64, ")
     assert "images of 8x8" in repr(batch)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda batch: batch.trim(0), "multiple_of is 0"),
+        (lambda batch: batch.trim(-5), "multiple_of is -5"),
+        (lambda batch: batch.normalised(mean=(0.5,)), "three numbers"),
+        (lambda batch: batch.normalised(std=(1, 0, 1)), "no std of 0"),
+        (lambda batch: batch.vila(rows="pack"), "'pack': it is one of packs, samples"),
+    ],
+)
+def test_wrong_arguments_are_refused(call: Callable[[PackedBatch], object], said: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        call(made_batch(0))

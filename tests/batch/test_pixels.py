@@ -85,10 +85,10 @@ def test_odd_sizes(size: tuple[int, int], fit: str) -> None:
 def test_a_fine_pattern_does_not_move(fit: str) -> None:
     """A shift of half a pixel would cost most of this: odd sides at every scale of the decoder."""
     rng = np.random.default_rng(3)
-    for width, height in [(337, 451), (501, 675), (999, 1333), (1333, 999), (1999, 1503)]:
+    for width, height in [(337, 451), (501, 675), (447, 445), (999, 1333), (1333, 999), (1999, 1503)]:
         coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
         jpeg = saved(coarse.resize((width, height), Image.Resampling.BICUBIC), quality=98, subsampling=0)
-        for side in (64, 100, 224):
+        for side in (64, 100, 112, 224):  # 447 / 4 and 445 / 4 are decoded as 112, but are not
             expected, place = reference(jpeg, fit, side)
             pixels, right = decoded(jpeg, fit, side)[place].astype(float), expected[place].astype(float)
             moved = (right[1:, 1:] + right[:-1, :-1]) / 2  # by half a pixel

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vila_data.batch import views
 from vila_data.batch.arrays import BatchArrays, Fault, Origin
+from vila_data.core.errors import UsageError
 
 CLIP_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Final = (0.26862954, 0.26130258, 0.27577711)
@@ -129,7 +130,12 @@ class PackedBatch:
         """The batch without the columns that are padding in all rows; L stays a multiple of `multiple_of`, or as it is.
 
         Its tensors view this batch's; at least one column stays.
+
+        Raises:
+            UsageError: `multiple_of` is below 1.
         """
+        if multiple_of < 1:
+            raise UsageError(f"trim: multiple_of is {multiple_of}: give 1 or more")
         used = self.sample_places[:, 1] + self.sample_places[:, 2]
         longest = max(1, int(used.max())) if len(used) else 1
         length = min(self.length, -(-longest // multiple_of) * multiple_of)
@@ -155,7 +161,12 @@ class PackedBatch:
         """Pixels as the vision tower takes them: (pixels / 255 - mean) / std, [N, 3, H, W] of `dtype`.
 
         Computed in float32 where the pixels are; mean and std of RGB in 0 to 1, CLIP's unless said.
+
+        Raises:
+            UsageError: mean and std are not three numbers each, or a std is 0.
         """
+        if len(mean) != 3 or len(std) != 3 or not all(std):
+            raise UsageError(f"normalised: mean {list(mean)}, std {list(std)}: give three numbers each, no std of 0")
         scale, shift = _scale_and_shift(tuple(mean), tuple(std), self.pixels.device)
         return torch.addcmul(shift, self.pixels.float(), scale).to(dtype)
 

@@ -120,6 +120,8 @@ def _plan(height: int, width: int, side: int, fit: str, whole: bool = False) -> 
         short = min(height, width)
         target_height, target_width = side * height // short, side * width // short
     scale = 0 if whole else covering_scale(height, width, target_height, target_width)
+    while scale and (_taken(height, scale, target_height) is None or _taken(width, scale, target_width) is None):
+        scale -= 1
     rows, columns = _axis(height, scale, target_height, tall), _axis(width, scale, target_width, wide)
     as_it_is = rows.factor == columns.factor == 1
     return _Plan(
@@ -147,16 +149,22 @@ def _axis(length: int, scale: int, target: int, shown: int) -> _Axis:
     """`length` pixels, decoded at 1/2**scale and resized to `target`, of which the `shown` in the middle are wanted."""
     decoded = -(-length >> scale)
     first = (target - shown) // 2
-    if decoded == target:
-        return _Axis(first, first + shown, 1.0, 0)
     exact = target * 2**scale / length
+    if exact == 1:
+        return _Axis(first, first + shown, 1.0, 0)
     if target == shown:
-        for taken in (decoded, decoded - 1):  # the part of a pixel at the end may make one too many
-            if taken and round(taken * exact) == target:
-                return _Axis(0, taken, exact, 0)
-        return _Axis(0, decoded, target / decoded, 0)
+        return _Axis(0, _taken(length, scale, target) or decoded, exact, 0)
     start, skip = _crop_start(first, exact)
     return _Axis(start, min(decoded, start + int((skip + shown) / exact) + 3), exact, skip)
+
+
+def _taken(length: int, scale: int, target: int) -> int | None:
+    """How many of the decoded pixels become `target` by their exact ratio; None: only another scale has that many."""
+    decoded, exact = -(-length >> scale), target * 2**scale / length
+    for taken in (decoded, decoded - 1):  # the part of a pixel at the end may make one too many
+        if taken and round(taken * exact) == target:
+            return taken
+    return None
 
 
 def _crop_start(first: int, factor: float) -> tuple[int, int]:

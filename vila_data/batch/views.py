@@ -17,6 +17,7 @@ from vila_data.core.errors import UsageError
 from vila_data.core.schemas import IGNORED, IMAGE_ID
 
 MASKS: Final = ("bool4d", "additive", "none")
+ROWS: Final = ("packs", "samples")
 
 
 class Packed(Protocol):
@@ -128,8 +129,10 @@ def vila(
         tokens_per_image: what the model makes of an image; None: the most that an image takes in this batch.
 
     Raises:
-        UsageError: an image is cut, which a placeholder cannot say.
+        UsageError: an image is cut, which a placeholder cannot say; no such rows.
     """
+    if rows not in ROWS:
+        raise UsageError(f"rows: {rows!r}: it is one of {', '.join(ROWS)}")
     _refuse_cut(batch, tokens_per_image)
     first = torch.zeros_like(batch.segments, dtype=torch.bool)
     first[batch.image_places[:, 0], batch.image_places[:, 1]] = True
