@@ -186,6 +186,7 @@ def test_a_state_of_something_else_is_refused_with_what_differs(made_folder: Pat
         ({**state, "plan": "{"}, "damaged"),
         ({**state, "plan": "5"}, "damaged"),
         ({**state, "packs": -5}, "damaged"),
+        ({**state, "packs": 3.5}, "damaged"),
         ({**state, "shards": '{"docs": "x"}'}, "damaged"),
         ({**state, "version": 99}, "99"),
     ):

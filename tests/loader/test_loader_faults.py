@@ -158,7 +158,7 @@ def test_a_worker_that_hangs_is_reported_and_ends_the_run(made_folder: Path, cap
     (worker,) = workers_of()
     worker.suspend()
     with pytest.raises(RunError, match=r"step 0 has been waited for for .*longer than patience"):
-        pool.get(0)
+        pool.get()
     assert any(f"loader worker 0 (pid {worker.pid}) is " in line for line in caplog.messages)
     pool.close()
     assert not worker.is_running()

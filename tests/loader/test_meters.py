@@ -60,3 +60,19 @@ def test_bench_prints_rates_stalls_and_the_slowest_stage(made_folder: Path) -> N
     assert f"slowest stage: {found['slowest_stage']}" in shown or "slowest stage: " in shown
     assert found["batches"] > 0 and found["samples_per_s"] == pytest.approx(found["samples"] / found["seconds"])
     assert 0 <= found["waited_share"] <= 1 and found["slowest_stage"] != "blocked"
+
+
+def test_two_loaders_of_a_registry_make_one_valid_text(made_folder: Path) -> None:
+    """The text format has each metric once: promtool and Go's parser refuse a second HELP line."""
+    registry = CollectorRegistry()
+    loader = opened(made_folder)
+    training, validation = (loader.prometheus(loader=name).register(registry) for name in ("training", "validation"))
+    text = generate_latest(registry).decode()
+    heads = [line for line in text.splitlines() if line.startswith("# TYPE")]
+    assert len(heads) == len(set(heads))
+    assert text.count("vila_data_reads_total{") == text.count("vila_data_replaced_workers_total{") == 2
+    validation.unregister(registry)
+    validation.unregister(registry)
+    assert 'loader="validation"' not in generate_latest(registry).decode()
+    training.unregister(registry)
+    assert generate_latest(registry) == b""

@@ -42,10 +42,10 @@ def passed(writer: SlotWriter, lender: SlotLender, ours: socket.socket, size: Ba
     del arrays
     writer.send(3, header)
     message, fds, _, _ = socket.recv_fds(ours, 1024, 1)
-    step, buffer, found = lender.take(message, list(fds))
-    assert (step, found) == (3, header)
-    assert (size.arrays_in(buffer).pixels_NHWC == 7).all()
-    return buffer
+    lent = lender.take(message, list(fds))
+    assert (lent.stretch, lent.step, lent.header) == (0, 3, header)
+    assert (size.arrays_in(lent.buffer).pixels_NHWC == 7).all()
+    return lent.buffer
 
 
 def test_headers_and_batches_may_outgrow_their_slot() -> None:
@@ -112,9 +112,8 @@ def test_a_worker_that_dies_while_it_waits_is_replaced(made_folder: Path) -> Non
 
 
 def worker_says(loader: object) -> str:
-    """What the only worker of a loader's running iteration is doing."""
-    frame = loader._running().gi_frame  # type: ignore[attr-defined]
-    doing: str = frame.f_locals["pool"]._workers[0].doing
+    """What a loader's only worker is doing."""
+    doing: str = loader._pool._workers[0].doing  # type: ignore[attr-defined]
     return doing
 
 

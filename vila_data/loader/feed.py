@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
 import numpy as np
@@ -105,6 +105,10 @@ class Feed:
         }
         sources = [SampleSource(found.name, found.shards.corpus, self._tokens[found.name]) for found in spec.sets]
         self._assembler = Assembler(self._store, sources, spec.rows, spec.image, self._ranges, clock)
+
+    def go_to(self, epoch: int, start: Position, first_step: int) -> None:
+        """Have `batches` begin there; what they gave before must be over."""
+        self._spec = replace(self._spec, epoch=epoch, start=start, first_step=first_step)
 
     def batches(self, allocate: Allocate) -> Iterator[tuple[int, BatchArrays, BatchHeader]]:
         """(step, arrays, header) of the spec's steps, in order, to the end of the epoch."""

@@ -8,12 +8,22 @@ import pickle
 import socket
 import weakref
 from collections import deque
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vila_data.core.errors import RunError
 from vila_data.loader.slots import BATCH, SLOT
+
+
+class Lent(NamedTuple):
+    """A batch. stretch, step: which one it is; buffer: its memory; header: what goes with it."""
+
+    stretch: int
+    step: int
+    buffer: Any
+    header: Any
 
 
 class SlotLender:
@@ -31,13 +41,13 @@ class SlotLender:
         """Whether every slot that there is is lent, as far as the worker knows."""
         return len(self._lent) == len(self._maps)
 
-    def take(self, message: bytes, fds: list[int]) -> tuple[int, Any, Any]:
-        """(step, buffer, header) of a batch's message; the slot goes back when nothing refers to `buffer` any more.
+    def take(self, message: bytes, fds: list[int]) -> Lent:
+        """What a batch's message lends; the slot goes back when nothing refers to `buffer` any more.
 
         Raises:
             RunError: the process may open no more files.
         """
-        _, step, number, size, header_size = BATCH.unpack(message)
+        _, stretch, step, number, size, header_size = BATCH.unpack(message)
         for fd in fds:
             try:
                 self._maps[number] = mmap.mmap(fd, 0)
@@ -52,7 +62,12 @@ class SlotLender:
         buffer = np.frombuffer(memory, np.uint8, size)
         self._lent.add(number)
         weakref.finalize(buffer, self._give_back, number).atexit = False
-        return step, buffer, header
+        return Lent(stretch, step, buffer, header)
+
+    def forget(self, numbers: Iterable[int]) -> None:
+        """Unmap slots that the worker has given up."""
+        for number in numbers:
+            self._maps.pop(number, None)
 
     def flush(self) -> None:
         """Tell the worker of slots that came back while it did not listen."""

@@ -8,6 +8,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from operator import index
 from typing import Any
 
 import torch
@@ -50,6 +51,7 @@ class StreamLoader(IterableDataset[PackedBatch]):
 
     Iterating gives what is left of the current epoch; when it is over, the next iteration gives the next epoch. All
     ranks have equally many steps: in the last one, rows may be padding alone (`PackedBatch.packs` counts the others).
+    Workers stay from one epoch to the next, whose beginning they make ahead; `close`, or dropping the loader, ends them.
     `state_dict` may be taken between any two batches and loaded under another world size, batch size and number of
     workers: what comes then are exactly the packs that were not given out before, by any rank. Behind an epoch's last
     batch it is that of the next epoch's beginning.
@@ -66,14 +68,17 @@ class StreamLoader(IterableDataset[PackedBatch]):
         self._said = time.monotonic()
         self._replaced = 0
         self._running: weakref.ref[Any] | None = None
+        self._stop = _Stop()
+        self._pool: WorkerPool | None = None
 
     def __iter__(self) -> Iterator[PackedBatch]:
         if get_worker_info() is not None:
             raise UsageError(
                 "stream: the loader has workers of its own: give num_workers=0 to the DataLoader around it"
             )
-        self.close()
-        batches = self._batches()
+        self._end_iteration()
+        self._stop = _Stop()
+        batches = self._batches(self._stop)
         self._running = weakref.ref(batches)  # who iterates holds it: dropping both ends the workers at once
         return batches
 
@@ -88,7 +93,7 @@ class StreamLoader(IterableDataset[PackedBatch]):
             UsageError: it is damaged, or of other shards, another recipe or seed; the message says what differs.
         """
         epoch, position = from_state(self._identity, state)
-        self.close()
+        self._end_iteration()
         self._epoch, self._position = epoch, position
 
     @property
@@ -97,9 +102,16 @@ class StreamLoader(IterableDataset[PackedBatch]):
         return self._epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the beginning of an epoch; nothing happens if the loader is in it already."""
+        """Go to the beginning of an epoch; nothing happens if the loader is in it already.
+
+        Raises:
+            UsageError: it is no whole number from 0 on.
+        """
+        if not hasattr(epoch, "__index__") or epoch < 0:
+            raise UsageError(f"set_epoch: {epoch!r}: give a whole number from 0 on")
+        epoch = index(epoch)
         if epoch != self._epoch:
-            self.close()
+            self._end_iteration()
             self._epoch, self._position = epoch, Position()
 
     def steps(self) -> int:
@@ -119,14 +131,37 @@ class StreamLoader(IterableDataset[PackedBatch]):
         return PrometheusMetrics(self.metrics, {"rank": str(self._spec.share.rank), **labels})
 
     def close(self) -> None:
-        """End the iteration and its workers; the state stays. Batches that were given out stay valid."""
-        running = self._running() if self._running is not None else None
+        """End the iteration and the workers; the state stays. Batches that were given out stay valid.
+
+        It may be called while a batch is waited for, from a signal's handler or another thread: then the iteration
+        stops there, without that batch, and its workers end.
+        """
+        if self._end_iteration():
+            self._end_pool()
+        elif self._pool is not None:
+            self._pool.interrupt()
+
+    def _end_iteration(self) -> bool:
+        """End it; False where it is at work just now, and will end itself."""
+        self._stop.asked = True
+        running: Any = self._running() if self._running is not None else None
+        while running is not None:
+            try:
+                running.close()
+                running = None
+            except ValueError:  # Python's own: it is at work
+                if running.gi_running:
+                    return False
         self._running = None
-        if running is not None:
-            running.close()
+        return True
+
+    def _end_pool(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_running": None}
+        return {**self.__dict__, "_running": None, "_pool": None}
 
     def __enter__(self) -> StreamLoader:
         return self
@@ -142,56 +177,75 @@ class StreamLoader(IterableDataset[PackedBatch]):
             sequence.restore(self._position.plan)
         return sequence
 
-    def _batches(self) -> Iterator[PackedBatch]:
+    def _batches(self, stop: _Stop) -> Iterator[PackedBatch]:
         """The epoch's batches; one more than was given out is on its way where there is a device."""
         device = self._options.device or torch.device("cpu")
         copies, depth = DeviceCopies(device), int(device.type != "cpu")
         ahead: deque[tuple[int, BatchHeader]] = deque()
         epoch, number = self._epoch, self._position.packs // self._spec.share.step_packs
-        self._meter.end_feeds()
-        pool = self._pool()
-        asked = time.perf_counter()
-        step, more = 0, True
+        more = True
+        maker: WorkerPool | _Inline | None = None
         try:
+            maker = self._maker()
+            asked = time.perf_counter()
             while more or ahead:
                 if more and len(ahead) <= depth:
-                    found = pool.get(step)
-                    if found is None:
-                        break  # nothing was left when the iteration began
-                    copies.stage(_batch(found, epoch, number + step))
-                    ahead.append((step, found[1]))
-                    step, more = step + 1, not found[1].last
+                    feed = maker.step % max(1, self._options.num_workers)
+                    found = None if stop.asked else maker.get()
+                    if found is None or stop.asked:
+                        break  # nothing was left when the iteration began, or `close` came in between
+                    copies.stage(_batch(found, epoch, number))
+                    ahead.append((feed, found[1]))
+                    number, more = number + 1, not found[1].last
                     del found
                     continue
-                for feed in pool.replaced:
-                    self._meter.end_feed(feed)
+                for dead in maker.replaced:
+                    self._meter.end_feed(dead)
                     self._replaced += 1
-                pool.replaced.clear()
+                maker.replaced.clear()
                 batch = copies.take()
                 self._count(*ahead.popleft(), time.perf_counter() - asked)
                 yield batch
                 del batch
                 asked = time.perf_counter()
+        except GeneratorExit:  # left half-way: the workers wait for what comes next
+            if self._pool is not None and not self._pool.usable:
+                self._end_pool()
+            raise
+        except BaseException:
+            self._end_pool()
+            raise
         finally:
-            pool.close()
             copies.close()
-        if self._epoch == epoch:  # there was nothing left of it
+            if isinstance(maker, _Inline):
+                maker.close()
+        if stop.asked:
+            self._end_pool()
+        elif self._epoch == epoch:  # there was nothing left of it
             self._epoch, self._position = epoch + 1, Position()
 
-    def _pool(self) -> WorkerPool | _Inline:
+    def _maker(self) -> WorkerPool | _Inline:
+        """What makes the batches behind the position: the workers that there are, else new ones."""
         spec = replace(self._spec, epoch=self._epoch, start=self._position)
+        if self._pool is not None and self._pool.usable:
+            if self._pool.go_to(spec.epoch, spec.start):
+                self._meter.end_feeds()
+            return self._pool
+        self._end_pool()
+        self._meter.end_feeds()
         if not self._options.num_workers:
             return _Inline(spec, self._lengths)
-        return WorkerPool(spec, self._lengths, self._options.num_workers, self._options.patience)
+        self._pool = WorkerPool(spec, self._lengths, self._options.num_workers, self._options.patience)
+        return self._pool
 
-    def _count(self, step: int, header: BatchHeader, waited_s: float) -> None:
+    def _count(self, feed: int, header: BatchHeader, waited_s: float) -> None:
         """Take a batch that is given out now into the state and the totals."""
         if header.last:
             self._epoch, self._position = self._epoch + 1, Position()
         else:
             self._position = header.after
         self._meter.waited(waited_s)
-        self._meter.add(header, step % max(1, self._options.num_workers))
+        self._meter.add(header, feed)
         self._report()
         self._faults.add(header.faults, len(header.origins))
 
@@ -214,15 +268,23 @@ def _batch(found: tuple[BatchArrays, BatchHeader, Any], epoch: int, step: int) -
     )
 
 
+@dataclass
+class _Stop:
+    """Whether an iteration is to end at its next step. A value of its own, so that an iterator does not hold itself."""
+
+    asked: bool = False
+
+
 class _Inline:
     """Makes batches in the caller's thread; used as a WorkerPool is."""
 
     def __init__(self, spec: FeedSpec, lengths: list[Lengths]) -> None:
         self._feed = Feed(spec, lengths, StageClock())
         self._batches = self._feed.batches(ReusedMemory().allocate)
+        self.step = 0
         self.replaced: list[int] = []
 
-    def get(self, step: int) -> tuple[BatchArrays, BatchHeader, Any] | None:
+    def get(self) -> tuple[BatchArrays, BatchHeader, Any] | None:
         """The next batch, None when the epoch is over."""
         found = next(self._batches, None)
         if found is None:

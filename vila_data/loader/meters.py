@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -170,6 +172,11 @@ class Meter:
         )
 
 
+_COUNTED: Final = (
+    "batches", "packs", "samples", "images", "tokens", "reads", "read_bytes", "cache_hits", "retries", "replaced_workers",
+)  # fmt: skip
+
+
 class PrometheusMetrics:
     """A collector for prometheus_client: the totals of a loader, as counters, at each scrape. labels: e.g. rank."""
 
@@ -177,14 +184,32 @@ class PrometheusMetrics:
         self._read, self._labels = read, labels
 
     def register(self, registry: CollectorRegistry | None = None) -> PrometheusMetrics:
-        """Add it to a registry, the default one unless another is given."""
+        """Add it to a registry, the default one unless another is given.
+
+        All loaders of a registry share one collector: the text format has each metric once, with all its labels.
+        """
         from prometheus_client import REGISTRY
 
-        (registry or REGISTRY).register(self)
+        wanted = registry or REGISTRY
+        with _JOINING:
+            joined = _JOINED.get(wanted)
+            if joined is None:
+                joined = _JOINED[wanted] = _Joined()
+                wanted.register(joined)
+            joined.members.append(self)
         return self
 
+    def unregister(self, registry: CollectorRegistry | None = None) -> None:
+        """Take it out of the registry again; nothing happens where it is not in it."""
+        from prometheus_client import REGISTRY
+
+        with _JOINING:
+            joined = _JOINED.get(registry or REGISTRY)
+            if joined is not None and self in joined.members:
+                joined.members.remove(self)
+
     def describe(self) -> Iterable[Any]:
-        """Nothing: loaders have metrics of the same names, told apart by labels."""
+        """Nothing, so that registering reads no totals."""
         return []
 
     def collect(self) -> Iterable[Any]:
@@ -193,7 +218,7 @@ class PrometheusMetrics:
 
         names, values = list(self._labels), list(self._labels.values())
         found = self._read()
-        for name in ("batches", "packs", "samples", "images", "tokens", "read_bytes", "cache_hits", "retries"):
+        for name in _COUNTED:
             family = CounterMetricFamily(f"vila_data_{name}", f"{name} of the stream so far", labels=names)
             family.add_metric(values, getattr(found, name))
             yield family
@@ -211,3 +236,29 @@ class PrometheusMetrics:
         for source in found.sources:
             shares.add_metric([*values, source.source], source.tokens)
         yield from (waited, fill, faults, stages, shares)
+
+
+class _Joined:
+    """The collector of all loaders in one registry: each metric once, with the samples of all of them."""
+
+    def __init__(self) -> None:
+        self.members: list[PrometheusMetrics] = []
+
+    def describe(self) -> Iterable[Any]:
+        """Nothing, as PrometheusMetrics."""
+        return []
+
+    def collect(self) -> Iterable[Any]:
+        """Every loader's metrics, those of one name together."""
+        families: dict[str, Any] = {}
+        for member in tuple(self.members):
+            for family in member.collect():
+                if family.name in families:
+                    families[family.name].samples.extend(family.samples)
+                else:
+                    families[family.name] = family
+        return families.values()
+
+
+_JOINING: Final = threading.Lock()
+_JOINED: Final[weakref.WeakKeyDictionary[CollectorRegistry, _Joined]] = weakref.WeakKeyDictionary()

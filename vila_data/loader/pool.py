@@ -12,9 +12,11 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from io import FileIO
 from typing import Any, Final
 
 from vila_data.batch.arrays import BatchArrays
@@ -23,7 +25,8 @@ from vila_data.blend import Lengths
 from vila_data.core import errors
 from vila_data.core.errors import RunError
 from vila_data.loader.feed import BatchHeader, FeedSpec
-from vila_data.loader.lease import SlotLender
+from vila_data.loader.lease import Lent, SlotLender
+from vila_data.loader.orders import DROPPED, END, Order, dropped_slots, orders_message
 from vila_data.loader.slots import LONGEST_MESSAGE, WorkerFailure
 from vila_data.loader.worker import STATUS_BYTES, share_lengths
 from vila_data.order.share import Position
@@ -48,7 +51,7 @@ class Patience:
 class _Process:
     """One worker: its process, the connection to it and what it says of itself."""
 
-    def __init__(self, number: int, spec: FeedSpec, lengths_fd: int) -> None:
+    def __init__(self, number: int, spec: FeedSpec, orders: Sequence[Order], lengths_fd: int) -> None:
         self.number = number
         self._owner = os.getpid()
         with ExitStack() as opened, ExitStack() as ours_if_failed:
@@ -59,7 +62,7 @@ class _Process:
             opened.callback(os.close, spec_fd)
             opened.callback(os.close, status_fd)
             with os.fdopen(os.dup(spec_fd), "wb") as stream:
-                pickle.dump(spec, stream)
+                pickle.dump((spec, tuple(orders)), stream)
             os.ftruncate(status_fd, STATUS_BYTES)
             self._status = mmap.mmap(status_fd, STATUS_BYTES)
             fds = (theirs.fileno(), spec_fd, lengths_fd, status_fd)
@@ -86,10 +89,20 @@ class _Process:
             return b"", []
         return message, list(fds)
 
-    def grant(self) -> None:
-        """Let it make one more buffer."""
-        with suppress(ConnectionError):  # its end is the next that is heard of it
-            self.connection.send(b"G")
+    def send(self, message: bytes) -> bool:
+        """Tell it something; False where it does not listen. If it is gone, that is the next that is heard of it."""
+        try:
+            with suppress(ConnectionError):
+                self.connection.send(message, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        return True
+
+    def shut(self) -> None:
+        """End the connection, so that whoever waits on it wakes up."""
+        if os.getpid() == self._owner:
+            with suppress(OSError):
+                self.connection.shutdown(socket.SHUT_RDWR)
 
     def obituary(self) -> str:
         """How it ended."""
@@ -99,9 +112,7 @@ class _Process:
 
     def hang_up(self) -> None:
         """Tell it to end; a process that was forked in between may hold the connection, so closing is not enough."""
-        if os.getpid() == self._owner:
-            with suppress(OSError):
-                self.connection.shutdown(socket.SHUT_RDWR)
+        self.shut()
         self.connection.close()
         self.lender.close()
 
@@ -117,18 +128,25 @@ class _Process:
 
 
 class WorkerPool:
-    """Batches of a spec's steps, made by `count` processes; worker k makes steps k, k + count, …
+    """Batches of one place in an epoch after another, made by `count` processes; worker k makes steps k, k + count, …
 
-    replaced: numbers of workers that died and whose place was taken, until somebody takes them out.
+    It begins where the spec says. The processes stay until `close`: while an epoch is consumed, the beginning of the
+    next one is ordered already, and `go_to` finds it made. step: of the batch that comes next, counted from where the
+    pool went last. replaced: numbers of workers that died and whose place was taken, until somebody takes them out.
     """
 
     def __init__(self, spec: FeedSpec, lengths: Sequence[Lengths], count: int, patience: Patience) -> None:
-        self._spec, self._count, self._patience = spec, count, patience
-        self._after = spec.start
+        self._spec = replace(spec, stride=count, limit_bytes=spec.limit_bytes // count)
+        self._count, self._patience = count, patience
+        self._owner = os.getpid()
+        self._interrupted = False
         self._deaths = 0
         self.replaced: list[int] = []
+        self.step, self._over = 0, False
+        self._begin(Order(0, spec.epoch, spec.start, 0))
         self._workers: list[_Process] = []
-        self._lengths_fd = share_lengths(list(lengths))
+        self._lengths = FileIO(share_lengths(list(lengths)))
+        self._end = weakref.finalize(self, _end, self._workers, self._lengths)
         try:
             for number in range(count):
                 self._workers.append(self._start(number, number))
@@ -136,64 +154,111 @@ class WorkerPool:
             self.close()
             raise
 
-    def get(self, step: int) -> tuple[BatchArrays, BatchHeader, Any] | None:
-        """(arrays, header, owner of their memory) of the next step; None when the epoch is over.
+    @property
+    def usable(self) -> bool:
+        """Whether it can be asked: not in a process that was forked from its own, nor when it was interrupted."""
+        return self._end.alive and not self._interrupted and os.getpid() == self._owner
+
+    def go_to(self, epoch: int, start: Position) -> bool:
+        """Have `get` give what follows `start` of an epoch; whether the workers begin anew, and so their counters.
+
+        They do not where they are there already: behind the batch that was got last, or, where that was the epoch's
+        last one, at the beginning of the next.
+        """
+        now, place = self._now, self._now.start.packs + self.step * self._spec.share.step_packs
+        if not self._over and (epoch, start.packs) == (now.epoch, place):
+            return False
+        if self._over and (epoch, start.packs) == (self._next.epoch, 0):
+            self._begin(self._next)
+            self._order(self._next)
+            return False
+        self._begin(Order(self._next.stretch + 1, epoch, start, 0, at_once=True))
+        self._order(self._now, self._next)
+        return True
+
+    def get(self) -> tuple[BatchArrays, BatchHeader, Any] | None:
+        """(arrays, header, owner of their memory) of the next step; None when the epoch is over, or `interrupt` came.
 
         Raises:
             RunError: a worker dies again and again, or gives nothing for `patience.end_s`.
             VilaDataError: what a worker has raised.
         """
-        worker = self._workers[step % self._count]
+        worker = self._workers[self.step % self._count]
         began = time.monotonic()
-        while True:
+        while not self._interrupted:
             worker.lender.flush()
             received = worker.receive(self._patience.say_s)
             if received is None:
-                self._complain(worker, step, time.monotonic() - began)
+                self._complain(worker, time.monotonic() - began)
                 continue
             message, fds = received
             kind = message[:1]
             if kind == b"B":
-                return self._taken(worker, message, fds, step)
-            if kind == b"E":
+                lent = worker.lender.take(message, fds)
+                if lent.stretch == self._now.stretch:
+                    return self._taken(worker, lent)
+                del lent  # of a place that was left: its memory goes back
+            elif kind == b"E" and END.unpack(message)[1] == self._now.stretch:
+                self._over = True
                 return None
-            if kind == b"W":
+            elif kind == b"W":
                 worker.lender.flush()
                 if worker.lender.exhausted:
-                    worker.grant()
+                    worker.send(b"G")
+            elif kind == DROPPED:
+                worker.lender.forget(dropped_slots(message))
             elif kind == b"X":
                 self._failed(worker, WorkerFailure.of_message(message))
-            elif not kind:
-                worker = self._replace(worker, step)
+            elif not kind and not self._interrupted:
+                worker = self._replace(worker)
+        return None
+
+    def interrupt(self) -> None:
+        """Have a `get` that waits give None: from a signal's handler, or another thread. Then `close` it."""
+        self._interrupted = True
+        for worker in self._workers:
+            worker.shut()
 
     def close(self) -> None:
-        """End the workers; batches that were given out stay valid."""
-        workers, self._workers = self._workers, []
-        for worker in workers:
-            worker.hang_up()
-        deadline = time.monotonic() + _PARTING_S
-        for worker in workers:
-            worker.end(deadline)
-        if self._lengths_fd >= 0:
-            os.close(self._lengths_fd)
-            self._lengths_fd = -1
+        """End the workers; batches that were given out stay valid. So does dropping the pool."""
+        self._end()
 
-    def _taken(
-        self, worker: _Process, message: bytes, fds: list[int], step: int
-    ) -> tuple[BatchArrays, BatchHeader, Any]:
-        found, buffer, header = worker.lender.take(message, fds)
-        if found != step:
-            raise RunError(f"loader worker {worker.number}: sent step {found} where {step} was due; please report this")
+    def _taken(self, worker: _Process, lent: Lent) -> tuple[BatchArrays, BatchHeader, Any]:
+        if lent.step != self.step:
+            raise RunError(
+                f"loader worker {worker.number}: sent step {lent.step} where {self.step} was due; please report this"
+            )
+        header: BatchHeader = lent.header
         self._after, self._deaths = header.after, 0
-        return BatchSize(*header.size).arrays_in(buffer), header, buffer
+        self._over = header.last
+        self.step += 1
+        return BatchSize(*header.size).arrays_in(lent.buffer), header, lent.buffer
+
+    def _begin(self, order: Order) -> None:
+        """Take an order for what `get` gives from now on."""
+        self._now, self._next = order, Order(order.stretch + 1, order.epoch + 1, Position(), 0)
+        self._after, self.step, self._over = order.start, 0, False
+
+    def _order(self, *orders: Order) -> None:
+        """Tell the workers; one that cannot be told is ended, and another begins there."""
+        for number, worker in enumerate(self._workers):
+            message = orders_message([replace(order, first_step=number) for order in orders])
+            if message is None or not worker.send(message):
+                who = f"loader worker {number} (pid {worker.process.pid})"
+                log.warning("%s cannot be told where to go on: its place is taken", who)
+                self.replaced.append(number)
+                worker.hang_up()
+                worker.end(time.monotonic())
+                self._workers[number] = self._start(number, number)
 
     def _start(self, number: int, first_step: int) -> _Process:
-        start = Position(self._spec.start.packs, self._after.plan)
-        limit = self._spec.limit_bytes // self._count
-        spec = replace(self._spec, start=start, first_step=first_step, stride=self._count, limit_bytes=limit)
-        return _Process(number, spec, self._lengths_fd)
+        """A worker that makes what is left from a step on, and then the beginning of the next epoch."""
+        start = Position(self._now.start.packs, self._after.plan)
+        now = replace(self._now, start=start, first_step=first_step)
+        orders = (now, replace(self._next, first_step=number))
+        return _Process(number, self._spec, orders, self._lengths.fileno())
 
-    def _replace(self, worker: _Process, step: int) -> _Process:
+    def _replace(self, worker: _Process) -> _Process:
         """Take a dead worker's place: what it had not delivered is made again, the same."""
         self._deaths += 1
         story = worker.obituary()
@@ -201,24 +266,38 @@ class WorkerPool:
         if self._deaths > _REPLACEMENTS:
             why = "is there memory enough?" if "SIGKILL" in story else "standard error has what it said"
             raise RunError(f"{story}, the {self._deaths}th in a row: no more are started; {why}")
-        log.warning("%s; its place is taken and step %d made again", story, step)
+        log.warning("%s; its place is taken and step %d made again", story, self.step)
         self.replaced.append(worker.number)
-        self._workers[worker.number] = self._start(worker.number, step)
+        self._workers[worker.number] = self._start(worker.number, self.step)
         return self._workers[worker.number]
 
     def _failed(self, worker: _Process, failure: WorkerFailure) -> None:
         """Raise what a worker has raised, of the same class where it is meant for users."""
+        if failure.stretch != self._now.stretch:
+            return  # of a place that was left, and it waits for orders
         if failure.kind:
             kind = getattr(errors, failure.kind, RunError)
             raise kind(failure.text)
         raise RuntimeError(f"loader worker {worker.number} failed:\n{failure.text}")
 
-    def _complain(self, worker: _Process, step: int, waited_s: float) -> None:
+    def _complain(self, worker: _Process, waited_s: float) -> None:
         who = f"loader worker {worker.number} (pid {worker.process.pid})"
-        what = f"step {step} has been waited for for {waited_s:.0f} s: {who} is {worker.doing}"
+        what = f"step {self.step} has been waited for for {waited_s:.0f} s: {who} is {worker.doing}"
         if waited_s >= self._patience.end_s:
             raise RunError(f"{what}; that is longer than patience.end_s allows")
         log.warning("%s", what)
+
+
+def _end(workers: list[_Process], lengths: FileIO) -> None:
+    """Hang up, see the processes end, and close what they read."""
+    ended = workers[:]
+    workers.clear()
+    for worker in ended:
+        worker.hang_up()
+    deadline = time.monotonic() + _PARTING_S
+    for worker in ended:
+        worker.end(deadline)
+    lengths.close()
 
 
 def _environment() -> dict[str, str]:

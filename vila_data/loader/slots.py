@@ -4,12 +4,15 @@ A slot is anonymous memory (memfd_create): it has no name, so nothing is left be
 /dev/shm does not matter. The worker makes slots and fills them; the other side maps them and gives each back when the
 last tensor over it is gone. Messages are single datagrams: a letter, and what belongs to it.
 
-    worker   B step, slot, bytes, header bytes (with the slot's descriptor when it is new or has grown)   a batch is there
+    worker   B stretch, step, slot, bytes, header bytes (with the slot's descriptor when it is new or has grown)
+                                                     a batch is there
              W                                       every slot is filled or lent: it waits
-             E                                       the epoch is over
+             E stretch                               its epoch is over
              X failure (JSON)                        it failed
+             D slot, slot, …                         these slots are no more
     trainer  R slot                                  the slot is free again
              G                                       one more slot may be made
+             P orders (loader.orders)                what is to be made next
 """
 
 from __future__ import annotations
@@ -28,12 +31,12 @@ from typing import Any, Final
 from vila_data.batch.arrays import BatchArrays
 from vila_data.batch.layout import BatchSize
 
-BATCH: Final = struct.Struct("<cqiqq")
+BATCH: Final = struct.Struct("<cqqiqq")
 SLOT: Final = struct.Struct("<ci")
 LONGEST_MESSAGE: Final = 60_000
 _ROUND: Final = 1 << 20
 _HEADER: Final = 1 << 16
-_LEAST_SLOTS, _MOST_SLOTS = 2, 4
+LEAST_SLOTS, MOST_SLOTS = 2, 4
 _LOOK_MS: Final = 2_000
 
 
@@ -43,11 +46,12 @@ class HungUp(Exception):
 
 @dataclass(frozen=True)
 class WorkerFailure:
-    """Why a worker ended. kind: the name of an error of core.errors, empty for others; text: its sentence, else a
-    traceback."""
+    """Why a worker gave up. kind: the name of an error of core.errors, empty for others; text: its sentence, else a
+    traceback; stretch: number of what it was making."""
 
     kind: str
     text: str
+    stretch: int = 0
 
     def message(self) -> bytes:
         """The datagram that says so; of a long text, the end."""
@@ -92,7 +96,7 @@ class SlotWriter:
         self._connection, self._limit, self._blocked = connection, limit_bytes, blocked
         self._slots: dict[int, _Slot] = {}
         self._free: list[int] = []
-        self._granted = 0
+        self._granted = self._made = self._stretch = 0
         self._filling: _Slot | None = None
         self._filled = 0
         self._parent = os.getppid()
@@ -125,16 +129,10 @@ class SlotWriter:
         data = pickle.dumps(header, pickle.HIGHEST_PROTOCOL)
         os.pwrite(slot.fd, data, self._filled)
         size = max(slot.capacity, self._filled + len(data))
-        message = BATCH.pack(b"B", step, slot.number, self._filled, len(data))
+        message = BATCH.pack(b"B", self._stretch, step, slot.number, self._filled, len(data))
         self._say(message, [slot.fd] if size > slot.told else [])
         slot.told = max(slot.told, size)
         self._filling = None
-
-    def finish(self, message: bytes) -> None:
-        """Send a last message, and wait for the other side to hang up: lent slots stay valid until then."""
-        self._say(message)
-        while True:
-            self._listen(wait=True)
 
     def _say(self, message: bytes, fds: Sequence[int] = ()) -> None:
         try:
@@ -143,15 +141,15 @@ class SlotWriter:
             raise HungUp from error
 
     def _may_make(self, need: int) -> bool:
-        if len(self._slots) < _LEAST_SLOTS:
+        if len(self._slots) < LEAST_SLOTS:
             return True
         if self._granted:
             self._granted -= 1
             return True
-        return len(self._slots) < _MOST_SLOTS and self._held() + _rounded(need) <= self._limit
+        return len(self._slots) < MOST_SLOTS and self._held() + _rounded(need) <= self._limit
 
     def _make(self) -> _Slot:
-        number = len(self._slots)
+        number, self._made = self._made, self._made + 1
         self._slots[number] = _Slot(number, os.memfd_create(f"vila-data-slot-{number}"))
         return self._slots[number]
 
@@ -171,17 +169,21 @@ class SlotWriter:
             self._check_parent()
         while True:
             try:
-                message = self._connection.recv(SLOT.size, socket.MSG_DONTWAIT)
+                message = self._connection.recv(LONGEST_MESSAGE, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
             except ConnectionError as error:
                 raise HungUp from error
             if not message:
                 raise HungUp
-            if message[:1] == b"G":
-                self._granted += 1
-            else:
-                self._free.append(SLOT.unpack(message)[1])
+            self._heard(message)
+
+    def _heard(self, message: bytes) -> None:
+        """Do what a message says."""
+        if message[:1] == b"G":
+            self._granted += 1
+        else:
+            self._free.append(SLOT.unpack(message)[1])
 
     def _check_parent(self) -> None:
         """A process that the trainer forked may hold the connection open beyond the trainer's end."""

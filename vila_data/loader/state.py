@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any, Final
 
 from vila_data.blend import BlendConfig, Lengths
@@ -83,11 +84,12 @@ def from_state(identity: StreamIdentity, state: Mapping[str, Any]) -> tuple[int,
         raise UsageError(f"stream state: version {state.get('version')!r}; this version reads {STATE_VERSION}")
     try:
         differences = identity.differences(state)
-        epoch, packs, plan = int(state["epoch"]), int(state["packs"]), json.loads(state["plan"])
+        epoch, packs, plan = index(state["epoch"]), index(state["packs"]), json.loads(state["plan"])
         if epoch < 0 or packs < 0 or not isinstance(plan, dict | None):
             raise ValueError(f"epoch {epoch}, packs {packs}, plan {plan!r}")
     except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise UsageError(f"stream state: damaged: {error!r}") from error
     if differences:
-        raise UsageError(f"stream state: of another stream: {'; '.join(differences)}")
+        advice = "load it with the recipe, seed and run that it was saved with, or begin anew without it"
+        raise UsageError(f"stream state: of another stream: {'; '.join(differences)}; {advice}")
     return epoch, Position(packs, plan)

@@ -14,8 +14,8 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
@@ -24,7 +24,8 @@ from vila_data.blend import Lengths
 from vila_data.core.errors import VilaDataError
 from vila_data.loader.assemble import STAGES
 from vila_data.loader.feed import Feed, FeedSpec
-from vila_data.loader.slots import HungUp, SlotWriter, WorkerFailure
+from vila_data.loader.orders import Order, OrderedSlots, Overtaken
+from vila_data.loader.slots import HungUp
 
 STATUS_BYTES: Final = 1024
 
@@ -86,27 +87,58 @@ def _padded(values: Any, kind: str) -> bytes:
     return data.ljust(-(-len(data) // 64) * 64, b"\0")
 
 
-def work(connection: socket.socket, spec: FeedSpec, lengths: list[Lengths], status: Any) -> None:
-    """Make batches until the epoch is over, then say so, or say what went wrong; returns when the other side hangs up."""
-    clock = StatusClock(status)
-    slots = SlotWriter(connection, spec.limit_bytes, clock.blocked)
-    feed = None
-    try:
-        feed = Feed(spec, lengths, clock)
-        for step, arrays, header in feed.batches(slots.allocate):
-            del arrays
-            slots.send(step, header)
-        slots.finish(b"E")
-    except HungUp:
-        return
-    except Exception as error:  # noqa: BLE001 - told to the trainer's process, which raises it
-        expected = type(error).__name__ if isinstance(error, VilaDataError) else ""
-        failure = WorkerFailure(expected, str(error) if expected else traceback.format_exc())
-        with suppress(HungUp):
-            slots.finish(failure.message())
-    finally:
+class Worker:
+    """Makes what it is ordered to, one order after another, until the other side hangs up.
+
+    Its files stay open from one epoch to the next. Where an order overtakes another they are opened anew: requests for
+    what is no longer wanted go with them.
+    """
+
+    def __init__(
+        self, connection: socket.socket, spec: FeedSpec, orders: Sequence[Order], lengths: list[Lengths], status: Any
+    ) -> None:
+        self._spec, self._lengths, self._status = spec, lengths, status
+        self._clock = StatusClock(status)
+        self._slots = OrderedSlots(connection, spec.limit_bytes, lambda: self._clock.blocked(), orders)
+        self._feed: Feed | None = None
+
+    def run(self) -> None:
+        """Work; returns when the other side hangs up."""
+        try:
+            while True:
+                self._fill(self._slots.next_order())
+        except HungUp:
+            return
+        finally:
+            self._end_feed()  # copies of token files that nobody else uses go with it
+
+    def _fill(self, order: Order) -> None:
+        """Send an order's batches, then that its epoch is over, or what went wrong."""
+        if order.at_once:
+            self._end_feed()
+        try:
+            if self._feed is None:
+                self._clock = StatusClock(self._status)  # counts from nothing, as the feed's counters do
+                self._feed = Feed(self._spec, self._lengths, self._clock)
+            self._feed.go_to(order.epoch, order.start, order.first_step)
+            for step, arrays, header in self._feed.batches(self._slots.allocate):
+                del arrays
+                self._slots.send(step, header)
+            self._slots.say_end()
+        except Overtaken:
+            return
+        except HungUp:
+            raise
+        except Exception as error:  # noqa: BLE001 - told to the trainer's process, which raises it
+            self._end_feed()
+            expected = isinstance(error, VilaDataError)
+            kind, text = (type(error).__name__, str(error)) if expected else ("", traceback.format_exc())
+            self._slots.say_failure(kind, text)
+
+    def _end_feed(self) -> None:
+        feed, self._feed = self._feed, None
         if feed is not None:
-            feed.close()  # copies of token files that nobody else uses go with it
+            feed.close()
 
 
 def main() -> None:
@@ -116,9 +148,9 @@ def main() -> None:
     _raise_limit()
     with os.fdopen(spec_fd, "rb") as stream:
         stream.seek(0)
-        spec = pickle.load(stream)
+        spec, orders = pickle.load(stream)
     connection = socket.socket(fileno=connection_fd)
-    work(connection, spec, shared_lengths(lengths_fd), mmap.mmap(status_fd, STATUS_BYTES))
+    Worker(connection, spec, orders, shared_lengths(lengths_fd), mmap.mmap(status_fd, STATUS_BYTES)).run()
     os._exit(0)  # nothing is kept; threads of a store's client must not hold the process
 
 

@@ -99,7 +99,9 @@ class _Read:
 def _read(store: Store, name: str, pack: PackConfig, tokenizer: KnownTokenizer, subset: bool) -> _Read:
     manifest = read_manifest(store, name)
     if manifest is None:
-        raise UsageError(f"{store.location(manifest_path(name))}: missing: set {name!r} is not finished")
+        raise UsageError(
+            f"{store.location(manifest_path(name))}: missing: set {name!r} is not finished; vila-data run finishes it, if {store.location('')} is the run"
+        )
     tokens = open_tokens(store, name, pack, tokenizer)
     table = tokens.lengths(_COLUMNS + ("text_tokens",) * subset)
     opened = OpenedSet(name, manifest, tokens.folder, tokens.manifest)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import torch
+from pydantic import ValidationError
 
 from vila_data.batch.pixels import ImageOptions
 from vila_data.core.config import StrictModel
@@ -27,6 +29,7 @@ from vila_data.order.share import Share
 from vila_data.order.sources import read_blended_sets
 from vila_data.ranges.reader import ReadOptions
 from vila_data.workflow.encoding import ready_tokenizer
+from vila_data.workflow.marked_yaml import nearest
 from vila_data.workflow.recipe import Recipe, load_recipe
 
 Model = TypeVar("Model", bound=StrictModel)
@@ -49,7 +52,7 @@ def stream(
     fault_budget: FaultBudget | Mapping[str, Any] | None = None,
     read: ReadOptions | Mapping[str, Any] | None = None,
     prefetch_mb: int = 512,
-    patience: Patience | None = None,
+    patience: Patience | Mapping[str, float] | None = None,
     report_every_s: float = 60.0,
 ) -> StreamLoader:
     """A loader of the packed batches of a recipe's blend, from the shards and token files of a finished run.
@@ -58,24 +61,24 @@ def stream(
     it must be the one that the run was encoded with. rank, world_size: of torch.distributed where it is initialised,
     else of the environment's RANK and WORLD_SIZE, else 0 of 1. batch_size: packs of a batch. num_workers: processes, one
     less than there are CPUs (1 to 8) unless given; 0: none. image: size_px and fit of pictures. device: batches arrive
-    there, copied beside the computation. prefetch_mb: 10^6 bytes of finished batches that wait at most.
+    there, copied beside the computation. prefetch_mb: 10^6 bytes of finished batches that wait at most. patience: say_s
+    and end_s, seconds that a batch is waited for.
 
     Raises:
         UsageError: the recipe has no pack or blend, its sets are not in the run or not encoded with this tokenizer, or
             the call makes no sense.
     """
-    for name, value in (("num_workers", num_workers), ("prefetch_mb", prefetch_mb), ("epoch", epoch)):
-        if value is not None and value < 0:
-            raise UsageError(f"stream: {name} {value}: give 0 or more")
+    batch_size, epoch = _whole("batch_size", batch_size, 1), _whole("epoch", epoch, 0)
+    prefetch_mb = _whole("prefetch_mb", prefetch_mb, 0)
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, find_corpora=False)
-    if num_workers is None:
-        num_workers = min(_MOST_WORKERS, max(1, cpu_count() - 1))
     options = LoaderOptions(
-        num_workers=num_workers,
-        device=None if device is None else torch.device(device),
+        num_workers=min(_MOST_WORKERS, max(1, cpu_count() - 1))
+        if num_workers is None
+        else _whole("num_workers", num_workers, 0),
+        device=None if device is None else _device(device),
         fault_budget=_model(FaultBudget, fault_budget, "fault_budget"),
-        patience=patience or Patience(),
-        report_every_s=report_every_s,
+        patience=_patience(patience),
+        report_every_s=_seconds("report_every_s", report_every_s),
     )
     how = _How(
         share=Share(*_place(rank, world_size), batch_size),
@@ -83,7 +86,8 @@ def stream(
         read=_model(ReadOptions, read, "read"),
         limit_bytes=prefetch_mb * 1_000_000,
     )
-    return _open(recipe, Store(os.fspath(run)), tokenizer, recipe.seed if seed is None else seed, epoch, how, options)
+    seed = recipe.seed if seed is None else _whole("seed", seed, None)
+    return _open(recipe, Store(os.fspath(run)), tokenizer, seed, epoch, how, options)
 
 
 @dataclass(frozen=True)
@@ -143,10 +147,69 @@ def _model(kind: type[Model], value: Any, what: str) -> Model:
     """
     if isinstance(value, kind):
         return value
+    if not isinstance(value, Mapping | None):
+        raise UsageError(f"stream: {what}: found {value!r}: give a mapping of {', '.join(kind.model_fields)}")
     try:
-        return kind.model_validate_json(json.dumps(dict(value or {})))
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"stream: {what}: {error}") from error
+        return kind.model_validate_json(json.dumps(dict(value or {}), default=_plain))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            raise UsageError(f"stream: {what}: unknown key {key!r}{nearest(key, kind.model_fields)}") from error
+        message = first["msg"][0].lower() + first["msg"][1:]
+        raise UsageError(f"stream: {what}: {key}: {message}; found {first['input']!r}") from error
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy or torch as Python's, a path as text."""
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def _patience(value: Patience | Mapping[str, float] | None) -> Patience:
+    if isinstance(value, Patience):
+        return value
+    known = [field.name for field in fields(Patience)]
+    if not isinstance(value, Mapping | None):
+        raise UsageError(f"stream: patience: found {value!r}: give a mapping of {', '.join(known)}")
+    for key in value or {}:
+        if key not in known:
+            raise UsageError(f"stream: patience: unknown key {key!r}{nearest(str(key), known)}")
+    return Patience(**{key: _seconds(f"patience: {key}", given) for key, given in (value or {}).items()})
+
+
+def _seconds(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise UsageError(f"stream: {name} {value!r}: give seconds, 0 or more")
+    return float(value)
+
+
+def _whole(name: str, value: Any, least: int | None) -> int:
+    """The value as Python's int, since it goes into states and other processes; numpy's are taken too."""
+    try:
+        found = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        found = None
+    if found is None or (least is not None and found < least):
+        rule = "a whole number" if least is None else f"a whole number, {least} or more"
+        raise UsageError(f"stream: {name} {value!r}: give {rule}")
+    return found
+
+
+def _device(device: torch.device | str) -> torch.device:
+    """The device, which is there.
+
+    Raises:
+        UsageError: torch knows none of this name, or this machine has none.
+    """
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(f"stream: device {device!r}: {str(error).splitlines()[0]}") from error
+    if found.type == "cuda" and not 0 <= (found.index or 0) < torch.cuda.device_count():
+        raise UsageError(
+            f"stream: device {str(found)!r}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs here"
+        )
+    return found
 
 
 def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
@@ -154,7 +217,13 @@ def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
     if (rank is None) != (world_size is None):
         raise UsageError("stream: give both rank and world_size, or neither")
     if rank is not None and world_size is not None:
-        return rank, world_size
+        return _whole("rank", rank, 0), _whole("world_size", world_size, 1)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    said = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
+    if all(value is None for value in said.values()) or (said["RANK"] is None and said["WORLD_SIZE"] == "1"):
+        return 0, 1
+    if not all(value is not None and value.isdecimal() for value in said.values()):
+        found = ", ".join(f"{name}={value}" if value is not None else f"no {name}" for name, value in said.items())
+        raise UsageError(f"stream: the environment has {found}: set both to whole numbers, or give rank and world_size")
+    return int(said["RANK"] or 0), int(said["WORLD_SIZE"] or 1)

@@ -1,0 +1,79 @@
+"""Wrong calls of `vila_data.stream`: one sentence each, before anything is opened; and values of other libraries."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import vila_data as vd
+from tests.loader.made_stream import opened
+from vila_data.core.errors import UsageError
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"batch_size": 0}, "batch_size 0: give a whole number, 1 or more"),
+    ({"batch_size": 2.5}, "batch_size 2.5: give a whole number"),
+    ({"batch_size": True}, "batch_size True: give a whole number"),
+    ({"num_workers": "2"}, "num_workers '2': give a whole number, 0 or more"),
+    ({"epoch": 1.5}, "epoch 1.5: give a whole number"),
+    ({"seed": 1.5}, "seed 1.5: give a whole number"),
+    ({"prefetch_mb": -1}, "prefetch_mb -1: give a whole number, 0 or more"),
+    ({"rank": "0", "world_size": 2}, "rank '0': give a whole number"),
+    ({"rank": 0, "world_size": 0}, "world_size 0: give a whole number, 1 or more"),
+    ({"report_every_s": "60"}, "report_every_s '60': give seconds"),
+    ({"report_every_s": float("nan")}, "report_every_s nan: give seconds"),
+    ({"image": 224}, "image: found 224: give a mapping of size_px, fit, background"),
+    ({"image": {"size": 224}}, "image: unknown key 'size'; nearest: size_px"),
+    ({"image": {"fit": "padd"}}, "image: fit: input should be 'pad', 'resize' or 'crop'; found 'padd'"),
+    ({"fault_budget": {"fraction": 2}}, "fault_budget: fraction: .*; found 2"),
+    ({"read": {"cachedir": "x"}}, "read: unknown key 'cachedir'; nearest: cache_dir"),
+    ({"patience": {"say": 3}}, "patience: unknown key 'say'"),
+    ({"patience": {"say_s": "x"}}, "patience: say_s 'x': give seconds"),
+    ({"patience": 30}, "patience: found 30: give a mapping of say_s, end_s"),
+    ({"device": "cuba"}, "device 'cuba': "),
+    ({"device": "cuda:99"}, "device 'cuda:99': torch .* sees"),
+]
+
+
+@pytest.mark.parametrize(("call", "said"), WRONG, ids=[said[:30] for _, said in WRONG])
+def test_a_wrong_call_is_refused_in_one_line(made_folder: Path, call: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=f"^stream: {said}") as found:
+        vd.stream(made_folder / "recipe.yaml", made_folder / "run", **call)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("rank", "world_size"),
+    [(None, "2"), ("1", None), ("x", "2"), ("0", "-1")],
+    ids=["no rank", "no size", "word", "sign"],
+)
+def test_half_an_environment_is_refused(
+    made_folder: Path, monkeypatch: pytest.MonkeyPatch, rank: str | None, world_size: str | None
+) -> None:
+    """All processes would read the first rank's packs otherwise."""
+    for name, value in (("RANK", rank), ("WORLD_SIZE", world_size)):
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="set both"):
+        vd.stream(made_folder / "recipe.yaml", made_folder / "run")
+
+
+def test_numbers_of_numpy_and_paths_are_taken(made_folder: Path, tmp_path: Path) -> None:
+    given = vd.stream(
+        made_folder / "recipe.yaml", made_folder / "run", batch_size=np.int64(2), num_workers=np.int64(0),
+        seed=np.int64(17), image={"size_px": np.int64(32)}, read={"cache_dir": tmp_path / "cache"},
+        patience={"say_s": np.float64(3), "end_s": 5},
+    )  # fmt: skip
+    state = json.loads(json.dumps(given.state_dict()))
+    opened(made_folder).load_state_dict(state)
+    with given:
+        assert next(iter(given)).pixels.shape[2:] == (32, 32)
+
+
+@pytest.mark.parametrize("epoch", [-1, 1.5, "3", None])
+def test_no_epoch_is_refused(made_folder: Path, epoch: Any) -> None:
+    with opened(made_folder) as loader, pytest.raises(UsageError, match="set_epoch"):
+        loader.set_epoch(epoch)
+    assert loader.epoch == 0
