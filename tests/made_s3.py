@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
 
@@ -22,6 +23,7 @@ def served_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # those of an earlier server keep its address
     try:
         yield host, port
     finally:

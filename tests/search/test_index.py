@@ -32,6 +32,13 @@ def write(store: Store) -> None:
     made.write_embeddings(store, (CLOUD.vectors(size, number) for number, size in enumerate(SIZES)))
 
 
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where copies of remote indexes are kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 def planned(store: Store) -> tuple[list[EmbeddedPart], list[index.Segment]]:
     parts = find_parts(store, made.CORPUS, "images")
     return parts, index.plan_segments(list(enumerate(parts)), "images", SEGMENT)
@@ -90,7 +97,7 @@ def test_only_what_is_allowed(built: Store) -> None:
     assert quick.rows.tolist() == exact.rows.tolist()
 
 
-def test_the_same_bytes_and_answers_in_another_store(built: Store) -> None:
+def test_the_same_bytes_and_answers_in_another_store(built: Store, home: Path) -> None:
     store = memory_store()
     write(store)
     parts, segments = planned(store)
@@ -99,8 +106,23 @@ def test_the_same_bytes_and_answers_in_another_store(built: Store) -> None:
         assert store.read(segment.path) == built.read(segment.path)
         assert store.read(segment.receipt) == built.read(segment.receipt)
     assert [part.rows for part in parts] == list(SIZES)
-    query_D = CLOUD.texts(1, 96)[0]
-    assert both(store, query_D)[0].rows.tolist() == both(built, query_D)[0].rows.tolist()
+    for query_D in CLOUD.texts(2, 96):
+        assert both(store, query_D)[0].rows.tolist() == both(built, query_D)[0].rows.tolist()
+    assert len(list((home / "vila-data-1" / "indexes").glob("*.faiss"))) == len(segments)
+
+
+def test_a_kept_copy_that_is_damaged_is_fetched_again_by_the_next_search(home: Path) -> None:
+    store = memory_store()
+    write(store)
+    segment = planned(store)[1][2]
+    index.build_segment(store, segment)
+    query_D = CLOUD.vectors(1, 95)[0]
+    index.search_segment(store, segment, Ranking(query_D, 3))
+    (copy,) = (home / "vila-data-1" / "indexes").glob("*.faiss")
+    copy.write_bytes(b"no index")
+    with pytest.raises(DataError, match=r"segment-00002\.faiss: not the index of its receipt"):
+        index.search_segment(store, segment, Ranking(query_D, 3))
+    index.search_segment(store, segment, Ranking(query_D, 3))
 
 
 def test_an_index_of_other_vectors_is_not_used(tmp_path: Path) -> None:

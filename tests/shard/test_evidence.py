@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.made_requests import counted_ranges
 from tests.made_run import Item, MadeRun, documents, write_part
 from vila_data.core.errors import DataError, StorageError
 from vila_data.core.store import Store
@@ -34,6 +35,31 @@ def test_every_record_and_picture_comes_back(made: MadeRun, corpus: str) -> None
             assert [evidence.jpeg(part, row, i) for i in range(len(one.jpegs))] == list(one.jpegs)
             lost += one.jpegs.count(None)
     assert lost > 0 and (bad == 1 if corpus == "web" else bad == 0)
+
+
+@pytest.mark.parametrize("where", ["disk", "store"])
+def test_many_records_come_back_in_the_order_asked_for(
+    made: MadeRun, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = rows_of(made, "web")[0]
+    store = made.store
+    if where == "store":
+        store = Store("memory://evidence")
+        for path in made.store.files("download/web"):
+            store.commit_bytes(made.store.read(path), path)
+    evidence = Evidence(store, "web")
+    asked = counted_ranges(monkeypatch)
+    for rows in (range(len(items)), [9, 5, 5, 2, 14, 9]):
+        expected = [None if (one := items[row]) is None else one.record for row in rows]
+        assert list(evidence.records(0, rows)) == expected and None in expected
+    assert len(asked) == (2 if where == "store" else 0)
+    asked.clear()
+    for row, one in enumerate(items):
+        if one is not None:
+            assert [evidence.jpeg(0, row, i) for i in range(len(one.jpegs))] == list(one.jpegs)
+    assert len(asked) == (sum(one is not None and any(one.jpegs) for one in items) if where == "store" else 0)
+    with pytest.raises(DataError, match="15 rows, asked for row 15"):
+        list(evidence.records(0, [0, 15]))
 
 
 def test_more_parts_than_are_held(tmp_path: Path) -> None:

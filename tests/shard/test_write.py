@@ -6,7 +6,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from tests.made_requests import counted_ranges
 from tests.made_run import MAX_BYTES, SEED, SETS, MadeRun, documents, filtered_parts, jobs_of, make_set
+from vila_data.core import nearby
 from vila_data.core.errors import DataError, StorageError
 from vila_data.core.store import Store
 from vila_data.shard.layout import lay_out
@@ -40,6 +42,26 @@ def test_an_object_store_gets_the_same_bytes(made: MadeRun) -> None:
         remote.commit_bytes(made.store.read(path), path)
     make_set(remote, made.parts["web"], "docs", SETS["docs"])
     assert tree(remote, "shards/docs") == tree(made.store, "shards/docs")
+
+
+@pytest.mark.parametrize("name", list(SETS))
+def test_an_object_store_is_asked_for_neighbours_at_once(
+    made: MadeRun, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = SETS[name].corpus
+    remote = Store(f"memory://neighbours-{name}")
+    for path in (*made.store.files(f"download/{corpus}"), *made.store.files(f"filter/{corpus}")):
+        remote.commit_bytes(made.store.read(path), path)
+    asked = counted_ranges(monkeypatch)
+    manifest = make_set(remote, made.parts[corpus], name, SETS[name])
+    assert tree(remote, f"shards/{name}") == tree(made.store, f"shards/{name}")
+    tars = [span for span in asked if span.path.startswith("download/")]
+    assert 0 < len(tars) <= len(manifest.shards) * len(made.parts[corpus]) < manifest.samples
+    # Only one sample a part in a shard: nothing lies near another one, and no disk is needed.
+    monkeypatch.setattr(nearby, "GAP", -1)
+    asked.clear()
+    make_set(remote, made.parts[corpus], name, SETS[name])
+    assert tree(remote, f"shards/{name}") == tree(made.store, f"shards/{name}")
 
 
 def flip(store: Store, path: str, at: int, bit: int = 1) -> None:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import vila_data as vd
 from tests.faults.kills import tree
+from tests.made_requests import counted_ranges
 from vila_data.core.receipts import Receipt
 from vila_data.core.store import Store
 from vila_data.shard.manifest import read_manifest
@@ -167,6 +168,18 @@ def test_the_texts_are_the_sets_own_and_the_same_each_time(sample_run: Path) -> 
     assert Counter(texts) <= Counter(
         sample.json["caption"] for sample in vd.open_shards(sample_run / "shards" / "pairs")
     )
+
+
+def test_texts_at_an_object_store_are_asked_for_together(sample_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    local, remote = Store(str(sample_run)), Store("memory://languages")
+    for path in local.files("shards/text"):
+        remote.commit_bytes(local.read(path), path)
+    manifest = read_manifest(remote, "text")
+    assert manifest is not None
+    asked = counted_ranges(monkeypatch)
+    texts = list(sampled_texts(remote, manifest, 17))
+    assert texts == list(sampled_texts(local, manifest, 17))
+    assert 0 < len(asked) <= len(manifest.shards) < len(texts)
 
 
 def test_languages_without_their_library(sample_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

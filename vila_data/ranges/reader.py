@@ -7,9 +7,10 @@ from pathlib import Path
 
 import fsspec
 
+from vila_data.core.spans import Span
 from vila_data.core.store import Store
 from vila_data.ranges.local import LocalReader
-from vila_data.ranges.spans import RangeCounters, RangeReader, ReadOptions, Span
+from vila_data.ranges.spans import RangeCounters, RangeReader, ReadOptions
 
 __all__ = ["RangeCounters", "RangeReader", "ReadOptions", "Span", "open_ranges"]
 

@@ -6,33 +6,23 @@ import os
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from vila_data.core.errors import StorageError
+from vila_data.core.spans import Request, Span, merged
 from vila_data.core.store import Store
 from vila_data.ranges.cache import FileCache, RangeCache, cache_folder, digest, private_folder
 from vila_data.ranges.fetch import FetchError, RangeFetch
-from vila_data.ranges.spans import RangeCounters, ReadOptions, Span
+from vila_data.ranges.spans import RangeCounters, ReadOptions
 
 _GAP: Final = 64 << 10
 """Bytes between two spans that are fetched along with them rather than asked for apart."""
 _LARGEST: Final = 8 << 20
 _CHUNKS_AHEAD: Final = 4
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Request:
-    """`size` bytes from `offset` of a file, which hold these spans."""
-
-    path: str
-    offset: int
-    size: int
-    spans: tuple[Span, ...]
 
 
 class RemoteReader:
@@ -60,8 +50,8 @@ class RemoteReader:
         self._state = threading.Condition()
         self._closed = False
         self._uses: dict[Span, int] = {}
-        self._queued: dict[_Request, None] = {}
-        self._pending: dict[Span, _Request] = {}
+        self._queued: dict[Request, None] = {}
+        self._pending: dict[Span, Request] = {}
         self._ready: OrderedDict[Span, bytes | memoryview | FetchError] = OrderedDict()
         self._ahead = 0
         self._threads: list[threading.Thread] = []
@@ -76,7 +66,7 @@ class RemoteReader:
                 if span not in self._uses and span.size > 0 and span.offset >= 0:
                     new.append(span)
                 self._uses[span] = self._uses.get(span, 0) + 1
-            for request in _merged(new, min(_LARGEST, self._options.ahead_bytes)):
+            for request in merged(new, _GAP, min(_LARGEST, self._options.ahead_bytes)):
                 self._queued[request] = None
                 self._pending.update(dict.fromkeys(request.spans, request))
             while len(self._threads) < min(self._options.io_threads, len(self._queued)) and not self._closed:
@@ -91,7 +81,7 @@ class RemoteReader:
         try:
             found = self._take(span)
             if found is None:
-                found = self._load(_Request(span.path, span.offset, span.size, (span,)))[span]
+                found = self._load(Request(span.path, span.offset, span.size, (span,)))[span]
         except FetchError as error:
             raise StorageError(
                 f"{self._store.location(span.path)}: {span.size} bytes at offset {span.offset} cannot be read: {error}"
@@ -184,7 +174,7 @@ class RemoteReader:
         request = next(iter(self._queued), None)
         return request is not None and (not self._ahead or self._ahead + request.size <= self._options.ahead_bytes)
 
-    def _run(self, request: _Request) -> None:
+    def _run(self, request: Request) -> None:
         """Fetch a request and lay its spans ready. What is not laid ready is fetched by who reads it."""
         found: Mapping[Span, bytes | memoryview | FetchError] = {}
         try:
@@ -202,7 +192,7 @@ class RemoteReader:
                         self._ahead += _weight(found[span])
                 self._state.notify_all()
 
-    def _load(self, request: _Request) -> dict[Span, bytes | memoryview]:
+    def _load(self, request: Request) -> dict[Span, bytes | memoryview]:
         """The spans' bytes from the cache or the store; those from the store are put into the cache."""
         found: dict[Span, bytes | memoryview] = {span: b"" for span in request.spans if not span.size}
         cache, keys = self._ranges, dict[Span, str]()
@@ -214,7 +204,7 @@ class RemoteReader:
                     found[span] = kept
                     with self._state:
                         self.counters.cache_hits += 1
-        for part in _merged([span for span in request.spans if span not in found], _LARGEST):
+        for part in merged([span for span in request.spans if span not in found], _GAP, _LARGEST):
             data = self._fetch.get(part.path, part.offset, part.size)
             for span in part.spans:
                 start = span.offset - part.offset
@@ -243,7 +233,7 @@ class RemoteReader:
             self._versions[path] = self._version_of(path)
         return self._versions[path]
 
-    def _give_up(self, reached: _Request) -> None:
+    def _give_up(self, reached: Request) -> None:
         """Make room for a queued request: drop what is queued before it, and spans that have been ready longest."""
         for request in list(self._queued):
             if request is reached:
@@ -265,31 +255,3 @@ class RemoteReader:
 
 def _weight(found: bytes | memoryview | FetchError) -> int:
     return 0 if isinstance(found, FetchError) else len(found)
-
-
-def _merged(spans: Iterable[Span], largest: int) -> list[_Request]:
-    """Requests that hold these spans, in the order of the first span of each."""
-    order = {span: number for number, span in enumerate(spans)}
-    requests: list[_Request] = []
-    held: list[Span] = []
-    stop = 0
-
-    def finish() -> None:
-        if held:
-            requests.append(_Request(held[0].path, held[0].offset, stop - held[0].offset, tuple(held)))
-
-    for span in sorted(order):
-        end = span.offset + span.size
-        if (
-            held
-            and span.path == held[0].path
-            and span.offset - stop <= _GAP
-            and max(stop, end) - held[0].offset <= largest
-        ):
-            held.append(span)
-            stop = max(stop, end)
-        else:
-            finish()
-            held, stop = [span], end
-    finish()
-    return sorted(requests, key=lambda request: min(order[span] for span in request.spans))

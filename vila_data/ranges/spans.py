@@ -5,19 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple, Protocol
+from typing import Annotated, Protocol
 
 from pydantic import Field
 
 from vila_data.core.config import StrictModel
-
-
-class Span(NamedTuple):
-    """`size` bytes from `offset` of a file; `path` is relative to its store."""
-
-    path: str
-    offset: int
-    size: int
+from vila_data.core.spans import Span
 
 
 class ReadOptions(StrictModel):

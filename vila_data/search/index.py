@@ -12,14 +12,10 @@ bytes a value of the training sample: 0.4 GB at D = 512 (benchmarks/search.py).
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
-import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,7 +23,8 @@ from vila_data.core.cpus import cpu_count
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.receipts import committing, fingerprint, valid_receipt
 from vila_data.core.store import Store
-from vila_data.search.exact import BLOCK_BYTES, Allowed, Slice, blocks
+from vila_data.search.copies import local_index
+from vila_data.search.exact import Allowed, Slice, blocks
 from vila_data.search.ranking import Ranking
 from vila_data.search.vectors import EmbeddedPart, Kind, read_block, read_rows
 
@@ -140,7 +137,7 @@ def search_segment(store: Store, segment: Segment, ranking: Ranking, allowed: Al
         mask = np.concatenate([allowed(piece.part)[piece.start : piece.stop] for piece in segment.slices])
         bits = np.packbits(mask, bitorder="little")
         selector = faiss.IDSelectorBitmap(bits)
-    with _local_file(store, segment.path) as path:
+    with local_index(store, segment.path, segment.receipt) as path:
         try:
             index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
             if (index.ntotal, index.d) != (segment.rows, len(ranking.query_D)):
@@ -184,20 +181,6 @@ def _sample(store: Store, segment: Segment, count: int) -> NDArray[np.float32]:
         sample_ND[done : done + len(here)] = read_block(store, block.part, block.start, block.stop)[here]
         done, first = done + len(here), first + rows
     return sample_ND
-
-
-@contextmanager
-def _local_file(store: Store, path: str) -> Iterator[Path]:
-    """A file of the store on this machine: itself, or a copy for as long as the block lasts."""
-    if store.is_local:
-        _, root = fsspec.core.url_to_fs(store.url)
-        yield Path(root) / path
-        return
-    with store.scratch() as folder:
-        copy = folder / "index"
-        with store.open_read(path) as source, open(copy, "wb") as target:
-            shutil.copyfileobj(source, target, BLOCK_BYTES)
-        yield copy
 
 
 def _faiss() -> Any:

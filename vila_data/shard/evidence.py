@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 
 from vila_data.core.errors import DataError
 from vila_data.core.layout import Part
+from vila_data.core.nearby import Blocks, read_spans
 from vila_data.core.records import Record, record_from_json
+from vila_data.core.spans import Span
 from vila_data.core.store import Store
 from vila_data.core.tables import read_parquet
 from vila_data.core.tarcodec import BLOCK
@@ -41,6 +44,7 @@ class Evidence:
 
     def __init__(self, store: Store, corpus: str) -> None:
         self._store, self._corpus = store, corpus
+        self._blocks = Blocks(store)
         self._places = lru_cache(maxsize=_TABLES)(self._read_places)
 
     def record(self, part: int, row: int) -> Record | None:
@@ -50,17 +54,32 @@ class Evidence:
             DataError: there is no such row, or the bytes are not a record's.
             StorageError: a file of the part is missing or cannot be read.
         """
+        return next(self.records(part, [row]))
+
+    def records(self, part: int, rows: Sequence[int]) -> Iterator[Record | None]:
+        """The records of some rows, in the order given; neighbours come by one read where reads are requests.
+
+        Raises:
+            DataError, StorageError: as `record`.
+        """
+        path = self._part(part).images_tar()
+        spans = [self._span(path, part, row) for row in rows]
+        found = read_spans(self._store, [span for span in spans if span is not None])
+        for span in spans:
+            yield None if span is None else self._parsed(span, next(found))
+
+    def _span(self, path: str, part: int, row: int) -> Span | None:
         places = self._row(part, row)
         offset = int(places.offset[row])
-        if offset < 0:
-            return None
-        path = self._part(part).images_tar()
-        data = self._store.read_range(path, offset + BLOCK, int(places.size[row]))
+        return None if offset < 0 else Span(path, offset + BLOCK, int(places.size[row]))
+
+    def _parsed(self, span: Span, data: bytes) -> Record:
         try:
             return record_from_json(data)
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise DataError(
-                f"{self._store.location(path)}: no record at byte {offset}: {error!r}; run check on the run"
+                f"{self._store.location(span.path)}: no record at byte {span.offset - BLOCK}: {error!r}; "
+                "run check on the run"
             ) from error
 
     def jpeg(self, part: int, row: int, image_index: int) -> bytes | None:
@@ -74,8 +93,14 @@ class Evidence:
         first, last = places.firsts[row : row + 2].tolist()
         if not 0 <= image_index < last - first:
             raise DataError(f"{self._where(part)}: row {row} has {last - first} images, asked for number {image_index}")
-        offset, size = int(places.image_offset[first + image_index]), int(places.image_size[first + image_index])
-        return None if offset < 0 else self._store.read_range(self._part(part).images_tar(), offset, size)
+        path = self._part(part).images_tar()
+        offsets, sizes = places.image_offset[first:last], places.image_size[first:last]
+        there = offsets >= 0
+        if not there[image_index]:
+            return None
+        start = int(offsets[there].min())
+        block = Span(path, start, int((offsets + sizes)[there].max()) - start)
+        return self._blocks.read(Span(path, int(offsets[image_index]), int(sizes[image_index])), block)
 
     def _row(self, part: int, row: int) -> _Places:
         places = self._places(part)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,18 +13,17 @@ import pyarrow.parquet as pq
 
 from vila_data.core.errors import DataError
 from vila_data.core.layout import Part, record_key, shard_stem
+from vila_data.core.nearby import read_shuffled
 from vila_data.core.receipts import Receipt, committing
 from vila_data.core.records import Record, record_from_json
 from vila_data.core.schemas import SHARD_INDEX
+from vila_data.core.spans import Span
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import BLOCK, TarWriter
 from vila_data.shard.config import View
 from vila_data.shard.energon import tar_index
 from vila_data.shard.layout import SampleRefs
 from vila_data.shard.samples import KeptImage, Members, conversation, interleaved, pair
-
-_READS_AHEAD = 32
-_READERS = 8
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ def write_shard(store: Store, job: ShardJob) -> Receipt:
         rows: list[dict[str, Any]] = []
         with open(outputs.path(f"{stem}.tar"), "wb", buffering=1 << 20) as stream:
             tar = TarWriter(stream)
-            for sample, (record, images) in enumerate(_read_ahead(store, job)):
+            for sample, (record, images) in enumerate(_read(store, job)):
                 rows.append(_add(tar, job, sample, record, images))
             starts = [row["offsets"][0] - BLOCK for row in rows]
             outputs.path(f"{stem}.tar.idx").write_bytes(tar_index(starts, tar.position))
@@ -92,34 +89,25 @@ def _add(tar: TarWriter, job: ShardJob, sample: int, record: Record, images: lis
     }
 
 
-def _read_ahead(store: Store, job: ShardJob) -> Iterator[tuple[Record, list[KeptImage]]]:
-    """Samples in order; on an object store, some range reads are under way at once."""
-    if store.is_local:
-        for sample in range(len(job.samples)):
-            yield _read(store, job, sample)
-        return
-    with ThreadPoolExecutor(_READERS) as pool:
-        waiting: deque[Future[tuple[Record, list[KeptImage]]]] = deque()
-        for sample in range(len(job.samples)):
-            waiting.append(pool.submit(_read, store, job, sample))
-            if len(waiting) >= _READS_AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+def _read(store: Store, job: ShardJob) -> Iterator[tuple[Record, list[KeptImage]]]:
+    """Each sample's record and its kept images, in order."""
+    for sample, data in enumerate(read_shuffled(store, (_span(job, sample) for sample in range(len(job.samples))))):
+        refs = job.samples
+        where = store.location(job.parts[int(refs.part[sample])].images_tar())
+        start = int(refs.offset[sample])
+        content = data[BLOCK : BLOCK + int(refs.json_bytes[sample])]
+        if _digest(hashlib.sha256(content).hexdigest()) != int(refs.json_digest[sample]):
+            raise DataError(f"{where}: the record at byte {start} is not the one that was downloaded")
+        yield record_from_json(content), [_image(refs, i, data, start, where) for i in refs.images_of(sample)]
 
 
-def _read(store: Store, job: ShardJob, sample: int) -> tuple[Record, list[KeptImage]]:
-    """A record and its kept images, by one range read."""
+def _span(job: ShardJob, sample: int) -> Span:
+    """Where a record lies in its part's tar, from its header to the last of its kept images."""
     refs = job.samples
-    tar = job.parts[int(refs.part[sample])].images_tar()
-    start, json_bytes = int(refs.offset[sample]), int(refs.json_bytes[sample])
-    images = refs.images_of(sample)
-    stop = max([start + BLOCK + json_bytes, *(int(refs.image_offset[i] + refs.image_bytes[i]) for i in images)])
-    data = store.read_range(tar, start, stop - start)
-    content = data[BLOCK : BLOCK + json_bytes]
-    if _digest(hashlib.sha256(content).hexdigest()) != int(refs.json_digest[sample]):
-        raise DataError(f"{store.location(tar)}: the record at byte {start} is not the one that was downloaded")
-    return record_from_json(content), [_image(refs, i, data, start, store.location(tar)) for i in images]
+    start = int(refs.offset[sample])
+    ends = (int(refs.image_offset[i] + refs.image_bytes[i]) for i in refs.images_of(sample))
+    stop = max([start + BLOCK + int(refs.json_bytes[sample]), *ends])
+    return Span(job.parts[int(refs.part[sample])].images_tar(), start, stop - start)
 
 
 def _image(refs: SampleRefs, i: int, data: bytes, start: int, tar: str) -> KeptImage:

@@ -11,7 +11,9 @@ from typing import Any, Final
 import numpy as np
 
 from vila_data.core.layout import shard_stem
+from vila_data.core.nearby import read_spans
 from vila_data.core.records import IMAGE_MARK
+from vila_data.core.spans import Span
 from vila_data.core.store import Store
 from vila_data.core.tables import read_parquet
 from vila_data.shard.layout import shuffle
@@ -76,10 +78,10 @@ def sampled_texts(store: Store, manifest: Manifest, seed: int) -> Iterator[str]:
         with store.open_read(f"{stem}.parquet") as stream:
             index = read_parquet(stream, columns=["offsets", "sizes"])
         rows = np.sort(shuffle(index.num_rows, seed, f"{stem}/languages")[:each])
-        for offsets, sizes in zip(
-            *(index.column(name).take(rows).to_pylist() for name in index.column_names), strict=True
-        ):
-            yield _text(json.loads(store.read_range(f"{stem}.tar", offsets[0], sizes[0])))[:CHARS_READ]
+        offsets, sizes = (index.column(name).take(rows).to_pylist() for name in ("offsets", "sizes"))
+        spans = (Span(f"{stem}.tar", at[0], size[0]) for at, size in zip(offsets, sizes, strict=True))
+        for data in read_spans(store, spans):
+            yield _text(json.loads(data))[:CHARS_READ]
 
 
 def _text(sample: dict[str, Any]) -> str:
