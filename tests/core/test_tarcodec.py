@@ -8,7 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vila_data.core.errors import DataError
-from vila_data.core.tarcodec import BLOCK, Member, TarWriter, header, member_bytes, walk_block, walk_file
+from vila_data.core.tarcodec import (
+    BLOCK,
+    Member,
+    TarFault,
+    TarWriter,
+    header,
+    member_bytes,
+    walk_block,
+    walk_file,
+    walk_foreign,
+)
 
 NAMES = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1, max_size=100).filter(
     lambda name: len(name.encode()) <= 100 and not name.endswith("/")  # a slash at the end is a directory to tarfile
@@ -86,12 +96,71 @@ def test_a_cut_tar_is_an_error(at: int) -> None:
         list(walk_file(io.BytesIO(data[:at]), "the tar"))
 
 
-def test_a_tar_of_others_that_is_cut_ends_in_silence() -> None:
+def walked(data: bytes) -> tuple[list[Member], list[TarFault]]:
+    """What of a tar of others is read, and its faults."""
+    found = list(walk_foreign(io.BytesIO(data), "the tar"))
+    return [one for one in found if isinstance(one, Member)], [one for one in found if isinstance(one, TarFault)]
+
+
+@pytest.mark.parametrize("at", cut_points())
+def test_a_tar_of_others_that_is_cut_gives_what_is_before_and_one_fault(at: int) -> None:
     data, placed = tar_of(SAMPLE)
-    cut = data[: placed[-1].offset - BLOCK]
-    assert list(walk_file(io.BytesIO(cut), "tar", strict=False)) == placed[:-1]
-    inside = data[: placed[-1].offset + 5]
-    assert list(walk_file(io.BytesIO(inside), "tar", strict=False)) == placed[:-1]
+    members, faults = walked(data[:at])
+    assert members == [one for one in placed if one.offset + one.size <= at]
+    assert len(faults) == 1 and "the tar: " in faults[0].text and "cut short" in faults[0].text
+
+
+@given(
+    st.lists(st.tuples(NAMES, CONTENTS), min_size=2, max_size=6),
+    st.integers(0, 200),
+    st.integers(0, 344),
+    st.integers(1, 255),
+)
+def test_a_broken_header_costs_its_own_member_alone(
+    members: list[tuple[str, bytes]], which: int, at: int, change: int
+) -> None:
+    data, placed = tar_of(members)
+    lost = 1 + which % (len(placed) - 1)
+    broken = bytearray(data)
+    broken[placed[lost].offset - BLOCK + at] ^= change
+    found, faults = walked(bytes(broken))
+    if not faults:  # a digit of the checksum may be written otherwise
+        assert found == placed and 148 <= at < 156
+        return
+    assert found == placed[:lost] + placed[lost + 1 :]
+    ((start, text),) = ((one.at, one.text) for one in faults)
+    assert start == placed[lost].offset - BLOCK and f"at byte {start}" in text
+    assert f"the {member_bytes(placed[lost].size) if lost < len(placed) - 1 else len(data) - start} bytes" in text
+
+
+def test_a_zeroed_header_is_no_end_and_names_may_be_any_bytes() -> None:
+    data, placed = tar_of([("a.txt", b"a" * 600), ("b.txt", b"b" * 600), ("c.txt", b"c")])
+    zeroed = bytearray(data)
+    zeroed[placed[1].offset - BLOCK : placed[1].offset] = bytes(BLOCK)
+    assert walked(bytes(zeroed))[0] == [placed[0], placed[2]] and len(walked(bytes(zeroed))[1]) == 1
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT, encoding="latin-1") as tar:
+        for name in ("\xe4.jpg", "\xf6.jpg"):
+            tar.addfile(tarfile.TarInfo(name))
+    members, faults = walked(stream.getvalue())
+    assert [one.name for one in members] == ["\\xe4.jpg", "\\xf6.jpg"] and not faults
+
+
+def test_a_size_below_nothing_is_a_broken_header() -> None:
+    data, placed = tar_of(SAMPLE)
+    head = bytearray(header("a.0.jpg", 1024))
+    head[124:136] = b"-0000001000\0"
+    head[148:156] = b"%06o\0 " % (sum(head) - sum(head[148:156]) + 8 * 32)
+    at = placed[1].offset - BLOCK
+    found, faults = walked(data[:at] + bytes(head) + data[at + BLOCK :])
+    assert found == [placed[0], *placed[2:]] and len(faults) == 1
+
+
+def test_what_does_not_begin_as_a_tar_is_an_error_of_others_too() -> None:
+    for data in (b"not a tar " * 100, b"\0" * BLOCK + b"x" * BLOCK):
+        with pytest.raises(DataError, match="the tar: no tar header at byte 0"):
+            walked(data)
+    assert [one.at for one in walked(b"")[1]] == [0] and not walked(bytes(2 * BLOCK))[1]
 
 
 @pytest.mark.parametrize("at", range(0, 345, 7))
@@ -118,8 +187,10 @@ def foreign() -> bytes:
 
 def test_directories_and_pax_headers_are_skipped_where_others_wrote() -> None:
     data = foreign()
-    members = list(walk_file(io.BytesIO(data), "tar", strict=False))
-    assert [(one.name, data[one.offset : one.offset + one.size]) for one in members] == [("a.txt", b"abc")]
+    members, faults = walked(data)
+    assert [(one.name, data[one.offset : one.offset + one.size]) for one in members] == [
+        ("a.txt", b"abc")
+    ] and not faults
 
 
 def test_directories_are_errors_in_ours() -> None:

@@ -1,4 +1,5 @@
-"""Tar archives whose bytes depend on names and contents alone, and a strict walk over them.
+"""Tar archives whose bytes depend on names and contents alone, and a strict walk over them; and
+a walk over those of others, which says what is broken and goes on.
 
 The writer needs no seek and knows every offset, so that members can be read back
 by range. Format: POSIX ustar (IEEE Std 1003.1), fixed mode, owner and time; a name
@@ -8,6 +9,7 @@ above 100 bytes is refused, since no pax headers are written.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import BinaryIO, Final
 
@@ -17,6 +19,7 @@ BLOCK: Final = 512
 _END: Final = bytes(2 * BLOCK)
 _MAX_SIZE: Final = 8**11 - 1
 _NUL: Final = bytes(1)
+_SEARCHED: Final = 1 << 20  # bytes of one read where a header is looked for; whole blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +91,16 @@ class TarWriter:
         self.position += len(_END)
 
 
-def walk_file(stream: BinaryIO, what: str, strict: bool = True) -> Iterator[Member]:
-    """Members of a tar in a seekable stream, reading headers only.
+@dataclass(frozen=True, slots=True)
+class TarFault:
+    """Where a tar that others wrote is broken: `at`, in bytes; `text` names the tar, the place and what is lost."""
 
-    strict: False skips members that are no regular file (directories, pax headers)
-    and ends in silence where the archive does; for tars that others wrote.
+    at: int
+    text: str
+
+
+def walk_file(stream: BinaryIO, what: str) -> Iterator[Member]:
+    """Members of a tar in a seekable stream, reading headers only.
 
     Raises:
         DataError: no end mark (cut at a member boundary), content past the end, a wrong
@@ -105,22 +113,70 @@ def walk_file(stream: BinaryIO, what: str, strict: bool = True) -> Iterator[Memb
         stream.seek(at)
         block = stream.read(BLOCK)
         if len(block) < BLOCK:
-            if strict:
-                raise DataError(f"{what}: ends at byte {end} without the end mark: truncated")
-            return
+            raise DataError(f"{what}: ends at byte {end} without the end mark: truncated")
         if block == _END[:BLOCK]:
-            if strict and stream.read(BLOCK) != _END[:BLOCK]:
+            if stream.read(BLOCK) != _END[:BLOCK]:
                 raise DataError(f"{what}: end mark is cut short at byte {at}: truncated")
             return
         member, regular = _parse_header(block, at, what)
-        whole = member.offset + member.size <= end
-        if strict and not regular:
+        if not regular:
             raise DataError(f"{what}: member {member.name!r} is no regular file")
-        if strict and not whole:
+        if member.offset + member.size > end:
             raise DataError(f"{what}: member {member.name!r} runs past the end: truncated")
-        if regular and whole:
+        yield member
+        at += member_bytes(member.size)
+
+
+def walk_foreign(stream: BinaryIO, what: str) -> Iterator[Member | TarFault]:
+    """Members of a tar that others wrote, and in its place each fault: behind a broken header the next one is looked for.
+
+    Members that are no regular file (directories, pax headers) are passed over. Where the tar is cut, what is before
+    the break comes, then one fault.
+
+    Raises:
+        DataError: it does not begin with a header: no tar, or nothing in it can be trusted.
+    """
+    end = stream.seek(0, 2)
+    at = 0
+    while True:
+        stream.seek(at)
+        block = stream.read(2 * BLOCK)
+        if block == _END:
+            return
+        if len(block) < BLOCK or (not any(block) and at + len(block) == end):
+            yield TarFault(at, f"{what}: ends at byte {end} without the end mark: cut short")
+            return
+        try:
+            member, regular = _parse_header(block[:BLOCK], at, what, "backslashreplace")
+        except DataError as error:
+            if not at:
+                raise
+            found = _next_header(stream, at + BLOCK)
+            behind = "to the end" if found is None else "to the next header"
+            yield TarFault(at, f"{error}; the {(found or end) - at} bytes {behind} are lost")
+            if found is None:
+                return
+            at = found
+            continue
+        if member.offset + member.size > end:
+            yield TarFault(at, f"{what}: member {member.name!r} at byte {at} runs past the end: cut short")
+            return
+        if regular:
             yield member
         at += member_bytes(member.size)
+
+
+def _next_header(stream: BinaryIO, at: int) -> int | None:
+    """The first block from `at` on that is a ustar header."""
+    stream.seek(at)
+    while chunk := stream.read(_SEARCHED):
+        for first in range(0, len(chunk) - BLOCK + 1, BLOCK):
+            if chunk[first + 257 : first + 262] == b"ustar":
+                with suppress(DataError):
+                    _parse_header(chunk[first : first + BLOCK], at + first, "", "backslashreplace")
+                    return at + first
+        at += len(chunk)
+    return None
 
 
 def walk_block(data: bytes | memoryview) -> Iterator[tuple[str, memoryview]]:
@@ -133,11 +189,14 @@ def walk_block(data: bytes | memoryview) -> Iterator[tuple[str, memoryview]]:
         at += member_bytes(member.size)
 
 
-def _parse_header(block: bytes, at: int, what: str) -> tuple[Member, bool]:
+def _parse_header(block: bytes, at: int, what: str, errors: str = "strict") -> tuple[Member, bool]:
+    """errors: what becomes of a name that is no UTF-8, as bytes.decode takes it."""
     try:
         stored = int(block[148:156].rstrip(b"\0 "), 8)
         size = int(block[124:136].rstrip(b"\0 "), 8)
-        name = block[:100].rstrip(b"\0").decode()
+        name = block[:100].rstrip(b"\0").decode(errors=errors)
+        if size < 0:
+            raise ValueError(size)
     except ValueError as error:
         raise DataError(f"{what}: no tar header at byte {at}") from error
     if stored != sum(block) - sum(block[148:156]) + 8 * 32:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,10 +14,11 @@ from vila_data.core.errors import DataError
 from vila_data.core.layout import Part
 from vila_data.core.records import BadRecord, ImageRef, Record
 from vila_data.core.tables import read_parquet
-from vila_data.core.tarcodec import Member, walk_file
+from vila_data.core.tarcodec import Member, TarFault, walk_foreign
 from vila_data.corpora.config import Img2datasetConfig
 from vila_data.corpora.source import FileScan, file_fingerprint, open_binary
 
+log = logging.getLogger("vila_data.corpora")
 _IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
 
@@ -44,11 +46,19 @@ class Img2datasetSource:
         return FileScan(file, rows, file_fingerprint(file) + file_fingerprint(stem + ".parquet"))
 
     def read(self, part: Part) -> Iterator[Record | BadRecord]:
-        """Pairs of the parquet's rows `part.start` to `part.stop`, with their images' bytes."""
+        """Pairs of the parquet's rows `part.start` to `part.stop`, with their images' bytes.
+
+        An image that a broken or cut tar has no more is a failed one of its row (`upstream`).
+        """
         with open_binary(_stem(part.file) + ".parquet") as stream:
             table = read_parquet(stream).slice(part.start, part.stop - part.start)
         with open_binary(part.file) as tar:
-            members = {member.name: member for member in walk_file(tar, part.file, strict=False)}
+            members = {}
+            for member in walk_foreign(tar, part.file):
+                if isinstance(member, TarFault):
+                    log.warning("%s: its images have failed", member.text)
+                else:
+                    members[member.name] = member
             for row, value in enumerate(table.to_pylist(), part.start):
                 yield _pair(part, row, value, tar, members)
 

@@ -17,7 +17,7 @@ from typing import Any
 from vila_data.core.errors import DataError
 from vila_data.core.layout import Part
 from vila_data.core.records import BadRecord, ImageRef, Record
-from vila_data.core.tarcodec import BLOCK, walk_file
+from vila_data.core.tarcodec import BLOCK, TarFault, walk_foreign
 from vila_data.corpora.config import Mmc4Config
 from vila_data.corpora.json_rows import BROKEN_CONTAINER
 from vila_data.corpora.pictures import encoded_picture
@@ -71,13 +71,18 @@ def _lines(file: str) -> Iterator[bytes | RowProblem]:
 
 
 def _members(raw: Any, file: str) -> Iterator[bytes | RowProblem]:
-    """Contents of a tar, that others may have written; one that is cut has a row more, which is none."""
-    for member in walk_file(raw, file, strict=False):
+    """Contents of a tar, that others may have written; where it is broken or cut there is a row more, which is none."""
+    whole = True
+    for member in walk_foreign(raw, file):
+        if isinstance(member, TarFault):
+            whole = False
+            yield RowProblem("truncated_file", member.text)
+            continue
         raw.seek(member.offset)
         yield raw.read(member.size)
     end = raw.seek(0, 2)
     raw.seek(max(0, end - 2 * BLOCK))
-    if raw.read() != bytes(2 * BLOCK):
+    if whole and raw.read() != bytes(2 * BLOCK):
         yield RowProblem("truncated_file", "the tar has no end mark")
 
 

@@ -12,7 +12,7 @@ from vila_data.core.errors import DataError, UsageError
 from vila_data.core.layout import RUN_FOLDERS
 from vila_data.core.receipts import read_receipt
 from vila_data.core.store import Store
-from vila_data.core.tarcodec import walk_file
+from vila_data.core.tarcodec import TarFault, walk_foreign
 from vila_data.encode.check import check_tokens
 from vila_data.export.format import EXPORT_JSON, RECEIPTS
 from vila_data.shard.check import check_set, check_tar
@@ -36,12 +36,15 @@ def kind_of(path: str) -> Kind:
         return "recipe"
     if path.endswith(".tar"):
         return "shard"
-    store = Store(path)
-    if store.size("manifest.json") is not None:
-        return "set"
-    if store.size(LOCK) is not None:
-        return "run"
-    raise UsageError(f"{path}: no recipe (.yaml), run ({LOCK}), shard set (manifest.json) or shard (.tar)")
+    if not os.path.isfile(path):
+        store = Store(path)
+        if store.size("manifest.json") is not None:
+            return "set"
+        if store.size(LOCK) is not None:
+            return "run"
+    above = "; it holds shard sets: give one of them, or the run" if path.rstrip("/").endswith("/shards") else ""
+    what = f"no recipe (.yaml), run ({LOCK}), shard set (manifest.json), shard (.tar) or export ({EXPORT_JSON})"
+    raise UsageError(f"{path}: {what}{above}")
 
 
 def inspect(path: str | os.PathLike[str]) -> tuple[Kind, dict[str, Any]]:
@@ -103,23 +106,35 @@ def _inspect_shard(path: str) -> dict[str, Any]:
     folder, name = os.path.split(path)
     store = Store(folder or ".")
     samples: dict[str, dict[str, Any]] = {}
+    faults: list[str] = []
     with store.open_read(name) as stream:
-        for member in list(walk_file(stream, path)):
-            key, suffix = member.name.split(".", 1)
+        for member in list(walk_foreign(stream, path)):
+            if isinstance(member, TarFault):
+                faults.append(member.text)
+                continue
+            above, base = os.path.split(member.name)
+            stem, _, suffix = base.partition(".")
+            key = f"{above}/{stem}" if above else stem
             sample = samples.setdefault(key, {"key": key, "record_id": "", "members": {}, "text": ""})
             sample["members"][suffix] = member.size
             if suffix == "json" and len(samples) <= _SAMPLES_SHOWN:
                 stream.seek(member.offset)
-                sample.update(_words(json.loads(stream.read(member.size))))
+                try:
+                    sample.update(_words(json.loads(stream.read(member.size))))
+                except (ValueError, TypeError, AttributeError, RecursionError) as error:
+                    faults.append(f"{path}: {member.name}: not a sample of shards/FORMAT.md: {error!r}")
     shown = list(samples.values())[:_SAMPLES_SHOWN]
-    return {"shard": path, "n_samples": len(samples), "samples": shown, "more": len(samples) - len(shown)}
+    more = len(samples) - len(shown)
+    found = {"shard": path, "n_samples": len(samples), "samples": shown, "more": more}
+    return {**found, "n_faults": len(faults), "faults": faults[:_SAMPLES_SHOWN]}
 
 
 def _words(value: dict[str, Any]) -> dict[str, str]:
+    source = value.get("source")
     texts = [text for text in value.get("texts", [value.get("caption")]) if text]
-    text = texts[0] if texts else ""
+    text = str(texts[0]) if texts else ""
     return {
-        "record_id": str(value.get("source", {}).get("record_id", "")),
+        "record_id": str(source.get("record_id", "")) if isinstance(source, dict) else "",
         "text": text if len(text) <= _TEXT_SHOWN else text[: _TEXT_SHOWN - 1] + "…",
     }
 
@@ -139,7 +154,9 @@ def _check_run(store: Store) -> Iterator[str]:
 
 
 def _is_export(path: str) -> bool:
-    return not path.endswith((".yaml", ".yml", ".tar")) and Store(path).size(EXPORT_JSON) is not None
+    if path.endswith((".yaml", ".yml", ".tar")) or os.path.isfile(path):
+        return False
+    return Store(path).size(EXPORT_JSON) is not None
 
 
 def _inspect_export(store: Store) -> dict[str, Any]:
