@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -27,12 +28,13 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from vila_attention import Attention
-from vila_checkpoint import Learned, Progress, load_weights, resume, save
+from vila_checkpoint import Learned, Progress, load_weights, refuse_used, resume, save
 from vila_model import IGNORED, Vila, build, model_config, targets
 from vila_stages import STAGES, Stage, freeze, learning_rate, optimizer_of
 
 import vila_data as vd
 from vila_data.batch.packed import PackedBatch
+from vila_data.core.errors import VilaDataError
 from vila_data.encode.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -70,6 +72,10 @@ class Options:
     resume: Annotated[bool, "go on from the newest checkpoint"] = False
     stop_after: Annotated[int | None, "steps of this call; the schedule stays that of the whole training"] = None
     log_file: Annotated[Path | None, "lines of JSON, one a step; standard output without it"] = None
+
+
+LEAST = {"batch_size": 1, "accumulate": 1, "epochs": 1, "clip": 0, "num_workers": 0, "save_every": 1, "stop_after": 1}
+"""The least that an option may be."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +176,7 @@ class Trainer:
 
     def __init__(self, options: Options, make: Maker = by_options) -> None:
         self.options, self.world = options, join(options.fsdp)
+        self._refuse_impossible()
         self.stage = STAGES[options.stage]
         recipe = vd.load_recipe(options.recipe, options.on, options.set, find_corpora=False)
         words = load_tokenizer(recipe.pack.tokenizer).vocabulary_size
@@ -189,12 +196,24 @@ class Trainer:
         if not self.progress.total:
             self.progress.total = self.progress.steps + self._steps_left()
 
+    def _refuse_impossible(self) -> None:
+        """End before anything is made where options cannot be followed here."""
+        options = self.options
+        if options.resume and options.checkpoints is None:
+            raise SystemExit("--resume: say with --checkpoints where they are")
+        if options.checkpoints is not None and not options.resume:
+            refuse_used(options.checkpoints)
+        if options.attention != "sdpa" and self.world.device.type == "cpu":
+            raise SystemExit(
+                f"--attention {options.attention}: needs a GPU to train, and there is none: --attention sdpa"
+            )
+        if options.attention == "flash" and not options.bf16:
+            raise SystemExit("--attention flash: computes in bfloat16 alone: --bf16 too, or --attention flex")
+
     def _resumed(self) -> bool:
         """Go on from a checkpoint, where that is asked for and one is there."""
-        if not self.options.resume:
+        if not self.options.resume or self.options.checkpoints is None:
             return False
-        if self.options.checkpoints is None:
-            raise SystemExit("--resume: say with --checkpoints where they are")
         return resume(self.options.checkpoints, self.learned, self.progress, self.loader)
 
     def _steps_left(self) -> int:
@@ -304,6 +323,11 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
             how["type"] = next(one for one in (*get_args(kind), kind) if one is not type(None))
         parser.add_argument(f"--{field.name.replace('_', '-')}", help=told, **how)
     given = vars(parser.parse_args(arguments))
+    for name, least in LEAST.items():
+        if given[name] is not None and given[name] < least:
+            parser.error(f"--{name.replace('_', '-')} {given[name]}: give {least} or more")
+    if given["learning_rate"] is not None and not 0 < given["learning_rate"] < math.inf:
+        parser.error(f"--learning-rate {given['learning_rate']}: give a number above 0")
     return Options(**{**given, "set": tuple(given["set"])})
 
 
@@ -318,6 +342,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train as the command line says."""
     options = parse(arguments)
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    try:
+        train(options)
+    except VilaDataError as error:
+        raise SystemExit(str(error)) from error
+
+
+def train(options: Options) -> None:
+    """Train, and write a line of JSON a step."""
     trainer = Trainer(options)
     try:
         with log_to(options, trainer.world.rank) as log:

@@ -64,6 +64,12 @@ def save(folder: Path, learned: Learned, progress: Progress, loader: Any, *, kee
             shutil.rmtree(old)
 
 
+def refuse_used(folder: Path) -> None:
+    """End where a folder has another training's checkpoints: a new one's would be taken for older ones and removed."""
+    if found := _whole(folder):
+        raise SystemExit(f"{found[-1]}: of an earlier training: go on from it with --resume, or give another folder")
+
+
 def resume(folder: Path, learned: Learned, progress: Progress, loader: Any) -> bool:
     """Go on from the newest whole checkpoint, under any number of ranks; False where there is none."""
     found = _whole(folder)

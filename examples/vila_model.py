@@ -5,9 +5,9 @@ Shapes: B rows, L columns, N images, T tokens of an image, D dimensions, S train
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import yaml
@@ -69,7 +69,14 @@ def model_config(name: str) -> ModelConfig:
         return PRESETS[name]
     if not Path(name).is_file():
         raise SystemExit(f"model {name!r}: neither a preset ({', '.join(PRESETS)}) nor a YAML or JSON file")
-    return replace(PRESETS["tiny"], **yaml.safe_load(Path(name).read_text()))
+    said = yaml.safe_load(Path(name).read_text())
+    known = [field.name for field in fields(ModelConfig)]
+    if not isinstance(said, dict) or not {"tower", "llm"} <= set(said) <= set(known):
+        keys = ", ".join(map(str, said)) if isinstance(said, dict) else type(said).__name__
+        raise SystemExit(f"model {name}: has {keys}: give tower and llm, and projector where it is not mlp2x_gelu")
+    if said.get("projector", "linear") not in get_args(Projection):
+        raise SystemExit(f"model {name}: projector {said['projector']!r}: one of {', '.join(get_args(Projection))}")
+    return ModelConfig(**said)
 
 
 class ClipTower(nn.Module):

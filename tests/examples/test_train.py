@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from train_vila import Options, Step, Trainer, parse
+from train_vila import Options, Step, Trainer, main, parse
+from vila_model import model_config
 from vila_stages import STAGES, learning_rate
 
 
@@ -89,3 +90,51 @@ def test_every_option_can_be_said() -> None:
     said = parse([*asked, "--clip", "0.5", "--log-file", "l", "--stop-after", "3"])
     assert (said.set, said.bf16, said.clip, said.log_file, said.stop_after) == (("a=1", "b=2"), True, 0.5, Path("l"), 3)
     assert said.fsdp is False and said.learning_rate is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["--batch-size 0", "--accumulate 0", "--epochs 0", "--save-every 0", "--stop-after 0", "--num-workers -1",
+     "--learning-rate -1.0", "--learning-rate nan"],
+)  # fmt: skip
+def test_numbers_that_train_nothing_are_refused(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--recipe", "r", "--run-dir", "x", "--stage", "sft", *wrong.split()])
+    assert f"{wrong}: give " in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there a GPU takes them")
+@pytest.mark.parametrize("attention", ["flex", "flash"])
+def test_attention_that_cpus_cannot_train_is_refused(made_folder: Path, attention: str) -> None:
+    with pytest.raises(SystemExit, match=f"--attention {attention}: needs a GPU"):
+        Trainer(options(made_folder, attention=attention))
+
+
+def test_another_training_does_not_write_among_checkpoints(made_folder: Path, tmp_path: Path) -> None:
+    """Its first steps would count as older than those that are there, and be removed as soon as written."""
+    trained(made_folder, checkpoints=tmp_path, stop_after=1)
+    with pytest.raises(SystemExit, match=r"step-000001: of an earlier training: .*--resume"):
+        Trainer(options(made_folder, checkpoints=tmp_path))
+    assert [step.step for step in trained(made_folder, checkpoints=tmp_path, stop_after=1, resume=True)[0]] == [1]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tower: a\nllm: b\nlayers: 3", "has tower, llm, layers: give"),
+        ("tower: a", "has tower: give"),
+        ("- 1", "has list: give"),
+        ("tower: a\nllm: b\nprojector: mlp", "projector 'mlp': one of linear, mlp2x_gelu, downsample_2x2"),
+    ],
+    ids=["unknown key", "no language model", "a list", "unknown projector"],
+)
+def test_a_wrong_model_file_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "model.yaml").write_text(text)
+    with pytest.raises(SystemExit, match=said):
+        model_config(str(tmp_path / "model.yaml"))
+
+
+def test_an_error_of_the_data_is_one_sentence(made_folder: Path, tmp_path: Path) -> None:
+    called = ["--recipe", str(made_folder / "recipe.yaml"), "--run-dir", str(tmp_path), "--stage", "sft"]
+    with pytest.raises(SystemExit, match=r"manifest\.json: missing: set 'docs' is not finished"):
+        main(called)
