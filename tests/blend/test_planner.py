@@ -158,7 +158,7 @@ def test_a_blend_inside_is_passed_over_as_often_as_it_is_to_be() -> None:
     found = listed(blocks(plan))
     assert [sum(source == number for source, *_ in found) for number in range(3)] == [60, 100, 40]
     assert abs(sum(source == 2 for source, *_ in found[:40]) - 20) <= 1
-    assert [edge.label for edge in plan.edges] == ["sources.0", "x", "y", "z"]
+    assert [edge.label for edge in plan.edges] == ["x + y", "x", "y", "z"]
 
 
 def test_a_repeating_source_inside_goes_on_through_the_epochs_of_its_blend() -> None:

@@ -18,12 +18,14 @@ from tests.export.reading import tree
 from tests.made_run import SETS, MadeRun, make_run
 from vila_data.blend.config import BlendConfig
 from vila_data.core.errors import UsageError
+from vila_data.core.store import Store
 from vila_data.export.formats import FORMATS
 from vila_data.export.metadataset import NotExpressible, SetTotals, metadataset_yaml, sample_blend
 from vila_data.view.export_table import print_export
 from vila_data.workflow.exporting import export
 from vila_data.workflow.inspection import check
 from vila_data.workflow.lock import LOCK
+from vila_data.workflow.progress import Silence
 
 
 @pytest.fixture(scope="module")
@@ -244,3 +246,31 @@ def test_blends_that_energon_cannot_say(sources: list[dict[str, Any]], unit: str
     value = {"weight_counts": unit, "sources": sources, "total_packs": 10}
     with pytest.raises(NotExpressible, match=reason):
         sample_blend(blend(value), TOTALS)
+
+
+def test_a_second_export_into_one_folder_is_one_error(run: MadeRun, tmp_path: Path) -> None:
+    """The same export or another; when the first has ended, or was killed, the same call goes on."""
+    held = Store(str(tmp_path))
+    with held.alone("export"):
+        for to in ("wids", "energon"):
+            with pytest.raises(UsageError, match="another export is writing here: let it end first, or choose another"):
+                export(run.store.url, to, tmp_path)
+        assert not (tmp_path / "export.json").exists()
+    (tmp_path / ".scratch" / "export").mkdir(parents=True)  # as a killed one leaves it
+    (tmp_path / ".scratch" / "export" / ".owner").write_bytes(b"")
+    export(run.store.url, "wids", tmp_path)
+    assert list(check(tmp_path)) == [] and not (tmp_path / ".scratch").exists()
+
+
+def test_an_export_that_runs_keeps_others_out(run: MadeRun, tmp_path: Path) -> None:
+    class Second(Silence):
+        errors = 0
+
+        def advance(self, name: str, items: int) -> None:
+            with pytest.raises(UsageError, match="another export"):
+                export(run.store.url, "energon", tmp_path)
+            self.errors += 1
+
+    watch = Second()
+    export(run.store.url, "wids", tmp_path, watch=watch)
+    assert watch.errors and list(check(tmp_path)) == []

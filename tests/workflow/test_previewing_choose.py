@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.made_preview import Run, chosen, fates, ids, make, similarities
+from tests.made_requests import counted_ranges
 from vila_data.core.errors import DataError, UsageError
+from vila_data.core.store import Store
 from vila_data.view.preview.values import ShownRecord, ShownTokens
-from vila_data.workflow.previewing import Choice, Listed, preview
+from vila_data.workflow.previewing import Choice, Listed, build, preview
 from vila_data.workflow.previewing.choose import choose
 from vila_data.workflow.previewing.run import RunSource
 from vila_data.workflow.previewing.source import Asked, Columns, Place
@@ -108,6 +110,24 @@ def test_by_corpus_and_text(run: Run, tmp_path: Path) -> None:
     assert chosen(run, Choice(text="no such words")) == []
 
 
+@pytest.mark.parametrize("what", ["run", "set", "shard"])
+def test_by_text_at_an_object_store(run: Run, tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same records, and fewer requests than records."""
+    below = {"run": "", "set": "shards/docs", "shard": "shards/docs/docs-000000.tar"}[what]
+    remote = Store(f"memory://searched-{what}")
+    for path in run.store.files(""):
+        remote.commit_bytes(run.store.read(path), path)
+    choice = Choice(text="red boat", count=500)
+    here = preview(f"{run.store.url}/{below}", tmp_path / "page.html", choice)
+    source = build._source(f"{remote.url}/{below}")
+    asked = counted_ranges(monkeypatch)
+    found = choose(source, choice, lambda records: None)
+    requests, files = len(asked), len({span.path for span in asked})
+    assert 0 < requests <= 2 * files < here.of
+    shown = [source.record(place, about, None).record_id for place, about in found.places]
+    assert shown == [record_id for _, record_id in here.ids] and 0 < here.matching < here.of
+
+
 def test_listed_records_in_their_order_with_their_notes(run: Run, tmp_path: Path) -> None:
     listed = (
         Listed("alt", "pair-0050", 0, "score 0.9"),
@@ -146,7 +166,7 @@ class Made:
     def record_ids(self, corpus: int, part: int) -> pa.ChunkedArray:
         raise NotImplementedError
 
-    def words(self, place: Place) -> Sequence[str]:
+    def words(self, corpus: int, part: int, rows: Sequence[int]) -> Iterator[Sequence[str]]:
         raise NotImplementedError
 
     def record(self, place: Place, asked: Asked, tokens: ShownTokens | None) -> ShownRecord:

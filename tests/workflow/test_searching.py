@@ -154,6 +154,20 @@ def test_through_an_index(copy: Path, small_index: None, monkeypatch: pytest.Mon
     assert all(entry.indexed == 0 for entry in captions.searched) and captions.notes == ()
 
 
+def test_what_a_killed_build_left_goes_and_what_a_living_one_has_stays(copy: Path, small_index: None) -> None:
+    store = Store(str(copy))
+    for ask in (lambda: search(copy, Question("two red cups")), lambda: build_index(copy)):
+        left = copy / ".scratch" / "0123456789abcdef"
+        left.mkdir(parents=True)
+        (left / "000").write_bytes(b"half of an index")
+        with store.scratch() as living:
+            (living / "000").write_bytes(b"half of another")
+            ask()
+            assert not left.exists() and (living / "000").exists()
+    search(copy, Question("two red cups"))
+    assert not (copy / ".scratch").exists()
+
+
 def test_an_index_that_finds_too_few_gives_way(copy: Path, small_index: None) -> None:
     build_index(copy)
     asked = Question("two red cups", count=400, fate="kept")
@@ -287,8 +301,10 @@ def test_a_shard_of_texts_of_the_web() -> None:
     """`inspect SHARD.tar`: what looks like the terminal's own markup or control characters is text."""
     sample = {"key": "k", "record_id": "r[/b]", "members": {"json": 9}, "text": "[/bold] and\x1b[31m [red]"}
     screen = Console(width=120, record=True)
-    print_shard(screen, {"shard": "a[/b].tar", "samples": [sample], "more": 0})
+    faults = {"faults": ["a[/b].tar: byte 512:\x1b[32m [green]no header"], "n_faults": 3}
+    print_shard(screen, {"shard": "a[/b].tar", "samples": [sample], "more": 0, **faults})
     text = screen.export_text(styles=True)
+    assert "[32m [green]no header" in text and "… and 2 more faults" in text and "\x1b[32m" not in text
     assert "r[/b]" in text and "[/bold] and [31m [red]" in text and "a[/b].tar" in text and "\x1b[31m" not in text
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from vila_data.blend.config import AtExhaustion, BlendSource, InnerBlend, Location, Unit
+from vila_data.blend.labels import labels
 from vila_data.blend.lengths import Lengths, SourceReader
 from vila_data.core.errors import DataError, UsageError
 
@@ -87,25 +87,22 @@ def grow(config: InnerBlend, lengths: Sequence[Lengths], *, seed: int, epoch: in
     leaves = list(config.leaves())
     if len(leaves) != len(lengths):
         raise UsageError(f"blend: lengths of {len(lengths)} shard sets for a blend of {len(leaves)}")
-    names = Counter(leaf.source.name for leaf in leaves)
     nodes = []
     for number, (leaf, held) in enumerate(zip(leaves, lengths, strict=True)):
         _check(leaf.source.name, held, capacity)
         nodes.append(Leaf(number, SourceReader(held, number, seed, epoch)))
-    return _mix(config, (), iter(nodes), names)
+    return _mix(config, (), iter(nodes), labels(config))
 
 
-def _mix(config: InnerBlend, location: Location, leaves: Iterator[Leaf], names: Counter[str]) -> Mix:
+def _mix(config: InnerBlend, location: Location, leaves: Iterator[Leaf], names: Mapping[str, str]) -> Mix:
     children = []
     for index, source in enumerate(config.sources):
         here = (*location, "sources", index)
         path = ".".join(str(step) for step in here)
         if source.blend is not None:
             node: Leaf | Mix = _mix(source.blend, (*here, "blend"), leaves, names)
-            label = path
         else:
             node = next(leaves)
-            label = source.name if names[source.name] == 1 else f"{source.name} ({path})"
         unit = UNITS.index(config.weight_counts)
         if not any(leaf.reader.lengths.totals[unit] for leaf in _leaves(node)):
             raise UsageError(
@@ -113,7 +110,7 @@ def _mix(config: InnerBlend, location: Location, leaves: Iterator[Leaf], names: 
                 "or tokens, or put it with a source that has some into a blend of its own that counts samples or tokens"
             )
         least, most = config.passes(source)
-        children.append(Child(label, path, source, config.rule(source), least, most, node))
+        children.append(Child(names[path], path, source, config.rule(source), least, most, node))
     return Mix(config.weight_counts, tuple(children))
 
 

@@ -63,12 +63,14 @@ def read_receipt(store: Store, path: str) -> Receipt | None:
 def valid_receipt(store: Store, path: str, inputs: str) -> Receipt | None:
     """The receipt at `path` if it is for `inputs` and each output is there with its size."""
     receipt = read_receipt(store, path)
-    if receipt is None or receipt.inputs != inputs:
+    if receipt is None or receipt.inputs != inputs or not has_outputs(store, receipt):
         return None
-    for output, facts in receipt.outputs.items():
-        if store.size(output) != facts["bytes"]:
-            return None
     return receipt
+
+
+def has_outputs(store: Store, receipt: Receipt) -> bool:
+    """Whether each output of a receipt is there with its size."""
+    return all(store.size(output) == facts["bytes"] for output, facts in receipt.outputs.items())
 
 
 class Outputs:

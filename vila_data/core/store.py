@@ -13,14 +13,15 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from vila_data.core.errors import StorageError
+from vila_data.core.claims import claim, delete_unclaimed, release
+from vila_data.core.errors import StorageError, UsageError
 
 SCRATCH_DIR = ".scratch"
 _CHUNK = 4 << 20
@@ -112,20 +113,45 @@ class Store:
     def scratch(self) -> Iterator[Path]:
         """A fresh local folder for temporary files, gone afterwards.
 
-        For a local store it lies inside the store, so that a commit is a rename.
+        For a local store it lies inside the store, so that a commit is a rename, and is claimed: `clear_scratch`, of
+        whatever process, spares it.
         """
+        owner = None
         with self._failing(""):
             if self.is_local:
-                base = Path(self._root) / SCRATCH_DIR
-                base.mkdir(parents=True, exist_ok=True)
-                folder = base / uuid.uuid4().hex
-                folder.mkdir()
+                folder = Path(self._root) / SCRATCH_DIR / uuid.uuid4().hex
+                owner = claim(folder, wait=True)
             else:
                 folder = Path(tempfile.mkdtemp(prefix="vila-data-"))
         try:
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            if owner is None:
+                shutil.rmtree(folder, ignore_errors=True)
+            else:
+                release(folder, owner)
+
+    @contextmanager
+    def alone(self, what: str) -> Iterator[None]:
+        """Let no other process do `what` in a local store as long as the block lasts; stores elsewhere have no locks.
+
+        Raises:
+            UsageError: another one is at it.
+        """
+        if not self.is_local:
+            yield
+            return
+        folder = Path(self._root) / SCRATCH_DIR / what
+        with self._failing(""):
+            owner = claim(folder)
+        if owner is None:
+            raise UsageError(f"{self.url}: another {what} is writing here: let it end first, or choose another folder")
+        try:
+            yield
+        finally:
+            release(folder, owner)
+            with suppress(OSError):
+                folder.parent.rmdir()
 
     def commit_file(self, local: Path, path: str) -> None:
         """Put a finished local file under its final name, atomically, replacing what was there."""
@@ -157,9 +183,9 @@ class Store:
                 return
 
     def clear_scratch(self) -> None:
-        """Delete temporary files that a killed run left behind."""
+        """Delete temporary files that killed processes left behind; those of living ones stay."""
         if self.is_local:
-            shutil.rmtree(Path(self._root) / SCRATCH_DIR, ignore_errors=True)
+            delete_unclaimed(Path(self._root) / SCRATCH_DIR)
 
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}" if path else self._root

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vila_data.blend.config import BlendSource, InnerBlend
+from vila_data.blend.labels import labels
 from vila_data.blend.lengths import Lengths
 from vila_data.core.store import Store
 from vila_data.encode.tokenizer import TextTokenizer
@@ -34,7 +35,7 @@ def blend_node(store: Store | None, recipe: Recipe) -> Node:
     return {
         "label": f"blend{total}: {pack.semantics} packs of {pack.sequence_length:,} tokens, {pack.tokens_per_image} an "
         f"image{state}",
-        "children": _sources(recipe.blend, lengths),
+        "children": _sources(recipe.blend, "", lengths, labels(recipe.blend)),
     }
 
 
@@ -43,20 +44,24 @@ def _fingerprints(recipe: Recipe, tokenizer: TextTokenizer) -> str:
     return f"; tokenizer {tokenizer.fingerprint}, encoding {encoding_fingerprint(recipe.pack, tokenizer)}"
 
 
-def _sources(blend: InnerBlend, lengths: Iterator[Lengths | None]) -> list[Node]:
-    return [_source(blend, source, lengths) for source in blend.sources]
+def _sources(blend: InnerBlend, place: str, lengths: Iterator[Lengths | None], names: Mapping[str, str]) -> list[Node]:
+    return [
+        _source(blend, source, f"{place}sources.{index}", lengths, names) for index, source in enumerate(blend.sources)
+    ]
 
 
-def _source(blend: InnerBlend, source: BlendSource, lengths: Iterator[Lengths | None]) -> Node:
+def _source(
+    blend: InnerBlend, source: BlendSource, place: str, lengths: Iterator[Lengths | None], names: Mapping[str, str]
+) -> Node:
     shares = []
     for start in sorted({0.0, *(change for each in blend.sources for change in each.changes)}):
         share = source.weight_at(start) / sum(each.weight_at(start) for each in blend.sources)
         shares.append(f"{share:.2%}" + (f" from {start:.0%} of the steps" if start else ""))
     least, most = blend.passes(source)
     passes = f"{least} pass" if least == most == 1 else f"{least} to {most if most else 'any number of'} passes"
-    label = f"{source.name}: {', '.join(shares)} of {blend.weight_counts}; {passes}, then {blend.rule(source)}"
+    label = f"{names[place]}: {', '.join(shares)} of {blend.weight_counts}; {passes}, then {blend.rule(source)}"
     if source.blend is not None:
-        return {"label": label, "children": _sources(source.blend, lengths)}
+        return {"label": label, "children": _sources(source.blend, f"{place}.blend.", lengths, names)}
     if source.subset is not None:
         given = {key: value for key, value in source.subset.model_dump().items() if value is not None}
         label += "; " + ", ".join(f"{key} {value!r}" for key, value in given.items())

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from vila_data.core.errors import DataError
+from vila_data.core.errors import DataError, UsageError
 from vila_data.core.layout import tokens_folder
 from vila_data.core.receipts import Receipt, fingerprint
 from vila_data.core.store import Store
@@ -44,13 +44,9 @@ def _encode_set(
     store: Store, shards: Manifest, tokenizer: TextTokenizer, encoding: str, run_jobs: RunJobs
 ) -> TokenManifest:
     folder = tokens_folder(tokenizer.fingerprint, shards.name, encoding)
-    inputs = fingerprint([encoding, [shard.sha256 for shard in shards.shards]])
-    jobs = [
-        EncodeJob(shards.name, index, tokenizer.fingerprint, encoding, fingerprint([encoding, shard.sha256]))
-        for index, shard in enumerate(shards.shards)
-    ]
+    jobs = _jobs(shards, tokenizer, encoding)
     committed = read_token_manifest(store, folder)
-    if committed is not None and committed.inputs == inputs and _files_there(store, folder, jobs):
+    if committed is not None and _stands(store, committed, shards, jobs):
         run_jobs(shards.name, [])
         return committed
     if committed is not None:  # nobody must take new token files for those that it counts
@@ -59,7 +55,7 @@ def _encode_set(
     encoded = sum(receipt.counts["samples"] for receipt in receipts)
     if encoded != shards.samples:
         raise DataError(f"set {shards.name!r}: {encoded} samples encoded of {shards.samples}: run check on it")
-    return finish_tokens(store, shards.name, jobs, receipts, folder, inputs)
+    return finish_tokens(store, shards.name, jobs, receipts, folder, _inputs(shards, encoding))
 
 
 def committed_tokens(
@@ -71,7 +67,53 @@ def committed_tokens(
     return {name: manifest for name, manifest in found.items() if manifest is not None}
 
 
-def _files_there(store: Store, folder: str, jobs: list[EncodeJob]) -> bool:
+def standing_tokens(
+    store: Store, config: PackConfig, tokenizer: TextTokenizer, sets: Iterable[Manifest]
+) -> dict[str, TokenManifest]:
+    """The manifests of those of these sets whose token files are all there, and of these shards."""
+    shards = {found.name: found for found in sets}
+    encoding = encoding_fingerprint(config, tokenizer)
+    return {
+        name: tokens
+        for name, tokens in committed_tokens(store, config, tokenizer, shards).items()
+        if _stands(store, tokens, shards[name], _jobs(shards[name], tokenizer, encoding))
+    }
+
+
+def tokens_to_blend(store: Store, config: PackConfig, sets: Sequence[Manifest]) -> dict[str, TokenManifest]:
+    """The manifests of those of these sets that have token files.
+
+    Raises:
+        UsageError: some are of other shards than those that lie there, or not whole.
+    """
+    tokenizer = ready_tokenizer(config)
+    standing = standing_tokens(store, config, tokenizer, sets)
+    committed = committed_tokens(store, config, tokenizer, [found.name for found in sets])
+    stale = sorted(committed.keys() - standing.keys())
+    if stale:
+        raise UsageError(
+            f"{store.url}: sets {', '.join(stale)}: their token files are not whole or of other shards: run the recipe "
+            "with --only encode first"
+        )
+    return standing
+
+
+def _jobs(shards: Manifest, tokenizer: TextTokenizer, encoding: str) -> list[EncodeJob]:
+    return [
+        EncodeJob(shards.name, index, tokenizer.fingerprint, encoding, fingerprint([encoding, shard.sha256]))
+        for index, shard in enumerate(shards.shards)
+    ]
+
+
+def _inputs(shards: Manifest, encoding: str) -> str:
+    return fingerprint([encoding, [shard.sha256 for shard in shards.shards]])
+
+
+def _stands(store: Store, tokens: TokenManifest, shards: Manifest, jobs: list[EncodeJob]) -> bool:
+    """Whether finished token files are of these shards, and all there."""
+    if tokens.inputs != _inputs(shards, tokens.encoding):
+        return False
+    folder = tokens_folder(tokens.tokenizer, shards.name, tokens.encoding)
     paths = [f"{folder}/lengths.parquet", *(job.path() for job in jobs)]
     return all(store.size(path) is not None for path in paths)
 

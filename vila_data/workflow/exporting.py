@@ -109,7 +109,8 @@ def export(
         shards: files a set; None: the format's own choice.
 
     Raises:
-        UsageError: no such format or set; a set's view is not the format's; `out` holds something else.
+        UsageError: no such format or set; a set's view is not the format's; `out` holds something else, or another
+            export is writing there.
         DataError: a shard is not what its manifest says.
     """
     watch = watch or Silence()
@@ -124,12 +125,13 @@ def export(
         "sets": {one.manifest.name: {"manifest": one.fingerprint, "parts": len(one.parts)} for one in chosen.sets},
         "not_exported": chosen.not_exported,
     }
-    _take_folder(store, request)
-    reports = tuple(_export_set(one, watch) for one in chosen.sets)
-    blend = _export_blend(chosen, store) if to == Energon.name and chosen.run is not None else None
-    sets = {one.name: _receipt_entry(one) for one in reports}
-    _write(store, request, finished=True, sets=sets, blend=asdict(blend) if blend is not None else None)
-    store.clear_scratch()
+    with store.alone("export"):
+        _take_folder(store, request)
+        reports = tuple(_export_set(one, watch) for one in chosen.sets)
+        blend = _export_blend(chosen, store) if to == Energon.name and chosen.run is not None else None
+        sets = {one.name: _receipt_entry(one) for one in reports}
+        _write(store, request, finished=True, sets=sets, blend=asdict(blend) if blend is not None else None)
+        store.clear_scratch()
     return ExportReport(to, store.url, reports, chosen.not_exported, blend)
 
 
@@ -194,7 +196,7 @@ def _open(source: Store, to: str, out: Store, shards: int | None) -> SetExport |
     data = source.read("manifest.json")
     manifest = parse_manifest(data, source.location("manifest.json"))
     if not manifest.samples:
-        return "empty: every record was dropped; the run's funnel says why"
+        return "empty: no record of it was kept; the run's funnel says why"
     made = open_format(to, manifest.view)  # type: ignore[arg-type]
     if made is None:
         fitting = ", ".join(formats_for(manifest.view))  # type: ignore[arg-type]

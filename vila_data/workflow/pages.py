@@ -43,3 +43,9 @@ def write_pages(store: Store, totals: Mapping[str, Any]) -> None:
         data = text.encode()
         if store.size(path) != len(data) or store.read(path) != data:
             store.commit_bytes(data, path)
+
+
+def remove_pages(store: Store) -> None:
+    """Delete the pages of a run that is finished no more."""
+    for path in PAGES:
+        store.remove(path)

@@ -60,7 +60,7 @@ def plan_corpus(
     scans = _scan(name, config, limit, scan)
     rows = sum(found.rows for found in scans)
     if not rows:
-        raise DataError(f"corpus {name!r}: its {len(config.files)} files hold no records")
+        raise DataError(f"corpus {name!r}: its files ({len(config.files)}) hold no records")
     cuts = _cuts(config, scans)
     expected = [_expected(found, config, cut) for found, cut in zip(scans, cuts, strict=True)]
     parts: list[Part] = []

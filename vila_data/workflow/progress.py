@@ -77,7 +77,7 @@ class ConsoleWatch:
         self._totals[name] = [done, total, 0]
         if self._bars is None:
             earlier = f", {done} committed already" if done else ""
-            self._console.print(f"{name}: {total} tasks{earlier}", highlight=False)
+            self._console.print(f"{name}: {total} {_tasks(total)}{earlier}", highlight=False)
         else:
             self._tasks[name] = self._bars.add_task(name, completed=done, total=total, note="")
 
@@ -91,4 +91,11 @@ class ConsoleWatch:
             self._bars.update(self._tasks[name], completed=done, note=f"{seen:,} items")
         elif done == total or time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            self._console.print(f"{name}: {done} of {total} tasks, {seen:,} items", highlight=False)
+            self._console.print(
+                f"{name}: {done} of {total} {_tasks(total)}, {seen:,} {'item' if seen == 1 else 'items'}",
+                highlight=False,
+            )
+
+
+def _tasks(total: int) -> str:
+    return "task" if total == 1 else "tasks"

@@ -27,6 +27,7 @@ class RunReport:
     seconds: wall time of this launch by stage.
     measures: what the columns say (workflow.measures.run); None before there are sets.
     speed:   what the stages did, and how fast (workflow.speed).
+    made_from: {"fates": {corpus: fingerprint of its fates and of what they were made from}} (workflow.standing).
     """
 
     name: str
@@ -41,6 +42,7 @@ class RunReport:
     recipe: str
     measures: dict[str, Any] | None = None
     speed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    made_from: dict[str, Any] = field(default_factory=dict)
 
     def totals(self) -> dict[str, Any]:
         """JSON of the report: the content of run.json."""
@@ -65,6 +67,7 @@ class RunReport:
             "measures": self.measures,
             "seconds": self.seconds,
             "speed": self.speed,
+            "made_from": self.made_from,
             "versions": self.versions,
         }
 

@@ -11,13 +11,12 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Final
 
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.layout import Part
-from vila_data.core.receipts import Receipt, fingerprint, read_receipt
+from vila_data.core.receipts import Receipt, fingerprint
 from vila_data.core.store import Store
 from vila_data.corpora.source import FileScan
 from vila_data.encode.part import EncodeJob
@@ -27,17 +26,18 @@ from vila_data.score.clip import clip_fingerprint
 from vila_data.shard.layout import lay_out
 from vila_data.shard.manifest import Manifest, finish_set, manifest_path, read_manifest
 from vila_data.shard.write import ShardJob
-from vila_data.workflow import lock, tasks
+from vila_data.workflow import lock, standing, tasks
 from vila_data.workflow.blending import plan_epoch
-from vila_data.workflow.encoding import committed_tokens, encode_sets, ready_tokenizer, token_totals
+from vila_data.workflow.encoding import encode_sets, ready_tokenizer, token_totals, tokens_to_blend
 from vila_data.workflow.measures.run import measure, parts_to_measure
-from vila_data.workflow.pages import write_pages
-from vila_data.workflow.plan import CorpusPlan, commit_parts, corpus_inputs, plan_corpus
+from vila_data.workflow.pages import remove_pages, write_pages
+from vila_data.workflow.plan import commit_parts, corpus_inputs, plan_corpus
 from vila_data.workflow.progress import Silence, Watch
 from vila_data.workflow.recipe import Recipe, load_recipe
 from vila_data.workflow.report import RunReport, corpus_funnel, read_run_json, write_run_json
 from vila_data.workflow.runner import LocalRunner, Runner, Step
 from vila_data.workflow.speed import Speeds
+from vila_data.workflow.standing import CorpusState
 from vila_data.workflow.tasks import FilterJob, ScanJob, Work
 
 STAGES: Final = ("download", "score", "filter", "shard", "encode", "blend")
@@ -87,28 +87,6 @@ def open_runner(name: str) -> Runner:
     raise UsageError(f"--runner {name}: local or ray")
 
 
-@dataclass
-class _Corpus:
-    """A corpus's parts and their receipts by stage, None where a stage is not committed."""
-
-    plan: CorpusPlan
-    receipts: dict[str, list[Receipt | None]] = field(default_factory=dict)
-
-    def complete(self, stage: str) -> list[Receipt]:
-        """The stage's receipts.
-
-        Raises:
-            UsageError: the stage is not committed for all parts.
-        """
-        found = [receipt for receipt in self.receipts[stage] if receipt is not None]
-        missing = len(self.plan.parts) - len(found)
-        if missing:
-            raise UsageError(
-                f"corpus {self.plan.name!r}: {stage} lacks {missing} of {len(self.plan.parts)} parts: run it first"
-            )
-        return found
-
-
 class _Run:
     def __init__(self, recipe: Recipe, store: Store, runner: Runner, limit: int | None, watch: Watch) -> None:
         self._recipe, self._store, self._runner, self._limit, self._watch = recipe, store, runner, limit, watch
@@ -118,6 +96,7 @@ class _Run:
         self._fingerprints: dict[str, str] = {}
         self._tokens: dict[str, TokenManifest] = {}
         self._speeds = Speeds()
+        self._earlier: dict[str, Any] = {}
 
     def execute(self, only: str | None) -> RunReport:
         """Do what is left to do."""
@@ -127,6 +106,7 @@ class _Run:
         self._fingerprints = lock.stage_fingerprints(self._recipe, self._limit, inputs, self._work.clip)
         locked = lock.lock_value(self._recipe, self._limit, self._fingerprints, inputs, self._work.clip)
         lock.check_same_run(self._store, locked)
+        self._earlier = read_run_json(self._store) or {}
         with self._timed("scan"):
             plans = {
                 name: plan_corpus(self._store, name, config, inputs[name], self._limit, self._scan)
@@ -136,11 +116,9 @@ class _Run:
         self._store.clear_scratch()
         for name, plan in plans.items():
             commit_parts(self._store, plan, self._recipe.corpora[name], inputs[name], self._limit)
-        corpora = {name: _Corpus(plan) for name, plan in plans.items()}
+        corpora = {name: CorpusState(plan) for name, plan in plans.items()}
         self._download_and_score(corpora, only)
         self._store.clear_scratch()
-        if only in ("download", "score"):
-            return self._report(corpora, {}, None, finished=False)
         sets = self._committed_sets() if only in ("encode", "blend") else {}
         self._filter(corpora, only)
         if only in (None, "shard"):
@@ -148,8 +126,10 @@ class _Run:
         if only in (None, "encode"):
             self._encode(sets, only)
         self._store.clear_scratch()
-        blend = self._blend(only) if only in (None, "blend") else None
-        return self._report(corpora, sets, blend, finished=only in (None, "shard", "encode", "blend"))
+        blend = self._blend(sets, only) if only in (None, "blend") else None
+        if only is not None:
+            sets, blend = self._tell_others(corpora, sets, blend, only)
+        return self._report(corpora, sets, blend)
 
     def _scan(self, name: str, config: Any, files: list[str], max_rows: int | None, share: float) -> list[FileScan]:
         jobs = [ScanJob(name, file, max_rows, share) for file in files]
@@ -160,7 +140,7 @@ class _Run:
             self._watch.advance(f"scan {name}", done.result.rows)
         return [found[index] for index in range(len(jobs))]
 
-    def _download_and_score(self, corpora: dict[str, _Corpus], only: str | None) -> None:
+    def _download_and_score(self, corpora: dict[str, CorpusState], only: str | None) -> None:
         """Fetch and score; a part is scored as soon as it is fetched."""
         for corpus in corpora.values():
             downloads = [tasks.committed_download(self._work, part) for part in corpus.plan.parts]
@@ -184,8 +164,8 @@ class _Run:
         if steps:
             self._run_parts(corpora, steps)
 
-    def _run_parts(self, corpora: dict[str, _Corpus], steps: list[Step]) -> None:
-        places: list[tuple[_Corpus, int]] = []
+    def _run_parts(self, corpora: dict[str, CorpusState], steps: list[Step]) -> None:
+        places: list[tuple[CorpusState, int]] = []
         for step in steps:
             self._watch.stage(step.stage, *_progress(corpora, step.stage))
         for corpus in corpora.values():
@@ -201,44 +181,58 @@ class _Run:
                     self._watch.advance(done.stage, _images_in(done.stage, done.result))
                 corpus.receipts[done.stage][index] = done.result
 
-    def _filter(self, corpora: dict[str, _Corpus], only: str | None) -> None:
+    def _filter(self, corpora: dict[str, CorpusState], only: str | None) -> None:
         for name, corpus in corpora.items():
-            if only in ("shard", "encode", "blend"):
-                corpus.receipts["filter"] = [
-                    read_receipt(self._store, part.receipt("filter")) for part in corpus.plan.parts
-                ]
-                corpus.complete("filter")
+            if only in (None, "filter"):
+                with self._timed("filter"):
+                    corpus.receipts["filter"] = list(self._filter_corpus(name, corpus))
                 continue
-            with self._timed("filter"):
-                corpus.receipts["filter"] = list(self._filter_corpus(name, corpus))
+            corpus.receipts["filter"] = self._standing_fates(name, corpus)
+            if only == "shard":
+                corpus.complete("filter")
 
-    def _filter_corpus(self, name: str, corpus: _Corpus) -> list[Receipt]:
-        parts, downloads = corpus.plan.parts, corpus.complete("download")
-        scores: list[Receipt] | list[None] = corpus.complete("score") if self._work.scored else [None] * len(parts)
-        copies: list[Any] = [None] * len(parts)
-        if self._recipe.rules_for(name).images.exact_duplicates == "drop":
-            copies = duplicates.later_copies(self._ordered("filter", tasks.digests, parts))
-        jobs = [FilterJob(*job) for job in zip(parts, downloads, scores, copies, strict=True)]
+    def _filter_corpus(self, name: str, corpus: CorpusState) -> list[Receipt]:
+        jobs = self._filter_jobs(name, corpus)
         self._watch.stage(f"filter {name}", len(jobs), 0)
         receipts: list[Receipt] = self._ordered("filter", tasks.filter_fates, jobs)
         for receipt in receipts:
             self._watch.advance(f"filter {name}", sum(receipt.counts["images"].values()))
         return receipts
 
-    def _shard(self, corpora: dict[str, _Corpus]) -> dict[str, Manifest]:
+    def _filter_jobs(self, name: str, corpus: CorpusState) -> list[FilterJob]:
+        parts, downloads = corpus.plan.parts, corpus.complete("download")
+        scores: list[Receipt] | list[None] = corpus.complete("score") if self._work.scored else [None] * len(parts)
+        copies: list[Any] = [None] * len(parts)
+        if self._recipe.rules_for(name).images.exact_duplicates == "drop":
+            copies = duplicates.later_copies(self._ordered("filter", tasks.digests, parts))
+        return [FilterJob(*job) for job in zip(parts, downloads, scores, copies, strict=True)]
+
+    def _standing_fates(self, name: str, corpus: CorpusState) -> list[Receipt | None]:
+        """The filter's receipts of an earlier launch; None for those that this recipe would not give."""
+        found = standing.whole_fates(self._store, corpus)
+        if found is not None:
+            basis = standing.fates_basis(self._store, self._recipe, corpus, found)
+            if basis is not None and basis == self._earlier.get("made_from", {}).get("fates", {}).get(name):
+                return list(found)
+            if corpus.is_complete("download") and (not self._work.scored or corpus.is_complete("score")):
+                return self._ordered("filter", tasks.committed_fates, self._filter_jobs(name, corpus))
+        return [None] * len(corpus.plan.parts)
+
+    def _shard(self, corpora: dict[str, CorpusState]) -> dict[str, Manifest]:
         with self._timed("shard"):
             return {name: self._shard_set(name, corpora[config.corpus]) for name, config in self._recipe.shards.items()}
 
-    def _shard_set(self, name: str, corpus: _Corpus) -> Manifest:
+    def _shard_set(self, name: str, corpus: CorpusState) -> Manifest:
         config = self._recipe.shards[name]
-        facts = [receipt.fingerprint() for stage in ("download", "filter") for receipt in corpus.complete(stage)]
-        inputs = fingerprint([facts, config.model_dump(mode="json"), self._recipe.seed, name])
-        committed = read_manifest(self._store, name)
+        corpus.complete("download")
+        inputs = standing.set_inputs(self._store, self._recipe, name, corpus)
+        assert inputs is not None
+        committed = standing.standing_set(self._store, self._recipe, name, corpus)
         recipe = self._fingerprints["recipe"]
-        if committed is not None and committed.inputs == inputs and _shards_there(self._store, committed):
+        if committed is not None:
             self._watch.stage(f"shard {name}", len(committed.shards), len(committed.shards))
             return committed
-        if committed is not None:  # nobody must take new shards for those that it names
+        if self._store.size(manifest_path(name)) is not None:  # nobody must take new shards for those that it names
             self._store.remove(manifest_path(name))
         parts = {part.index: part for part in corpus.plan.parts}
         shards = lay_out(self._store, corpus.plan.parts, config.view, name, self._recipe.seed, config.max_mb * MB)
@@ -274,17 +268,33 @@ class _Run:
         self._watch.stage(f"encode {name}", len(jobs), 0)
         return self._ordered("encode", tasks.encode, jobs, watched=f"encode {name}")
 
-    def _blend(self, only: str | None) -> dict[str, Any] | None:
+    def _blend(self, sets: dict[str, Manifest], only: str | None) -> dict[str, Any] | None:
         if self._recipe.blend is None:
             if only == "blend":
                 raise UsageError("--only blend: the recipe has no blend")
             return None
         assert self._recipe.pack is not None
         with self._timed("blend"):
-            tokenizer = ready_tokenizer(self._recipe.pack)
-            names = self._recipe.blended_sets()
-            self._tokens = committed_tokens(self._store, self._recipe.pack, tokenizer, names)
+            if only == "blend":
+                names = self._recipe.blended_sets()
+                self._tokens = tokens_to_blend(self._store, self._recipe.pack, [sets[name] for name in names])
             return plan_epoch(self._store, self._recipe)
+
+    def _tell_others(
+        self, corpora: dict[str, CorpusState], sets: dict[str, Manifest], blend: dict[str, Any] | None, only: str
+    ) -> tuple[dict[str, Manifest], dict[str, Any] | None]:
+        """The sets and the blend that stand beside the stage that was done, and, in `_tokens`, the token files."""
+        if only != "shard":
+            sets = standing.standing_sets(self._store, self._recipe, corpora)
+        if only not in ("encode", "blend"):
+            self._tokens = standing.told_tokens(self._store, self._recipe, sets)
+        self._tokens = {name: tokens for name, tokens in self._tokens.items() if name in sets}
+        if self._recipe.blend is None or not self._tokens.keys() >= set(self._recipe.blended_sets()):
+            return sets, None
+        if only != "blend" and self._earlier.get("blend"):
+            with self._timed("blend"):
+                blend = standing.told_blend(self._store, self._recipe)
+        return sets, blend
 
     def _ordered(self, stage: str, function: Any, jobs: Any, watched: str | None = None) -> list[Any]:
         results: dict[int, Any] = {}
@@ -299,14 +309,13 @@ class _Run:
         return Step(stage, function, getattr(self._recipe.resources, stage))
 
     def _report(
-        self, corpora: dict[str, _Corpus], sets: dict[str, Manifest], blend: dict[str, Any] | None, finished: bool
+        self, corpora: dict[str, CorpusState], sets: dict[str, Manifest], blend: dict[str, Any] | None
     ) -> RunReport:
         funnels = {
             name: corpus_funnel(corpus.plan, corpus.receipts, self._work.scored) for name, corpus in corpora.items()
         }
-        earlier = read_run_json(self._store) or {}
+        finished = len(sets) == len(self._recipe.shards) and all(map(_has_fates, corpora.values()))
         tokens = {name: token_totals(manifest) for name, manifest in self._tokens.items()}
-        measures = self._measure(corpora, sets, tokens, earlier.get("measures")) if finished else None
         report = RunReport(
             name=self._recipe.name,
             out=self._store.url,
@@ -318,17 +327,28 @@ class _Run:
             seconds={stage: round(seconds, 3) for stage, seconds in self._seconds.items()},
             versions={"vila-data": version("vila-data"), "python": platform.python_version()},
             recipe=self._fingerprints["recipe"],
-            measures=measures,
-            speed=self._speeds.value(earlier.get("speed")),
+            measures=self._measure(corpora, sets, tokens) if finished else None,
+            speed=self._speeds.value(self._earlier.get("speed")),
+            made_from={"fates": self._fates_basis(corpora)},
         )
         write_run_json(self._store, report)
         if finished:
             write_pages(self._store, report.totals())
+        elif self._earlier.get("finished"):
+            remove_pages(self._store)  # they show what is so no more
         return report
 
+    def _fates_basis(self, corpora: dict[str, CorpusState]) -> dict[str, str | None]:
+        return {
+            name: standing.fates_basis(self._store, self._recipe, corpus, corpus.complete("filter"))
+            for name, corpus in corpora.items()
+            if _has_fates(corpus)
+        }
+
     def _measure(
-        self, corpora: dict[str, _Corpus], sets: dict[str, Manifest], tokens: dict[str, Any], earlier: Any
+        self, corpora: dict[str, CorpusState], sets: dict[str, Manifest], tokens: dict[str, Any]
     ) -> dict[str, Any]:
+        earlier = self._earlier.get("measures")
         columns = {name: (corpus.plan.parts, corpus.complete("filter")) for name, corpus in corpora.items()}
         self._watch.stage("measure", parts_to_measure(columns), 0)
         with self._timed("measure"):
@@ -350,7 +370,7 @@ def _score_committed(work: Work, part: Part, report: tasks.Report) -> Receipt:
     return tasks.score(work, part, done, report)
 
 
-def _progress(corpora: dict[str, _Corpus], stage: str) -> tuple[int, int]:
+def _progress(corpora: dict[str, CorpusState], stage: str) -> tuple[int, int]:
     receipts = [receipt for corpus in corpora.values() for receipt in corpus.receipts[stage]]
     return len(receipts), sum(receipt is not None for receipt in receipts)
 
@@ -366,8 +386,8 @@ def _used(parts: dict[int, Part], refs: Any) -> dict[int, Part]:
     return {int(index): parts[int(index)] for index in sorted(set(refs.part.tolist()))}
 
 
-def _shards_there(store: Store, manifest: Manifest) -> bool:
-    return all(store.size(f"shards/{manifest.name}/{shard.name}") == shard.bytes for shard in manifest.shards)
+def _has_fates(corpus: CorpusState) -> bool:
+    return corpus.is_complete("filter")
 
 
 def _ignore(counter: str, count: int) -> None:

@@ -143,6 +143,7 @@ def search(run: str | os.PathLike[str], question: Question, watch: Watch | None 
     """
     store = Store(os.fspath(run))
     recipe, fingerprint = _lock_of(store)
+    store.clear_scratch()
     found = _corpora(store, recipe, question.corpora, question.kind)
     query_D = _vector(_model_of(recipe, question.model), fingerprint, recipe, question)
     parts = [part for entry in found.values() for part in entry]
@@ -170,6 +171,7 @@ def build_index(
         raise UsageError('search: an index needs faiss: pip install "vila-data[search]"')
     store, watch = Store(os.fspath(run)), watch or Silence()
     recipe, _ = _lock_of(store)
+    store.clear_scratch()
     result = []
     for corpus, parts in _corpora(store, recipe, tuple(corpora), kind).items():
         rows = sum(part.rows for part in parts)
@@ -317,7 +319,9 @@ def _corpora(store: Store, recipe: Recipe, asked: Iterable[str], kind: Kind) -> 
             "to them yet"
         )
     if len(empty) == len(found):
-        raise UsageError(f"{store.url}: no part has embeddings yet: run its recipe again")
+        raise UsageError(
+            f"{store.url}: no image has an embedding: none was scored, or the run has not come to them yet"
+        )
     return {name: parts for name, parts in found.items() if parts}
 
 

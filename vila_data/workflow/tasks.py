@@ -152,12 +152,21 @@ def digests(work: Work, part: Part, report: Report) -> NDArray[np.void]:
 
 def filter_fates(work: Work, job: FilterJob, report: Report) -> Receipt:
     """Decide the fates of a part."""
+    done = committed_fates(work, job, report)
+    rules = work.recipe.rules_for(job.part.corpus)
+    return done or filter_part(work.store, job.part, rules, work.scored, job.copies, _fates_inputs(work, job))
+
+
+def committed_fates(work: Work, job: FilterJob, report: Report) -> Receipt | None:
+    """The part's fates if they are there already and are those of these rules, downloads and scores."""
+    return valid_receipt(work.store, job.part.receipt("filter"), _fates_inputs(work, job))
+
+
+def _fates_inputs(work: Work, job: FilterJob) -> str:
     rules = work.recipe.rules_for(job.part.corpus)
     copies = None if job.copies is None else hashlib.sha256(np.packbits(job.copies).tobytes()).hexdigest()
     facts: list[Any] = [job.download.fingerprint(), job.score.fingerprint() if job.score else None]
-    inputs = fingerprint([*facts, rules.model_dump(mode="json"), copies, SCHEMA_VERSION])
-    done = valid_receipt(work.store, job.part.receipt("filter"), inputs)
-    return done or filter_part(work.store, job.part, rules, work.scored, job.copies, inputs)
+    return fingerprint([*facts, rules.model_dump(mode="json"), copies, SCHEMA_VERSION])
 
 
 def shard(work: Work, job: ShardJob, report: Report) -> Receipt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -14,6 +15,7 @@ from vila_data.view.preview.values import FATES, ROOMS, CorpusLine, PreviewPage,
 from vila_data.workflow.inspection import kind_of
 from vila_data.workflow.previewing.choice import Choice, Listed
 from vila_data.workflow.previewing.choose import Chosen, choose
+from vila_data.workflow.previewing.faults import TokenFaults
 from vila_data.workflow.previewing.run import RunSource
 from vila_data.workflow.previewing.shards import SetSource, TarSource
 from vila_data.workflow.previewing.source import Source
@@ -33,7 +35,8 @@ class PreviewReport:
 
     bytes: of the file. records: shown; of: looked at; matching: as the choice asks. pictures: in it; left_out: for want of
     room; broken: stored bytes that cannot be decoded. side_px, quality: of its pictures; shrunk: whether they had to be
-    made smaller than usual to fit. characters_cut: of texts. fates: of the records shown. ids: (corpus, record_id) in
+    made smaller than usual to fit. characters_cut: of texts. token_faults: files that cannot be read, and the sequences
+    and packs that are not shown for it; empty where all can. fates: of the records shown. ids: (corpus, record_id) in
     the page's order.
     """
 
@@ -53,6 +56,7 @@ class PreviewReport:
     quality: int
     shrunk: bool
     packs: int
+    token_faults: dict[str, int]
     notes: tuple[str, ...]
     ids: tuple[tuple[str, str], ...]
 
@@ -83,7 +87,8 @@ def preview(
 
     Raises:
         UsageError: nothing that can be shown lies there; the choice asks for what cannot be; no folder for the page.
-        DataError: a file of it is damaged, or a listed record is not there.
+        DataError: a file of it is damaged, or a listed record is not there. Token files apart: what they hold is left
+            out, and the page and a warning say so.
     """
     choice, watch = choice or Choice(), watch or Silence()
     where, target = os.fspath(path), os.fspath(out)
@@ -93,10 +98,12 @@ def preview(
     watch.stage("choose", parts, 0)
     chosen = choose(source, choice, lambda records: watch.advance("choose", records))
     page = _page(source, choice, chosen)
+    if source.faults.note:
+        warnings.warn(source.faults.note, stacklevel=2)
     watch.stage("draw", len(page.records), 0)
     max_bytes = _PAGE_BYTES * max(_PAGE_RECORDS, choice.count) // _PAGE_RECORDS
     written = write_page(target, page, max_bytes, lambda: watch.advance("draw", 1))
-    return _report(where, target, page, written, chosen)
+    return _report(where, target, page, written, chosen, source.faults)
 
 
 def _source(path: str) -> Source:
@@ -133,12 +140,14 @@ def _page(source: Source, choice: Choice, chosen: Chosen) -> PreviewPage:
         records=[records[number] for number in range(len(places))],
         packs=packs,
         legend=legend,
-        notes=(*source.notes, *([missing] if missing else [])),
+        notes=(*source.notes, *(note for note in (missing, source.faults.note) if note)),
         thresholds=source.thresholds,
     )
 
 
-def _report(path: str, out: str, page: PreviewPage, written: Written, chosen: Chosen) -> PreviewReport:
+def _report(
+    path: str, out: str, page: PreviewPage, written: Written, chosen: Chosen, faults: TokenFaults
+) -> PreviewReport:
     tally, room = written.tally, written.room
     return PreviewReport(
         path=path,
@@ -160,6 +169,7 @@ def _report(path: str, out: str, page: PreviewPage, written: Written, chosen: Ch
         quality=room.quality,
         shrunk=room != ROOMS[0],
         packs=len(page.packs),
+        token_faults=faults.counts(),
         notes=written.notes,
         ids=tuple((record.corpus, record.record_id) for record in page.records),
     )

@@ -117,8 +117,9 @@ def _allowed(source: Source, columns: Columns, where: tuple[int, int], text: str
         return columns.allowed
     wanted = text.casefold()
     allowed = columns.allowed.copy()
-    for row in np.flatnonzero(allowed).tolist():
-        allowed[row] = any(wanted in words.casefold() for words in source.words(Place(*where, row)))
+    rows = np.flatnonzero(allowed).tolist()
+    for row, words in zip(rows, source.words(*where, rows), strict=True):
+        allowed[row] = any(wanted in text.casefold() for text in words)
     return allowed
 
 

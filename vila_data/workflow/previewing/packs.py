@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from vila_data.core.errors import UsageError
 from vila_data.core.schemas import IGNORED
 from vila_data.core.store import Store
 from vila_data.encode.token_set import TokenSet
@@ -13,33 +12,40 @@ from vila_data.loader.expand import Expansion
 from vila_data.order.sequence import PackSequence, PlannedPacks
 from vila_data.order.sources import BlendedSets, read_blended_sets
 from vila_data.view.preview.packs import PackedSample, PackLegend, ShownPack
+from vila_data.workflow.previewing.faults import DAMAGE, TokenFaults
 from vila_data.workflow.recipe import Recipe
 
 
 def first_packs(
-    store: Store, recipe: Recipe, tokenizer: TextTokenizer | None, count: int
+    store: Store, recipe: Recipe, tokenizer: TextTokenizer | None, count: int, faults: TokenFaults
 ) -> tuple[tuple[ShownPack, ...], PackLegend, str]:
-    """The first `count` packs of the recipe's seed, the names of their sets, and, where there are none, why."""
+    """The first `count` packs of the recipe's seed, the names of their sets, and, where there are none, why.
+
+    A pack whose token files cannot be read is left out and counted in `faults`.
+    """
     if recipe.blend is None or recipe.pack is None:
         return (), PackLegend(), "No packs are shown: the run has no blend."
     if tokenizer is None:
         return (), PackLegend(), "No packs are shown: they need the run's token files and its tokenizer."
     try:
         sets = read_blended_sets(store, recipe.blend, recipe.pack, tokenizer)
-    except UsageError as error:
+        sequence = PackSequence(recipe.blend, recipe.pack, sets.lengths, seed=recipe.seed, epoch=0)
+    except DAMAGE as error:
         return (), PackLegend(), f"No packs are shown: {error}"
     legend = PackLegend(tuple(opened.name for opened in sets.sets))
-    sequence = PackSequence(recipe.blend, recipe.pack, sets.lengths, seed=recipe.seed, epoch=0)
-    packs: list[ShownPack] = []
+    packs: list[ShownPack | None] = []
     for planned in sequence:
         for number in range(min(len(planned), count - len(packs))):
-            packs.append(_pack(store, recipe, sets, planned, number))
+            packs.append(_pack(store, recipe, sets, planned, number, faults))
         if len(packs) >= count:
             break
-    return tuple(packs), legend, ""
+    return tuple(pack for pack in packs if pack is not None), legend, ""
 
 
-def _pack(store: Store, recipe: Recipe, sets: BlendedSets, planned: PlannedPacks, number: int) -> ShownPack:
+def _pack(
+    store: Store, recipe: Recipe, sets: BlendedSets, planned: PlannedPacks, number: int, faults: TokenFaults
+) -> ShownPack | None:
+    """One of the planned packs; None where a token file of it cannot be read."""
     assert recipe.pack is not None
     run, ends = planned.samples, planned.ends
     first, last = int(ends[number - 1]) if number else 0, int(ends[number])
@@ -47,11 +53,15 @@ def _pack(store: Store, recipe: Recipe, sets: BlendedSets, planned: PlannedPacks
     for at in range(first, last):
         source, shard, row = int(run.source[at]), int(run.shard[at]), int(run.row[at])
         opened = sets.sets[source]
-        sample = TokenSet(store, opened.tokens, opened.folder).sample(shard, row)
-        found = Expansion.of(
-            sample, recipe.pack.tokens_per_image, tokens=int(run.tokens[at]), images=int(run.images[at])
-        )
-        samples.append(_sample(found, source, int(run.tokens[at])))
+        try:
+            sample = TokenSet(store, opened.tokens, opened.folder).sample(shard, row)
+            found = Expansion.of(
+                sample, recipe.pack.tokens_per_image, tokens=int(run.tokens[at]), images=int(run.images[at])
+            )
+            samples.append(_sample(found, source, int(run.tokens[at])))
+        except DAMAGE as error:
+            faults.add(store.location(f"{opened.folder}/{opened.name}-{shard:06d}.arrow"), error, packs=1)
+            return None
     return ShownPack(planned.first_pack + number + 1, recipe.pack.sequence_length, tuple(samples))
 
 

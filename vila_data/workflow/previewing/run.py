@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Final, cast
@@ -22,6 +22,7 @@ from vila_data.shard.evidence import Evidence
 from vila_data.view.preview.packs import PackLegend, ShownPack
 from vila_data.view.preview.values import Fate, ShownImage, ShownRecord, ShownTokens
 from vila_data.workflow.lock import read_lock
+from vila_data.workflow.previewing.faults import TokenFaults
 from vila_data.workflow.previewing.packs import first_packs
 from vila_data.workflow.previewing.source import Asked, Columns, Place, bounds_of, clipped, finite
 from vila_data.workflow.previewing.tokens import TokenFiles
@@ -87,6 +88,11 @@ class RunSource:
         waiting = (f"Not filtered yet, so not shown: {', '.join(empty)}.",) if empty else ()
         return (*waiting, *self._tokens.notes)
 
+    @property
+    def faults(self) -> TokenFaults:
+        """See `Source`."""
+        return self._tokens.faults
+
     def parts(self, corpus: int) -> Sequence[int]:
         """See `Source`."""
         return self._parts[self.corpora[corpus]]
@@ -111,17 +117,18 @@ class RunSource:
         """See `Source`."""
         return self._table(self._part(corpus, part).records_table(), ["record_id"]).column("record_id")
 
-    def words(self, place: Place) -> Sequence[str]:
+    def words(self, corpus: int, part: int, rows: Sequence[int]) -> Iterator[Sequence[str]]:
         """See `Source`."""
-        record = self._evidence[self.corpora[place.corpus]].record(place.part, place.row)
-        if record is not None:
-            return record.texts if record.system is None else (record.system, *record.texts)
-        row = self._tables(place.corpus, place.part).records.slice(place.row, 1).to_pylist()[0]
-        return (row["record_id"], row["detail"] or "")
+        for row, record in zip(rows, self._evidence[self.corpora[corpus]].records(part, rows), strict=True):
+            if record is not None:
+                yield record.texts if record.system is None else (record.system, *record.texts)
+            else:
+                about = self._tables(corpus, part).records.slice(row, 1).to_pylist()[0]
+                yield about["record_id"], about["detail"] or ""
 
     def packs(self, count: int) -> tuple[tuple[ShownPack, ...], PackLegend, str]:
         """The run's first packs, their legend and, where there are none, why."""
-        return first_packs(self._store, self._recipe, self._tokens.tokenizer, count)
+        return first_packs(self._store, self._recipe, self._tokens.tokenizer, count, self._tokens.faults)
 
     def tokens(self, places: Sequence[Place]) -> dict[Place, ShownTokens]:
         """See `Source`."""

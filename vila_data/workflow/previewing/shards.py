@@ -4,30 +4,55 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from typing import Any, BinaryIO, Final
+from itertools import tee
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 
 from vila_data.core.errors import DataError, UsageError
+from vila_data.core.nearby import Blocks, read_spans
+from vila_data.core.spans import Span
 from vila_data.core.store import Store
 from vila_data.core.tables import read_parquet
-from vila_data.core.tarcodec import BLOCK, Member, walk_file
+from vila_data.core.tarcodec import Member, TarFault, walk_foreign
 from vila_data.shard.manifest import parse_manifest
 from vila_data.view.preview.values import ShownImage, ShownRecord, ShownTokens
 from vila_data.workflow.lock import LOCK
+from vila_data.workflow.previewing.faults import TokenFaults
 from vila_data.workflow.previewing.run import recipe_of
 from vila_data.workflow.previewing.source import Asked, Columns, Place, bounds_of, clipped, finite
 from vila_data.workflow.previewing.tokens import TokenFiles
 
 _SHARDS: Final = 4
+_FAULTS_SHOWN: Final = 3
 _ROLES: Final = ("human", "gpt")
 
 Members = Mapping[str, Member]
 """A sample's members by suffix."""
+
+
+@dataclass(frozen=True)
+class _Tar:
+    """A tar, the blocks read of it, and what is held of its members already."""
+
+    store: Store
+    name: str
+    blocks: Blocks
+    held: Mapping[Member, bytes] = field(default_factory=dict)
+
+    @property
+    def location(self) -> str:
+        """For messages."""
+        return self.store.location(self.name)
+
+    def read(self, member: Member) -> bytes:
+        """A member's bytes."""
+        found = self.held.get(member)
+        return self.store.read_range(self.name, member.offset, member.size) if found is None else found
 
 
 class SetSource:
@@ -40,14 +65,16 @@ class SetSource:
         self.title = self._manifest.name
         self.thresholds: dict[str, float] = {}
         self.notes: Sequence[str] = ()
+        self.faults = TokenFaults()
         self._tokens: TokenFiles | None = None
+        self._blocks = Blocks(self._store)
         self._index = lru_cache(maxsize=_SHARDS)(self._read_index)
         above = self._store.url.rstrip("/").rsplit("/", 2)
         run = Store(above[0]) if len(above) == 3 and above[1] == "shards" else None
         if run is not None and run.size(LOCK) is not None:
             recipe = recipe_of(run)
             self._tokens = TokenFiles(run, recipe)
-            self.notes = self._tokens.notes
+            self.notes, self.faults = self._tokens.notes, self._tokens.faults
             if self._manifest.corpus in recipe.corpora:
                 limit = recipe.rules_for(self._manifest.corpus).images.min_similarity
                 self.thresholds = {} if limit is None else {self._manifest.corpus: limit}
@@ -69,10 +96,10 @@ class SetSource:
         """See `Source`."""
         return self._index(part).column("record_id")
 
-    def words(self, place: Place) -> Sequence[str]:
+    def words(self, corpus: int, part: int, rows: Sequence[int]) -> Iterator[Sequence[str]]:
         """See `Source`."""
-        record = self.record(place, Asked(), None)
-        return record.texts if record.system is None else (record.system, *record.texts)
+        samples = (self._sample(part, row) for row in rows)
+        return map(_words, _records(self._tar(part), samples))
 
     def tokens(self, places: Sequence[Place]) -> dict[Place, ShownTokens]:
         """See `Source`."""
@@ -80,14 +107,18 @@ class SetSource:
 
     def record(self, place: Place, asked: Asked, tokens: ShownTokens | None) -> ShownRecord:
         """See `Source`."""
-        row = self._index(place.part).slice(place.row, 1).to_pylist()[0]
-        name = self._manifest.shards[place.part].name
-        prefix = len(row["key"]) + 1
-        members = {
+        return _record(self._tar(place.part), *self._sample(place.part, place.row), asked, tokens)
+
+    def _tar(self, shard: int) -> _Tar:
+        return _Tar(self._store, self._manifest.shards[shard].name, self._blocks)
+
+    def _sample(self, shard: int, row: int) -> tuple[str, Members]:
+        about = self._index(shard).slice(row, 1).to_pylist()[0]
+        prefix = len(about["key"]) + 1
+        return about["key"], {
             member[prefix:]: Member(member, offset, size)
-            for member, offset, size in zip(row["members"], row["offsets"], row["sizes"], strict=True)
+            for member, offset, size in zip(about["members"], about["offsets"], about["sizes"], strict=True)
         }
-        return _record(self._store, name, row["key"], members, asked, tokens)
 
     def _read_index(self, shard: int) -> pa.Table:
         path = self._manifest.shards[shard].name.replace(".tar", ".parquet")
@@ -103,27 +134,42 @@ class TarSource:
     """The samples of one tar alone; whoever wrote it, as far as its members are named as webdataset's are."""
 
     def __init__(self, path: str) -> None:
-        folder, self._name = os.path.split(path)
-        self._store = Store(folder or ".")
-        self.title = self._name
+        folder, name = os.path.split(path)
+        store = Store(folder or ".")
+        self._tar = _Tar(store, name, Blocks(store))
+        self.title = name
         self.thresholds: dict[str, float] = {}
         self.notes: Sequence[str] = ()
+        self.faults = TokenFaults()
         self._samples: list[tuple[str, dict[str, Member]]] = []
-        if self._store.size(self._name) is None:
+        self._scores: list[list[float | None]] = []
+        samples: list[tuple[str, dict[str, Member]]] = []
+        broken: list[str] = []
+        if store.size(name) is None:
             raise UsageError(f"{path}: no such file")
-        with self._store.open_read(self._name) as stream:
-            for member in walk_file(stream, path, strict=False):
+        with store.open_read(name) as stream:
+            for member in walk_foreign(stream, path):
+                if isinstance(member, TarFault):
+                    broken.append(member.text)
+                    continue
                 folder, base = os.path.split(member.name)
                 stem, _, suffix = base.partition(".")
                 key = f"{folder}/{stem}" if folder else stem
-                if not self._samples or self._samples[-1][0] != key:
-                    self._samples.append((key, {}))
-                self._samples[-1][1][suffix] = member
-            if not _ends(stream):
-                self.notes = ("The tar ends without an end mark: it may have been cut short.",)
-        if not self._samples:
+                if not samples or samples[-1][0] != key:
+                    samples.append((key, {}))
+                samples[-1][1][suffix] = member
+        if not samples:
             raise DataError(f"{path}: no sample in it: is it a tar, and whole?")
-        self.corpora = (self._name.removesuffix(".tar"),)
+        for sample, found in zip(samples, _tried(self._tar, samples), strict=True):
+            if isinstance(found, DataError):
+                broken.append(str(found))
+                continue
+            self._samples.append(sample)
+            self._scores.append([image.similarity for image in found.images])
+        if not self._samples:
+            raise DataError(broken[-1])
+        self.notes = _broken(broken)
+        self.corpora = (name.removesuffix(".tar"),)
         self.corpora = (self.record(Place(0, 0, 0), Asked(), None).corpus,)
 
     def parts(self, corpus: int) -> Sequence[int]:
@@ -132,24 +178,20 @@ class TarSource:
 
     def columns(self, corpus: int, part: int, fate: str | None, reason: str | None) -> Columns:
         """See `Source`."""
-        _only_kept(self._store.location(self._name), fate, reason)
-        scores = [
-            [image.similarity for image in self.record(Place(0, 0, row), Asked(), None).images]
-            for row in range(len(self._samples))
-        ]
+        _only_kept(self._tar.location, fate, reason)
+        scores = self._scores
         owner = np.repeat(np.arange(len(scores)), [len(entry) for entry in scores])
         values = np.array([np.nan if value is None else value for entry in scores for value in entry], np.float64)
         return Columns(np.ones(len(scores), np.bool_), *bounds_of(owner, values, len(scores)))
 
     def record_ids(self, corpus: int, part: int) -> pa.ChunkedArray:
         """See `Source`."""
-        ids = [self.record(Place(0, 0, row), Asked(), None).record_id for row in range(len(self._samples))]
+        ids = [record.record_id for record in _records(self._tar, self._samples)]
         return pa.chunked_array([pa.array([one.encode("utf-8", "replace").decode() for one in ids], pa.string())])
 
-    def words(self, place: Place) -> Sequence[str]:
+    def words(self, corpus: int, part: int, rows: Sequence[int]) -> Iterator[Sequence[str]]:
         """See `Source`."""
-        record = self.record(place, Asked(), None)
-        return record.texts if record.system is None else (record.system, *record.texts)
+        return map(_words, _records(self._tar, (self._samples[row] for row in rows)))
 
     def tokens(self, places: Sequence[Place]) -> dict[Place, ShownTokens]:
         """See `Source`."""
@@ -158,15 +200,16 @@ class TarSource:
     def record(self, place: Place, asked: Asked, tokens: ShownTokens | None) -> ShownRecord:
         """See `Source`."""
         key, members = self._samples[place.row]
-        found = _record(self._store, self._name, key, members, asked, tokens)
+        found = _record(self._tar, key, members, asked, tokens)
         return found if found.corpus else replace(found, corpus=self.corpora[0])
 
 
-def _ends(stream: BinaryIO) -> bool:
-    """Whether a tar's last block is zeros, as that of a whole one is."""
-    size = stream.seek(0, os.SEEK_END)
-    stream.seek(max(0, size - BLOCK))
-    return size % BLOCK == 0 and not any(stream.read(BLOCK))
+def _broken(faults: Sequence[str]) -> tuple[str, ...]:
+    """How much of a tar is not shown, and where, as a note; none where all of it is."""
+    if not faults:
+        return ()
+    more = f"; and {len(faults) - _FAULTS_SHOWN:,} more" if len(faults) > _FAULTS_SHOWN else ""
+    return (f"{len(faults):,} of its places are broken and not shown: {'; '.join(faults[:_FAULTS_SHOWN])}{more}",)
 
 
 def _only_kept(where: str, fate: str | None, reason: str | None) -> None:
@@ -174,28 +217,60 @@ def _only_kept(where: str, fate: str | None, reason: str | None) -> None:
         raise UsageError(f"{where}: a shard holds what was kept; give the run's folder to see what was not")
 
 
-def _record(
-    store: Store, name: str, key: str, members: Members, asked: Asked, tokens: ShownTokens | None
-) -> ShownRecord:
+def _records(tar: _Tar, samples: Iterable[tuple[str, Members]]) -> Iterator[ShownRecord]:
+    """Samples one after the other.
+
+    Raises:
+        DataError: one is none.
+    """
+    for found in _tried(tar, samples):
+        if isinstance(found, DataError):
+            raise found
+        yield found
+
+
+def _tried(tar: _Tar, samples: Iterable[tuple[str, Members]]) -> Iterator[ShownRecord | DataError]:
+    """Samples, or why one is none; their words are read in larger runs where reads are requests."""
+    ahead, samples = tee(samples)
+    spans = (Span(tar.name, member.offset, member.size) for _, members in ahead for member in _worded(members))
+    found = read_spans(tar.store, spans)
+    for key, members in samples:
+        held = {member: next(found) for member in _worded(members)}
+        try:
+            yield _record(replace(tar, held=held), key, members, Asked(), None)
+        except DataError as error:
+            yield error
+
+
+def _worded(members: Members) -> list[Member]:
+    """The member that holds a sample's texts, as far as it is known before it is read."""
+    return [members[suffix] for suffix in ("json", "txt") if suffix in members][:1]
+
+
+def _words(record: ShownRecord) -> Sequence[str]:
+    return record.texts if record.system is None else (record.system, *record.texts)
+
+
+def _record(tar: _Tar, key: str, members: Members, asked: Asked, tokens: ShownTokens | None) -> ShownRecord:
     """A sample in one of the layouts of shards/FORMAT.md; a picture with a .txt, or a .json with a caption, is a pair."""
-    where = f"{store.location(name)}: {key}"
+    where = f"{tar.location}: {key}"
     value: dict[str, Any] = {}
     try:
         if "json" in members:
-            value = json.loads(_read(store, name, members["json"]))
+            value = json.loads(tar.read(members["json"]))
         if not isinstance(value, dict):
             raise TypeError("no object")
         if "conversations" in value:
-            return _conversation(store, name, key, members, value, asked, tokens)
+            return _conversation(tar, key, members, value, asked, tokens)
         if "texts" in value and "images" in value:
-            return _document(store, name, key, members, value, asked, tokens)
-        return _pair(store, name, key, members, value, asked, tokens)
+            return _document(tar, key, members, value, asked, tokens)
+        return _pair(tar, key, members, value, asked, tokens)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         raise DataError(f"{where}: not a sample of shards/FORMAT.md: {error!r}; run check on it") from error
 
 
 def _document(
-    store: Store, name: str, key: str, members: Members, value: Any, asked: Asked, tokens: ShownTokens | None
+    tar: _Tar, key: str, members: Members, value: Any, asked: Asked, tokens: ShownTokens | None
 ) -> ShownRecord:
     texts: list[str] = []
     images: list[ShownImage] = []
@@ -203,7 +278,7 @@ def _document(
     for text, image in zip(value["texts"], value["images"], strict=True):
         if image is not None:
             facts = info[len(images)] if len(images) < len(info) else {}
-            picture = _picture(store, name, members.get(str(image).removeprefix(f"{key}.")))
+            picture = _picture(tar, members, members.get(str(image).removeprefix(f"{key}.")))
             images.append(_image(len(images), picture, facts, len(texts), asked))
         if text is not None:
             texts.append(str(text))
@@ -211,7 +286,7 @@ def _document(
 
 
 def _conversation(
-    store: Store, name: str, key: str, members: Members, value: Any, asked: Asked, tokens: ShownTokens | None
+    tar: _Tar, key: str, members: Members, value: Any, asked: Asked, tokens: ShownTokens | None
 ) -> ShownRecord:
     turns = value["conversations"]
     names = value.get("images") or []
@@ -219,20 +294,18 @@ def _conversation(
     images = []
     for index, image in enumerate(names):
         facts = info[index] if index < len(info) else {}
-        picture = _picture(store, name, members.get(str(image).removeprefix(f"{key}.")))
+        picture = _picture(tar, members, members.get(str(image).removeprefix(f"{key}.")))
         images.append(_image(index, picture, facts, facts.get("matched_text_index"), asked))
     roles = tuple(str(turn.get("from", "")) for turn in turns)
     return _made(key, "conversation", value, [str(turn["value"]) for turn in turns], images, roles, asked, tokens)
 
 
-def _pair(
-    store: Store, name: str, key: str, members: Members, value: Any, asked: Asked, tokens: ShownTokens | None
-) -> ShownRecord:
+def _pair(tar: _Tar, key: str, members: Members, value: Any, asked: Asked, tokens: ShownTokens | None) -> ShownRecord:
     caption = value.get("caption")
     if caption is None and "txt" in members:
-        caption = _read(store, name, members["txt"]).decode("utf-8", "replace")
+        caption = tar.read(members["txt"]).decode("utf-8", "replace")
     picture = next((members[suffix] for suffix in ("jpg", "jpeg", "png", "webp") if suffix in members), None)
-    images = [] if picture is None else [_image(0, _picture(store, name, picture), value, 0, asked)]
+    images = [] if picture is None else [_image(0, _picture(tar, members, picture), value, 0, asked)]
     return _made(key, "pair", value, [] if caption is None else [str(caption)], images, (), asked, tokens)
 
 
@@ -285,13 +358,11 @@ def _size(value: Any) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _picture(store: Store, name: str, member: Member | None) -> Any:
-    return partial(_read_or_none, store, name, member)
+def _picture(tar: _Tar, members: Members, member: Member | None) -> Any:
+    start = min((one.offset for one in members.values()), default=0)
+    stop = max((one.offset + one.size for one in members.values()), default=0)
+    return partial(_read_or_none, tar, Span(tar.name, start, stop - start), member)
 
 
-def _read_or_none(store: Store, name: str, member: Member | None) -> bytes | None:
-    return None if member is None else _read(store, name, member)
-
-
-def _read(store: Store, name: str, member: Member) -> bytes:
-    return store.read_range(name, member.offset, member.size)
+def _read_or_none(tar: _Tar, block: Span, member: Member | None) -> bytes | None:
+    return None if member is None else tar.blocks.read(Span(tar.name, member.offset, member.size), block)

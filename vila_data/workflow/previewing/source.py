@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vila_data.view.preview.values import ShownRecord, ShownTokens
+from vila_data.workflow.previewing.faults import TokenFaults
 
 TEXT_CHARS = 20_000
 """Of a text, held until it is drawn."""
@@ -65,6 +66,10 @@ class Source(Protocol):
     def notes(self) -> Sequence[str]:
         """What the reader should know."""
 
+    @property
+    def faults(self) -> TokenFaults:
+        """Token files that could not be read so far."""
+
     def parts(self, corpus: int) -> Sequence[int]:
         """Its parts or shards."""
 
@@ -74,8 +79,8 @@ class Source(Protocol):
     def record_ids(self, corpus: int, part: int) -> pa.ChunkedArray:
         """One a record."""
 
-    def words(self, place: Place) -> Sequence[str]:
-        """What `--text` searches."""
+    def words(self, corpus: int, part: int, rows: Sequence[int]) -> Iterator[Sequence[str]]:
+        """What `--text` searches of some records, in the order given."""
 
     def record(self, place: Place, asked: Asked, tokens: ShownTokens | None) -> ShownRecord:
         """A record with its pictures to be read."""

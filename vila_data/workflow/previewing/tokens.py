@@ -21,6 +21,7 @@ from vila_data.encode.tokens import encoding_fingerprint
 from vila_data.shard.manifest import read_manifest
 from vila_data.view.preview.values import ShownTokens, TokenPiece
 from vila_data.workflow.encoding import ready_tokenizer
+from vila_data.workflow.previewing.faults import DAMAGE, TokenFaults
 from vila_data.workflow.previewing.source import Place
 from vila_data.workflow.recipe import Recipe
 
@@ -29,11 +30,15 @@ _FILES: Final = 4
 
 
 class TokenFiles:
-    """The token files of a run's sets, for its recipe's tokenizer; none where there are none or it cannot be loaded."""
+    """The token files of a run's sets, for its recipe's tokenizer; none where there are none or it cannot be loaded.
+
+    faults: those that cannot be read; what they hold is not shown.
+    """
 
     def __init__(self, store: Store, recipe: Recipe) -> None:
         self._store, self._recipe = store, recipe
         self.notes: tuple[str, ...] = ()
+        self.faults = TokenFaults()
         self._tokenizer: TextTokenizer | None = None
         self._sets: dict[str, TokenSet] = {}
         self._facts = lru_cache(maxsize=_FILES)(self._read_facts)
@@ -47,9 +52,12 @@ class TokenFiles:
         encoding = encoding_fingerprint(recipe.pack, self._tokenizer)
         for name in recipe.shards:
             folder = tokens_folder(self._tokenizer.fingerprint, name, encoding)
-            manifest = read_token_manifest(store, folder)
-            if manifest is not None and read_manifest(store, name) is not None:
-                self._sets[name] = TokenSet(store, manifest, folder)
+            try:
+                manifest = read_token_manifest(store, folder)
+                if manifest is not None and read_manifest(store, name) is not None:
+                    self._sets[name] = TokenSet(store, manifest, folder)
+            except DAMAGE as error:
+                self.faults.add(store.location(f"{folder}/manifest.json"), error)
 
     @property
     def tokenizer(self) -> TextTokenizer | None:
@@ -65,14 +73,16 @@ class TokenFiles:
             if wanted and name is not None:
                 keys = {self._key(name, place): place for place in wanted}
                 for key, tokens in self._by_key(name, set(keys)):
-                    found[keys[key]] = tokens
+                    if tokens is not None:
+                        found[keys[key]] = tokens
         return found
 
     def of_set(self, name: str, places: Sequence[Place]) -> dict[Place, ShownTokens]:
         """Sequences of samples, by shard and row of a set."""
         if name not in self._sets:
             return {}
-        return {place: self._shown(name, place.part, place.row) for place in sorted(set(places))}
+        found = {place: self._shown(name, place.part, place.row) for place in sorted(set(places))}
+        return {place: tokens for place, tokens in found.items() if tokens is not None}
 
     def _set_of(self, corpus: str) -> str | None:
         sets = [name for name in self._sets if self._recipe.shards[name].corpus == corpus]
@@ -84,22 +94,38 @@ class TokenFiles:
         key = record_key(name, place.part, place.row)
         return f"{key}-000" if self._recipe.shards[name].view == "pairs" else key
 
-    def _by_key(self, name: str, keys: set[str]) -> list[tuple[str, ShownTokens]]:
-        """Those of the keys that the set has; shards are read until all are found."""
+    def _by_key(self, name: str, keys: set[str]) -> list[tuple[str, ShownTokens | None]]:
+        """Those of the keys that the set has, None where they cannot be read; shards are read until all are found."""
         manifest = read_manifest(self._store, name)
         assert manifest is not None
-        found: list[tuple[str, ShownTokens]] = []
+        found: list[tuple[str, ShownTokens | None]] = []
         wanted = pa.array(sorted(keys), pa.string())
         for shard in range(len(manifest.shards)):
-            with self._store.open_read(f"{shard_stem(name, shard)}.parquet") as stream:
-                column = read_parquet(stream, columns=["key"]).column("key")
+            index = f"{shard_stem(name, shard)}.parquet"
+            try:
+                with self._store.open_read(index) as stream:
+                    column = read_parquet(stream, columns=["key"]).column("key")
+            except DAMAGE as error:
+                self.faults.add(self._store.location(index), error)
+                continue
             for row in np.flatnonzero(pc.is_in(column, value_set=wanted).to_numpy()).tolist():
                 found.append((column[row].as_py(), self._shown(name, shard, row)))
             if len(found) == len(keys):
                 break
         return found
 
-    def _shown(self, name: str, shard: int, row: int) -> ShownTokens:
+    def _shown(self, name: str, shard: int, row: int) -> ShownTokens | None:
+        """A sample's sequence; None, and a fault more, where its token file cannot be read."""
+        try:
+            return self._read(name, shard, row)
+        except DAMAGE as error:
+            self.faults.add(self._store.location(self._path(name, shard)), error, sequences=1)
+            return None
+
+    def _path(self, name: str, shard: int) -> str:
+        return f"{self._sets[name].folder}/{name}-{shard:06d}.arrow"
+
+    def _read(self, name: str, shard: int, row: int) -> ShownTokens:
         assert self._tokenizer is not None
         sample = self._sets[name].sample(shard, row)
         facts = self._facts(name, shard).slice(row, 1).to_pylist()[0]
@@ -116,7 +142,7 @@ class TokenFiles:
 
     def _read_facts(self, name: str, shard: int) -> pa.Table:
         """What a token file says beside ids and places."""
-        path = f"{self._sets[name].folder}/{name}-{shard:06d}.arrow"
+        path = self._path(name, shard)
         try:
             if self._store.is_local:
                 table = read_arrow(pa.memory_map(self._store.location(path)))
@@ -124,7 +150,9 @@ class TokenFiles:
                 table = read_arrow(pa.py_buffer(self._store.read(path)))
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{self._store.location(path)}: not a token file: {error}; run the recipe again") from error
-        return table.select(["images_left_out", "tokens_cut", "fate"])
+        facts = table.select(["images_left_out", "tokens_cut", "fate"])
+        facts.validate(full=True)  # a damaged text's end may lie outside the file
+        return facts
 
 
 def pieces_of(sample: TokenSample, tokenizer: TextTokenizer, limit: int) -> list[TokenPiece]:
