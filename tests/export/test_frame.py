@@ -360,6 +360,6 @@ def test_a_shard_with_other_members(made: MadeRun, tmp_path: Path) -> None:
 
 def test_an_empty_set(tmp_path: Path) -> None:
     folder = small_set(tmp_path / "run", "pairs", [])
-    with pytest.raises(UsageError, match=r"small: empty: every record was dropped; the run's funnel says why"):
+    with pytest.raises(UsageError, match=r"small: empty: no record of it was kept; the run's funnel says why"):
         export(folder, "wids", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -59,6 +59,24 @@ def test_its_figures_are_the_runs(sample_run: Path, facts: tuple[dict[str, Any],
     assert not re.search(r"seconds|20\d\d-\d\d", text)
 
 
+def test_figures_stand_to_the_right_and_words_to_the_left(sample_run: Path) -> None:
+    lines = (sample_run / "card.md").read_text().splitlines()
+    rules = [number for number, line in enumerate(lines) if line.startswith("| ---")]
+    assert len(rules) == 6
+    for number in rules:
+        row = [cell.strip() for cell in lines[number + 1].strip("|").split("|")]
+        for rule, cell in zip(lines[number].strip("|").split("|"), row, strict=True):
+            assert rule.strip() == ("---:" if re.match(r"-?[\d.]", cell) else "---"), (lines[number - 1], cell)
+
+
+def test_nothing_is_said_of_no_texts_and_no_hosts(facts: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    totals, lock = copy.deepcopy(facts)
+    totals["measures"]["languages"]["docs"] |= {"sampled": 0, "of": 0, "counts": {}}
+    text = card(totals, lock)
+    assert "Languages of docs" not in text and "Languages of pairs" in text
+    assert "The images of chat are files, fetched from no host." in text and "(no host)" not in text
+
+
 def test_its_code_runs(sample_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(sample_run)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))

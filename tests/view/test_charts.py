@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import Markup
 
-from vila_data.view.axes import above, short, size_text, ticks
+from vila_data.view.axes import above, many, share, short, size_text, ticks
 from vila_data.view.charts import WIDTH, Mark, bars, curve, histogram
 from vila_data.view.flow import Stage, flow, stages
 from vila_data.view.shares import shares
@@ -192,3 +193,41 @@ def test_a_name_is_never_markup() -> None:
     assert "<script" not in text and "</svg><" not in re.sub(
         r"</svg><(?=details|ul)|</svg> <bdi|</svg></figure", "", text
     )
+
+
+def test_one_is_one() -> None:
+    assert [many(n, noun) for n, noun in ((0, "images"), (1, "images"), (1, "entries"), (2000, "tars"))] == [
+        "0 images",
+        "1 image",
+        "1 entry",
+        "2,000 tars",
+    ]
+
+
+@given(st.integers(0, 10**9), st.integers(0, 10**9))
+def test_a_share_of_all_or_nothing_is_just_that(part: int, more: int) -> None:
+    words, whole = share(part, part + more), part + more
+    assert (words == "") == (whole == 0)
+    assert (words == "0.0%") == (part == 0 and whole > 0)
+    assert (words == "100.0%") == (more == 0 and whole > 0)
+
+
+@given(st.integers(2, 14).flatmap(lambda n: st.lists(st.integers(1, 10**6), min_size=n, max_size=n, unique=True)))
+def test_words_of_an_axis_stay_apart_and_inside(edges: list[int]) -> None:
+    edges.sort()
+    root = parsed(histogram(edges, [1] * (len(edges) - 1), title="t", unit="u"))
+    spans = []
+    for text in root.iter("text"):
+        if text.get("text-anchor") in ("middle", "end") and text.get("class") is None and float(text.get("x", 0)) > 43:
+            wide, x = 6.4 * len(text.text or ""), float(text.get("x", 0))
+            spans.append((x - wide, x) if text.get("text-anchor") == "end" else (x - wide / 2, x + wide / 2))
+    spans.sort()
+    assert spans and spans[-1][1] <= WIDTH
+    assert all(left[1] <= right[0] for left, right in pairwise(spans))
+
+
+def test_the_end_of_a_flow_counts_what_the_flow_counts() -> None:
+    found = [Stage("filter", 3, 1, {"dropped:min_side_px": 2})]
+    for unit, line in (("images", "1 image in set docs"), ("records", "4 samples in set docs")):
+        words = "".join(parsed(flow(found, title=unit, unit=unit, sets=[("docs", 1, 4)])).itertext())
+        assert line in words and f"1 {unit[:-1]} kept" in words

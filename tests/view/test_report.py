@@ -131,6 +131,31 @@ def test_it_opens_quietly_and_fits(browser: Any, sample_run: Path) -> None:
             found.assert_quiet()
 
 
+def test_no_table_is_broken_into_letters(browser: Any, sample_run: Path) -> None:
+    cells = """[...document.querySelectorAll('.wide th, .wide td')].filter(c => c.checkVisibility()).map(c => {
+      const range = document.createRange(); range.selectNodeContents(c);
+      return new Set([...range.getClientRects()].map(r => Math.round(r.top))).size })"""
+    with opened(browser, sample_run / "report.html", size=PHONE) as found:
+        lines = found.page.evaluate(cells)
+        assert len(lines) > 60 and max(lines) == 1
+
+
+def test_what_encoding_left_out_is_on_the_page(facts: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    totals, lock = copy.deepcopy(facts)
+    totals["tokens"]["docs"] |= {"images_left_out": 7, "tokens_cut": 41, "samples_cut": 1, "failed:too_long": 3}
+    rows = re.findall(r"<tr>.*?</tr>", report_page(totals, lock), re.S)
+    (row,) = [row for row in rows if "too_long" in row]
+    assert re.findall(r">([^<]+)</td>", row)[-3:] == ["7", "41 of 4 samples", "3 too_long"]
+
+
+def test_files_have_no_hosts(facts: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    totals, lock = facts
+    assert totals["measures"]["corpora"]["chat"]["hosts"]["top"][0][0] == "(no host)"
+    text = report_page(totals, lock)
+    assert "(no host)" not in text.split('id="distributions"')[1].split("Failures by class and host")[-2]
+    assert text.count("<figcaption>Hosts") == 2
+
+
 def test_the_flow_of_all_corpora_gives_way_to_theirs_on_a_phone(browser: Any, sample_run: Path) -> None:
     for size, shown in ((DESK, True), (PHONE, False)):
         with opened(browser, sample_run / "report.html", size=size) as found:

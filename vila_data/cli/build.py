@@ -53,7 +53,7 @@ def run(
     screen = console()
     print_run(screen, totals)
     for name, manifest in report.sets.items():
-        empty = "" if manifest.samples else " (empty: every record was dropped; the funnel says why)"
+        empty = "" if manifest.samples else " (empty: no record was kept; the funnel says why)"
         screen.print(f"{name}: {report.out}/shards/{name}{empty}", highlight=False, markup=False, soft_wrap=True)
     if report.finished:
         screen.print(f"to look at: {report.out}/report.html", highlight=False, markup=False, soft_wrap=True)

@@ -38,6 +38,7 @@ def inspect(path: PathArgument, as_json: Json = False) -> None:
 @app.command()
 def check(path: PathArgument, as_json: Json = False) -> None:
     """Are the bytes what manifests and receipts say? Exit 1 and a list where not."""
+    from vila_data.view.axes import many
     from vila_data.workflow.inspection import check as find_problems
 
     problems = list(find_problems(path))
@@ -46,7 +47,7 @@ def check(path: PathArgument, as_json: Json = False) -> None:
     else:
         for problem in problems:
             print(problem)
-        print(f"{path}: {'all well' if not problems else f'{len(problems)} problems'}")
+        print(f"{path}: {many(len(problems), 'problems') if problems else 'all well'}")
     if problems:
         raise typer.Exit(1)
 

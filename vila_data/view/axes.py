@@ -50,6 +50,22 @@ def short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
+def many(count: int, noun: str) -> str:
+    """A count and its noun, given in the plural: 1 image, 2 images."""
+    one = noun[:-3] + "y" if noun.endswith("ies") else noun.removesuffix("s")
+    return f"{count:,} {one if count == 1 else noun}"
+
+
+def share(part: int, whole: int) -> str:
+    """A part of a whole in percent; 0.0% means nothing and 100.0% all, however many there are. "" of nothing."""
+    if not whole:
+        return ""
+    words = f"{part / whole:.1%}"
+    if words == "0.0%" and part:
+        return "<0.1%"
+    return ">99.9%" if words == "100.0%" and part != whole else words
+
+
 def size_text(size: int) -> str:
     """Bytes as kB, MB, GB … (powers of ten)."""
     for power, unit in ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):

@@ -14,10 +14,12 @@ from urllib.parse import quote
 
 import yaml
 
-from vila_data.view.axes import plain, short, size_text
+from vila_data.view.axes import plain, share, short, size_text
 from vila_data.view.flow import stages
+from vila_data.view.hosts import only_files
 from vila_data.view.recipe_text import shown_recipe
 from vila_data.view.shares import named_sources
+from vila_data.view.token_rows import LEFT_OUT, left_out
 
 _TASKS: Final = {
     "interleaved": ("image-text-to-text", "text-generation"),
@@ -125,9 +127,9 @@ def _spoken(totals: Mapping[str, Any]) -> list[str]:
     return sorted(shares, key=lambda name: (-shares[name], name))
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table; the first column to the left, the others to the right."""
-    rule = "| --- |" + " ---: |" * (len(headings) - 1)
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], words_first: int = 1) -> list[str]:
+    """A table; the first columns, of words, to the left, the others, of figures, to the right."""
+    rule = "|" + " --- |" * words_first + " ---: |" * (len(headings) - words_first)
     return [f"| {' | '.join(headings)} |", rule, *(f"| {' | '.join(row)} |" for row in rows)]
 
 
@@ -152,7 +154,7 @@ def _summary(totals: Mapping[str, Any]) -> list[str]:
         )
         for name, found in totals["sets"].items()
     ]
-    lines += _table(("set", "view", "samples", "images", "shards", "MB"), rows)
+    lines += _table(("set", "view", "samples", "images", "shards", "MB"), rows, 2)
     together: dict[str, list[str]] = {}
     for name, found in totals["sets"].items():
         together.setdefault(found["corpus"], []).append(words(name))
@@ -168,12 +170,14 @@ def _source(totals: Mapping[str, Any], lock: Mapping[str, Any]) -> list[str]:
         images = stages(totals["funnel"][name], "images")
         entered = f"{images[0].entered:,}" if images else "0"
         rows.append((words(name), config["kind"], f"{found[0].entered if found else 0:,}", entered))
-    lines += _table(("corpus", "kind", "records in the metadata", "images named"), rows)
+    lines += _table(("corpus", "kind", "records in the metadata", "images named"), rows, 2)
     for name, measured in totals["measures"]["corpora"].items():
         hosts = measured["hosts"]
-        if hosts["images"]:
+        if only_files(hosts):
+            lines += ["", f"The images of {words(name)} are files, fetched from no host."]
+        elif hosts["images"]:
             many = f"{hosts['distinct']:,}" if hosts["distinct"] is not None else "very many"
-            top = ", ".join(f"{code(host)} {count / hosts['images']:.1%}" for host, count, _ in hosts["top"][:_HOSTS])
+            top = ", ".join(f"{code(host)} {share(count, hosts['images'])}" for host, count, _ in hosts["top"][:_HOSTS])
             lines += ["", f"Hosts of the images of {words(name)} ({many}; the largest, with their share): {top}."]
     return lines
 
@@ -193,18 +197,27 @@ def _composition(totals: Mapping[str, Any]) -> list[str]:
             for what, key, mean in figures
             if measured[key] is not None and measured[key][mean] is not None
         ]
-    lines += _table(("corpus", "of what was kept", "mean", "most lie in"), rows)
+    lines += _table(("corpus", "of what was kept", "mean", "most lie in"), rows, 2)
     if totals["tokens"]:
         lines += ["", "Tokens, images expanded:", ""]
         counted = [
-            (words(name), f"{counts['sequences']:,}", f"{counts['tokens']:,}", f"{counts['text_tokens']:,}")
+            (
+                words(name),
+                *(f"{counts[key]:,}" for key in ("sequences", "tokens", "text_tokens")),
+                *left_out(counts)[:2],
+                words(left_out(counts)[2]),
+            )
             for name, counts in totals["tokens"].items()
         ]
-        lines += _table(("set", "sequences", "tokens", "text tokens"), counted)
+        lines += _table(("set", "sequences", "tokens", "text tokens", *LEFT_OUT), counted)
     for name, found in totals["measures"]["languages"].items():
+        if found["measured"] and not found["sampled"]:
+            continue
         lines.append("")
         if found["measured"]:
-            counts = ", ".join(f"{key} {n / found['sampled']:.1%}" for key, n in list(found["counts"].items())[:_HOSTS])
+            counts = ", ".join(
+                f"{key} {share(n, found['sampled'])}" for key, n in list(found["counts"].items())[:_HOSTS]
+            )
             lines.append(
                 f"Languages of {words(name)}, guessed by {found['by']} on {found['sampled']:,} texts: {counts}."
             )
@@ -216,7 +229,7 @@ def _composition(totals: Mapping[str, Any]) -> list[str]:
             ("↳ " * source["path"].count(".blend.") + words(name), source["unit"], *_asked(source))
             for name, source in named_sources(totals["blend"])
         ]
-        lines += _table(("source", "weight counts", "asked", "realised"), shares)
+        lines += _table(("source", "weight counts", "asked", "realised"), shares, 2)
     return lines
 
 
@@ -248,12 +261,12 @@ def _removed(totals: Mapping[str, Any]) -> list[str]:
         for unit in ("records", "images"):
             for stage in stages(funnel, unit):
                 rows += [
-                    (f"{words(name)}, {stage.name}", _fate(fate), unit, f"{count:,}", f"{count / stage.entered:.1%}")
+                    (f"{words(name)}, {stage.name}", _fate(fate), unit, f"{count:,}", share(count, stage.entered))
                     for fate, count in sorted(stage.left.items(), key=lambda entry: (-entry[1], entry[0]))
                 ]
     if not rows:
         return [*lines, "Nothing."]
-    lines += _table(("corpus, stage", "fate", "of", "count", "share of stage"), rows)
+    lines += _table(("corpus, stage", "fate", "of", "count", "share of stage"), rows, 3)
     lines += [
         "",
         "Exact duplicates are pictures of equal bytes (sha256 of the stored JPEG) within a corpus. Near duplicates were not "

@@ -14,7 +14,7 @@ from typing import Final
 
 from markupsafe import Markup
 
-from vila_data.view.axes import above, cut, plain, short, ticks
+from vila_data.view.axes import above, cut, plain, share, short, ticks
 
 WIDTH: Final = 360
 _HEIGHT: Final = 210
@@ -79,7 +79,7 @@ def histogram(
         most = max(range(len(counts)), key=lambda index: counts[index])
         said += f"; most, {counts[most]:,}, at {_between(edges[most], edges[most + 1])} {unit}"
     rows = [
-        (_between(edges[i], edges[i + 1]), f"{n:,}", *((f"{kept[i]:,}",) if kept is not None else ()), _share(n, total))
+        (_between(edges[i], edges[i + 1]), f"{n:,}", *((f"{kept[i]:,}",) if kept is not None else ()), share(n, total))
         for i, n in enumerate(counts)
     ]
     headings = (unit, of, *(("kept",) if kept is not None else ()), "share")
@@ -92,7 +92,7 @@ def _columns(edges: Sequence[float], counts: Sequence[int], kept: Sequence[int] 
     total, width = sum(counts), _PLOT_W / max(1, len(counts))
     for index, count in enumerate(counts):
         tip = f"{_between(edges[index], edges[index + 1])}: {count:,}"
-        tip += f", {kept[index]:,} kept" if kept is not None else f" ({_share(count, total)})"
+        tip += f", {kept[index]:,} kept" if kept is not None else f" ({share(count, total)})"
         under = 0.0
         for tone, upto in [("f0", count)] if kept is None else [("kept-fill", kept[index]), ("dropped-fill", count)]:
             high = max(1.0, _PLOT_H * upto / top) if upto else 0.0
@@ -116,7 +116,7 @@ def bars(
     parts = []
     for index, (name, count) in enumerate(rows):
         y, long = 4 + index * _ROW, max(1.0 if count else 0.0, WIDTH * count / most)
-        value = f"{count:,}" + (f" · {count / whole:.1%}" if whole else "")
+        value = f"{count:,}" + (f" · {share(count, whole)}" if whole else "")
         parts.append(
             Markup(
                 '<g><title>{}</title><text x="0" y="{}">{}</text><text x="{}" y="{}" text-anchor="end">{}</text>'
@@ -129,7 +129,7 @@ def bars(
             )
         )
     said = f"{title}: " + (", ".join(f"{name} {count:,}" for name, count in rows[:8]) or "nothing counted")
-    table = [(name, f"{count:,}", _share(count, whole)) for name, count in rows]
+    table = [(name, f"{count:,}", share(count, whole)) for name, count in rows]
     height = max(30, 6 + len(rows) * _ROW)
     return figure(title, svg(height, said, parts or [_nothing(18)]), ("", of, "share"), table)
 
@@ -252,6 +252,11 @@ def _y_axis(bottom: float, top: float, unit: str, *, whole: bool = False) -> Mar
     return Markup("").join(parts)
 
 
+def _fits(x: float, text: str) -> bool:
+    """Whether a text with its middle at `x` ends within the picture."""
+    return x + _GLYPH * len(text) / 2 <= WIDTH
+
+
 def _x_axis(places: Sequence[tuple[float, str]], unit: str) -> Markup:
     """Ticks with their texts; a text that would touch the one before it is left out."""
     base = _TOP + _PLOT_H
@@ -264,8 +269,8 @@ def _x_axis(places: Sequence[tuple[float, str]], unit: str) -> Markup:
         Markup(
             '<line class="axis" x1="{}" x2="{}" y1="{}" y2="{}"/><text x="{}" y="{}" text-anchor="{}">{}</text>'
         ).format(
-            *(_n(x), _n(x), base, base + 4, _n(min(x, WIDTH - 1.0)), base + 17),
-            *("end" if x + 3.2 * len(text) > WIDTH else "middle", text),
+            *(_n(x), _n(x), base, base + 4, _n(x if _fits(x, text) else WIDTH - 1.0), base + 17),
+            *("middle" if _fits(x, text) else "end", text),
         )
         for x, text in fitting
     ]
@@ -306,10 +311,6 @@ def _mark_text(mark: Mark) -> str:
 
 def _said_mark(mark: Marks) -> str:
     return "".join(f"; line at {_mark_text(found)}" for found in _as_marks(mark))
-
-
-def _share(count: int, total: int) -> str:
-    return f"{count / total:.1%}" if total else ""
 
 
 def _nothing(y: float = _TOP + _PLOT_H / 2) -> Markup:

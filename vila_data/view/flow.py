@@ -8,7 +8,7 @@ from typing import Final
 
 from markupsafe import Markup
 
-from vila_data.view.axes import cut, plain, short
+from vila_data.view.axes import cut, many, plain, share, short
 from vila_data.view.charts import WIDTH, figure, svg
 
 _BAND: Final = 150
@@ -16,7 +16,7 @@ _LIST: Final = 188
 _BAR: Final = 9
 _LINE: Final = 15
 _SHOWN: Final = 6
-_FITS: Final = 28
+_FITS: Final = 26
 _NAMES: Final = {"select": "selected", "download": "downloaded", "filter": "kept"}
 
 
@@ -49,7 +49,8 @@ def flow(
 ) -> Markup:
     """A flow down through the stages; widths are counts, and the numbers beside it sum.
 
-    sets: (name, items of `unit` that went in, samples made of them) of the shard sets at its end.
+    sets: (name, items of `unit` in it, samples made of them) of the shard sets at its end.
+    made: what a set's line under the picture counts where `unit` is records.
     """
     entered = found[0].entered if found else 0
     parts, y = [_node(0, entered, entered, "in the metadata", unit)], 26.0
@@ -64,12 +65,15 @@ def flow(
         parts.append(_node(y, stage.went_on, entered, _NAMES.get(stage.name, stage.name), unit))
         y += 26
     if sets:
-        parts.append(_sets(y, found[-1].went_on if found else 0, entered, sets, made))
+        ends = [
+            (name, many(*((count, unit) if unit == "images" else (samples, made)))) for name, count, samples in sets
+        ]
+        parts.append(_sets(y, found[-1].went_on if found else 0, entered, ends))
         y += 20 + _LINE * len(sets)
     rows = _rows(found)
-    rows += [(f"set {name}", f"{samples:,} {made}", f"{count:,}", "") for name, count, samples in sets]
+    rows += [(f"set {name}", many(samples, made), f"{count:,}", "") for name, count, samples in sets]
     last = found[-1].went_on if found else 0
-    said = f"{title}: of {entered:,} {unit}, {last:,} were kept" + (f" ({last / entered:.1%})" if entered else "")
+    said = f"{title}: of {entered:,} {unit}, {last:,} were kept" + (f" ({share(last, entered)})" if entered else "")
     return figure(title, svg(y + 6, said, parts), ("stage", "fate", unit, "share of stage"), rows)
 
 
@@ -78,19 +82,19 @@ def _rows(found: Sequence[Stage]) -> list[tuple[str, ...]]:
     for stage in found:
         fates = [("kept", stage.went_on), *sorted(stage.left.items(), key=lambda entry: (-entry[1], entry[0]))]
         for fate, count in fates:
-            share = f"{count / stage.entered:.1%}" if stage.entered else ""
-            rows.append((stage.name, fate.replace(":", ": ", 1), f"{count:,}", share))
+            rows.append((stage.name, fate.replace(":", ": ", 1), f"{count:,}", share(count, stage.entered)))
     return rows
 
 
 def _node(y: float, count: int, whole: int, name: str, unit: str) -> Markup:
-    share = f" · {count / whole:.1%}" if whole and count != whole else ""
+    of_all = f" · {share(count, whole)}" if whole and count != whole else ""
+    figure_text, _, noun = many(count, unit).partition(" ")
     return Markup(
         '<text class="strong" x="0" y="{}">{}<tspan class="soft">{}</tspan></text>'
         '<rect class="groove" x="0" y="{}" width="{}" height="{}" rx="2"/>'
         '<rect class="f0" x="0" y="{}" width="{}" height="{}" rx="2"/>'
     ).format(
-        *(y + 11, f"{count:,} ", plain(f"{unit} {name}{share}")),
+        *(y + 11, figure_text + " ", plain(f"{noun} {name}{of_all}")),
         *(y + 16, _BAND, _BAR, y + 16, _width(count, whole), _BAR),
     )
 
@@ -139,17 +143,18 @@ def _branches(y: float, gone: Sequence[tuple[str, int]], entered: int) -> Markup
 
 def _amount(name: str, count: int, entered: int) -> str:
     """Count and share, in as many words as fit beside the name."""
-    words = f"{count:,} · {count / entered:.1%}"
+    words = f"{count:,} · {share(count, entered)}"
     return words if len(words) + min(len(name), 18) <= _FITS else short(count)
 
 
-def _sets(y: float, kept: int, whole: int, sets: Sequence[tuple[str, int, int]], made: str) -> Markup:
+def _sets(y: float, kept: int, whole: int, sets: Sequence[tuple[str, str]]) -> Markup:
     parts = [Markup('<path class="on f0" d="M0 {}H{}V{}H0Z"/>').format(y, _width(kept, whole), y + 8)]
-    for index, (name, _, samples) in enumerate(sets):
+    for index, (name, held) in enumerate(sets):
+        figure_text, _, noun = held.partition(" ")
         at = y + 22 + _LINE * index
         parts.append(
             Markup('<text x="0" y="{}"><tspan class="strong">{}</tspan> {}</text>').format(
-                at, f"{samples:,}", plain(f"{made} in set {cut(name, 32)}")
+                at, figure_text, plain(f"{noun} in set {cut(name, 32)}")
             )
         )
     return Markup("").join(parts)

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vila_data.view.axes import plain, short
+from vila_data.view.axes import many, plain, share, short
+from vila_data.view.hosts import only_files
 from vila_data.view.speed_rows import speed_rows
 
 _BARS: Final = " ▁▂▃▄▅▆▇█"
@@ -48,8 +49,9 @@ def bar_line(counts: list[int], widest: int = _WIDEST) -> str:
 def _distributions(measures: Mapping[str, Any]) -> Table:
     """A row a histogram: of all that was measured, from the first filled column to the last."""
     table = Table(title="distributions", title_justify="left")
-    for heading in ("of", "what", "counted", "kept", "from", "", "to", "mean", "marks"):
-        table.add_column(heading, justify="right" if heading in ("counted", "kept", "from", "mean") else "left")
+    for heading in ("of", "what", "counted", "kept", "from", "", "to", "mean", "of kept", "marks"):
+        left = heading in ("of", "what", "", "to", "marks")
+        table.add_column(heading, justify="left" if left else "right")
     for name, found in _histograms(measures):
         table.add_section()
         for what, one in found.items():
@@ -57,9 +59,13 @@ def _distributions(measures: Mapping[str, Any]) -> Table:
             last = "∞" if one["edges"][-1] is None else short(one["edges"][-1])
             table.add_row(
                 *(name, what, f"{sum(one['counts']):,}", f"{sum(one['kept']):,}", short(one["edges"][0])),
-                *(bar_line(one["counts"]), last, short(one["mean"]), marks),
+                *(bar_line(one["counts"]), last, *(_mean(one[key]) for key in ("mean", "mean_kept")), marks),
             )
     return table
+
+
+def _mean(value: float | None) -> str:
+    return "" if value is None else short(value)
 
 
 def _histograms(measures: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -77,19 +83,23 @@ def _names(measures: Mapping[str, Any]) -> Table:
     for name, found in measures["corpora"].items():
         table.add_section()
         hosts, failures = found["hosts"], found["failures"]
-        if hosts["images"]:
-            many = f"{hosts['distinct']:,} hosts" if hosts["distinct"] is not None else "hosts"
-            table.add_row(name, many, _counts([(host, count) for host, count, _ in hosts["top"]], hosts["images"]))
+        if only_files(hosts):
+            table.add_row(name, "no hosts", f"files {hosts['images']:,} (100.0%)")
+        elif hosts["images"]:
+            what = many(hosts["distinct"], "hosts") if hosts["distinct"] is not None else "hosts"
+            table.add_row(name, what, _counts([(host, count) for host, count, _ in hosts["top"]], hosts["images"]))
         if failures["images"]:
             table.add_row(
-                name, f"{failures['images']:,} failures", _counts(list(failures["classes"].items()), failures["images"])
+                name,
+                many(failures["images"], "failures"),
+                _counts(list(failures["classes"].items()), failures["images"]),
             )
     table.add_section()
     for name, found in measures["languages"].items():
         if found["measured"]:
             table.add_row(
                 f"set {name}",
-                f"languages of {found['sampled']:,} texts",
+                f"languages of {many(found['sampled'], 'texts')}",
                 _counts(list(found["counts"].items()), found["sampled"]),
             )
         else:
@@ -99,7 +109,7 @@ def _names(measures: Mapping[str, Any]) -> Table:
 
 def _counts(rows: list[tuple[str, int]], total: int) -> Text:
     """Names and counts; a name from the web is text, no markup and no control characters."""
-    words = [f"{plain(name)} {count:,} ({count / total:.1%})" for name, count in rows[:_NAMES_SHOWN]]
+    words = [f"{plain(name)} {count:,} ({share(count, total)})" for name, count in rows[:_NAMES_SHOWN]]
     more = [f"and {len(rows) - _NAMES_SHOWN:,} more"] if len(rows) > _NAMES_SHOWN else []
     return Text(", ".join(words + more))
 

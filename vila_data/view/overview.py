@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
-from vila_data.view.axes import cut, plain
+from vila_data.view.axes import cut, plain, share
 from vila_data.view.charts import figure, svg
 from vila_data.view.flow import Stage, stages
 
@@ -75,7 +75,7 @@ def _rows(lanes: Sequence[_Lane]) -> list[tuple[str, ...]]:
         (
             lane.name,
             *(f"{count:,}" for count in lane.heights()),
-            f"{lane.heights()[-1] / lane.heights()[0]:.1%}",
+            share(lane.heights()[-1], lane.heights()[0]),
             ", ".join(f"{key} {count:,}" for key, count in lane.sets),
         )
         for lane in lanes
@@ -85,7 +85,7 @@ def _rows(lanes: Sequence[_Lane]) -> list[tuple[str, ...]]:
 def _said(lanes: Sequence[_Lane]) -> str:
     entered, kept = (sum(lane.heights()[at] for lane in lanes) for at in (0, -1))
     each = "; ".join(f"{lane.name} {lane.heights()[-1]:,} of {lane.heights()[0]:,}" for lane in lanes)
-    return f"Images, all corpora: {kept:,} of {entered:,} were kept ({kept / entered:.1%}): {each}"
+    return f"Images, all corpora: {kept:,} of {entered:,} were kept ({share(kept, entered)}): {each}"
 
 
 def _tops(heights: Sequence[float]) -> list[float]:
@@ -103,10 +103,10 @@ def _headings(lanes: Sequence[_Lane]) -> Markup:
     sums.append(sum(count for lane in lanes for _, count in lane.sets))
     parts = []
     for x, name, count in zip(_COLUMNS, ("in the metadata", "downloaded", "kept", "in shard sets"), sums, strict=True):
-        share = f" · {count / sums[0]:.1%}" if 0 < x < _COLUMNS[3] else ""
+        of_all = f" · {share(count, sums[0])}" if 0 < x < _COLUMNS[3] else ""
         parts.append(
             Markup('<text class="big" x="{}" y="15">{}</text><text x="{}" y="31">{}</text>').format(
-                x, f"{count:,}", x, f"images {name}{share}"
+                x, f"{count:,}", x, f"images {name}{of_all}"
             )
         )
     return Markup("").join(parts)

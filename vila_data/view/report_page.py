@@ -9,14 +9,16 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
-from vila_data.view.axes import short, size_text
+from vila_data.view.axes import many, share, short, size_text
 from vila_data.view.charts import Mark, bars, histogram
 from vila_data.view.flow import flow, stages
+from vila_data.view.hosts import only_files
 from vila_data.view.overview import overview
 from vila_data.view.page import page
 from vila_data.view.recipe_text import shown_recipe
 from vila_data.view.shares import named_sources, shares
 from vila_data.view.speed_rows import speed_rows
+from vila_data.view.token_rows import LEFT_OUT, left_out
 
 _TITLES: Final = {
     "shorter_side": "Picture size",
@@ -50,6 +52,8 @@ def report_page(totals: Mapping[str, Any], lock: Mapping[str, Any]) -> str:
         totals=totals,
         tiles=_tiles(totals),
         overview=overview(totals),
+        left_out={name: left_out(counts) for name, counts in totals["tokens"].items()},
+        left_out_headings=LEFT_OUT,
         corpora=[_corpus(name, totals, lock) for name in totals["funnel"]],
         lengths=[_histogram(value["tokens"], f"Tokens a sequence: {name}") for name, value in measures["sets"].items()],
         blend=_blend(totals["blend"]) if totals["blend"] else [],
@@ -70,16 +74,22 @@ def _tiles(totals: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             kept[unit] += found[-1].went_on if found else 0
     sets, tokens = totals["sets"].values(), totals["tokens"].values()
     tiles = [
-        (f"{kept[unit]:,}", f"{unit} kept", f"of {entered[unit]:,} ({kept[unit] / max(1, entered[unit]):.1%})")
+        (
+            f"{kept[unit]:,}",
+            f"{unit} kept",
+            f"of {entered[unit]:,}" + f" ({share(kept[unit], entered[unit])})" * bool(entered[unit]),
+        )
         for unit in ("records", "images")
     ]
     size = sum(found["bytes"] for found in sets)
     shards = sum(found["shards"] for found in sets)
-    tiles.append((f"{sum(found['samples'] for found in sets):,}", "samples", f"in {len(sets):,} sets"))
-    tiles.append((size_text(size), "in shards", f"{shards:,} tars"))
+    tiles.append((f"{sum(found['samples'] for found in sets):,}", "samples", f"in {many(len(sets), 'sets')}"))
+    tiles.append((size_text(size), "in shards", many(shards, "tars")))
     if tokens:
         images = sum(counts["images"] for counts in tokens)
-        tiles.append((short(sum(counts["tokens"] for counts in tokens)), "tokens", f"{images:,} images among them"))
+        tiles.append(
+            (short(sum(counts["tokens"] for counts in tokens)), "tokens", f"{many(images, 'images')} among them")
+        )
     if totals["blend"]:
         packs = totals["blend"]["packs"]
         tiles.append((f"{packs['packs']:,}", "packs an epoch", f"{packs['fill']:.1%} full"))
@@ -109,7 +119,9 @@ def _corpus(name: str, totals: Mapping[str, Any], lock: Mapping[str, Any]) -> Co
     failures = [(error, host, count) for error, hosts in measured["failures"]["top"].items() for host, count in hosts]
     rest += _names(measured)
     rest += [
-        _languages(key, totals["measures"]["languages"][key]) for key in sets if key in totals["measures"]["languages"]
+        _languages(key, found)
+        for key in sets
+        if (found := totals["measures"]["languages"].get(key)) and (not found["measured"] or found["sampled"])
     ]
     kind = lock["recipe"]["corpora"][name]["kind"]
     return CorpusView(name, kind, first, rest, failures, _duplicates(measured, funnel))
@@ -123,16 +135,12 @@ def _names(measured: Mapping[str, Any]) -> list[Markup]:
     """Hosts and failures as bars."""
     found = []
     hosts, failed = measured["hosts"], measured["failures"]
-    if hosts["images"]:
-        many = f"{hosts['distinct']:,}" if hosts["distinct"] is not None else "very many"
-        about = f"Hosts, the largest of {many}" + (
-            f" (counts short by {hosts['short_by']:,} at most)" * bool(hosts["short_by"])
-        )
-        found.append(
-            bars(
-                [(host, count) for host, count, _ in hosts["top"][:10]], title=about, of="images", total=hosts["images"]
-            )
-        )
+    if hosts["images"] and not only_files(hosts):
+        rows = [(host, count) for host, count, _ in hosts["top"][:10]]
+        of = f"{hosts['distinct']:,}" if hosts["distinct"] is not None else "very many"
+        about = "Hosts" if hosts["distinct"] == len(rows) else f"Hosts, the largest of {of}"
+        about += f" (counts short by {hosts['short_by']:,} at most)" * bool(hosts["short_by"])
+        found.append(bars(rows, title=about, of="images", total=hosts["images"]))
     if failed["images"]:
         found.append(bars(list(failed["classes"].items()), title="Failures by class", tone="failed-fill", of="images"))
     if failed["http_codes"]:
@@ -157,10 +165,7 @@ def _duplicates(measured: Mapping[str, Any], funnel: Mapping[str, Any]) -> str:
     count, total = images.get("dropped:exact_duplicate", 0), sum(images.values())
     if not total:
         return ""
-    share = f" ({count / total:.1%})"
-    return (
-        f"Exact duplicates: {count:,} of {total:,} pictures{share} were dropped; near duplicates were not looked for."
-    )
+    return f"Exact duplicates: {count:,} of {total:,} pictures ({share(count, total)}) were dropped; near duplicates were not looked for."
 
 
 def _histogram(value: Mapping[str, Any] | None, title: str, kept: bool = False) -> Markup:

@@ -12,6 +12,9 @@ from vila_data.view.charts import WIDTH, figure, svg
 
 _ROW: Final = 46
 _INDENT: Final = 18
+_ASKED: Final = (
+    "Asked: the weights in force, pack by pack; when a source ends, others take its share as the recipe says."
+)
 
 
 def shares(rows: Sequence[tuple[int, str, str, float, float]], *, title: str) -> Markup:
@@ -44,12 +47,13 @@ def shares(rows: Sequence[tuple[int, str, str, float, float]], *, title: str) ->
         svg(max(30, 6 + _ROW * len(rows)), said, parts),
         ("source", "weight counts", "asked", "realised"),
         table,
+        note=_ASKED,
         legend=[("f0", "realised"), ("f7", "asked")],
     )
 
 
 def named_sources(blend: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The blend's sources, an inner blend under the names of what it blends."""
+    """The blend's sources by their labels; before inner blends had any, by the names of what they blend."""
     for source in blend["sources"]:
         inside = [other["label"] for other in blend["sources"] if other["path"].startswith(f"{source['path']}.blend.")]
-        yield (" + ".join(inside) or source["label"]), source
+        yield (" + ".join(inside) if inside and source["label"] == source["path"] else source["label"]), source

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from vila_data.view.axes import many
+
 _FIRST: Final = ("images", "samples", "records")
 
 
@@ -27,7 +29,7 @@ def speed_rows(totals: Mapping[str, Any]) -> list[SpeedRow]:
     for stage, found in totals.get("speed", {}).items():
         seconds = found["task_seconds"]
         unit = next((name for name in _FIRST if found.get(name)), "images")
-        work = [f"{int(found.get(unit, 0)):,} {unit}"]
+        work = [many(int(found.get(unit, 0)), unit)]
         rates = [f"{found.get(unit, 0) / seconds:,.0f} {unit}/s"] if seconds else []
         for key, name, scale in (("tokens", "tokens", 1.0), ("bytes", "MB", 1e6)):
             if found.get(key):

@@ -10,6 +10,7 @@ from typing import Any, Final
 from markupsafe import Markup
 
 from vila_data.core.store import Store
+from vila_data.view.axes import share
 from vila_data.view.charts import Mark, curve
 from vila_data.view.page import page
 from vila_data.view.thumbnail import Thumbnail
@@ -155,7 +156,7 @@ def _row(name: str, corpus: Mapping[str, Any], place: int) -> Row:
     return Row(
         name,
         kept,
-        {unit: f"{kept[unit] / entered[unit]:.1%}" if entered[unit] else "" for unit in _UNITS},
+        {unit: share(kept[unit], entered[unit]) for unit in _UNITS},
         {unit: f"{kept[unit] - before[unit]:+,}" if kept[unit] != before[unit] else "same" for unit in _UNITS},
         {unit: corpus["unknown"][unit][place] for unit in _UNITS},
         corpus["unscored"][place],

@@ -9,7 +9,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
+from vila_data.view.axes import many, share
 from vila_data.view.search_table import plain
+from vila_data.view.shares import named_sources
+from vila_data.view.token_rows import LEFT_OUT, left_out
 
 _WIDTH_ELSEWHERE = 200
 
@@ -58,7 +61,7 @@ def print_shard(console: Console, value: dict[str, Any]) -> None:
         table.add_column(heading, justify="right" if heading in ("members", "bytes") else "left", overflow="ellipsis")
     for sample in value["samples"]:
         table.add_row(
-            sample["key"],
+            plain(sample["key"]),
             plain(sample["record_id"]),
             str(len(sample["members"])),
             f"{sum(sample['members'].values()):,}",
@@ -67,6 +70,10 @@ def print_shard(console: Console, value: dict[str, Any]) -> None:
     console.print(table)
     if value["more"]:
         console.print(f"… and {value['more']:,} more samples", highlight=False, markup=False)
+    for fault in value["faults"]:
+        console.print(plain(fault), highlight=False, markup=False)
+    if value["n_faults"] > len(value["faults"]):
+        console.print(f"… and {value['n_faults'] - len(value['faults']):,} more faults", highlight=False, markup=False)
 
 
 def print_recipes(console: Console, value: list[dict[str, str]]) -> None:
@@ -100,9 +107,10 @@ def _funnel_table(corpus: str, stages: dict[str, Any]) -> Table:
             total = sum(fates.values())
             first = True
             for fate, count in sorted(fates.items(), key=lambda entry: (entry[0] != "kept", -entry[1], entry[0])):
-                share = f"{count / total:.1%}" if total else ""
                 name = fate.replace(":", ": ", 1)
-                table.add_row(stage if first else "", f"{total:,} {unit}" if first else "", name, f"{count:,}", share)
+                table.add_row(
+                    stage if first else "", many(total, unit) if first else "", name, f"{count:,}", share(count, total)
+                )
                 first = False
     return table
 
@@ -120,18 +128,11 @@ def _sets_table(sets: dict[str, Any]) -> Table:
 
 def _tokens_table(sets: dict[str, Any]) -> Table:
     table = Table(title="token files", title_justify="left")
-    columns = ("samples", "sequences", "tokens", "text_tokens", "trained_tokens", "images", "images_left_out")
-    for heading in ("set", *columns, "tokens_cut", "without a sequence"):
+    columns = ("samples", "sequences", "tokens", "text_tokens", "trained_tokens", "images")
+    for heading in ("set", *columns, *LEFT_OUT):
         table.add_column(heading.replace("_", " "), justify="left" if heading == "set" else "right")
     for name, counts in sets.items():
-        failed = {key.split(":", 1)[1]: count for key, count in counts.items() if key.startswith("failed:")}
-        cut = counts["samples_cut"] + sum(count for fate, count in failed.items() if fate != "no_text")
-        table.add_row(
-            name,
-            *(f"{counts[column]:,}" for column in columns),
-            f"{counts['tokens_cut']:,} of {cut:,} samples" if cut else "0",
-            ", ".join(f"{count:,} {fate}" for fate, count in failed.items()) or "0",
-        )
+        table.add_row(name, *(f"{counts[column]:,}" for column in columns), *left_out(counts))
     return table
 
 
@@ -141,9 +142,9 @@ def _print_blend(console: Console, value: dict[str, Any]) -> None:
     columns = ("source", "weight counts", "asked", "realised", "samples", "images", "tokens", "passes")
     for heading in columns:
         table.add_column(heading, justify="left" if heading in columns[:2] else "right")
-    for source in value["sources"]:
+    for name, source in named_sources(value):
         table.add_row(
-            "  " * source["path"].count(".blend.") + escape(source["label"]),
+            "  " * source["path"].count(".blend.") + escape(name),
             source["unit"],
             f"{source['asked']:.2%}",
             f"{source['realised']:.2%}",

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from vila_data.view.axes import many, share
+
 _UNKNOWN = "unknown:not_scored"
 
 
@@ -81,9 +83,9 @@ def _funnel(name: str, corpus: Mapping[str, Any]) -> Table:
             total = sum(new.values())
             for place, fate in enumerate(_ordered(old, new)):
                 before, after = old.get(fate, 0), new.get(fate, 0)
-                head = (stage, f"{total:,} {unit}") if place == 0 else ("", "")
+                head = (stage, many(total, unit)) if place == 0 else ("", "")
                 text = "unknown: not scored" if fate == _UNKNOWN else fate.replace(":", ": ", 1)
-                counts = (f"{before:,}", _share(before, total), f"{after:,}", _share(after, total))
+                counts = (f"{before:,}", share(before, total), f"{after:,}", share(after, total))
                 table.add_row(*head, text, *counts, f"{after - before:+,}" if after != before else "")
     return table
 
@@ -125,7 +127,7 @@ def _curve(name: str, corpus: Mapping[str, Any], value: Mapping[str, Any]) -> Ta
         cells = [show_value(step) + (" < in force" if step == value["in_force"] else "")]
         for unit in ("images", "records"):
             kept = corpus["kept"][unit][place]
-            cells += [f"{kept:,}", _share(kept, corpus["entered"][unit])]
+            cells += [f"{kept:,}", share(kept, corpus["entered"][unit])]
         table.add_row(*cells, *([f"{corpus['unknown']['images'][place]:,}"] if unknown else []))
     return table
 
@@ -135,10 +137,6 @@ def _unscored(name: str, count: int, up_to: str = "") -> str:
         f"{name}: {up_to}{count:,} images are not scored, since an earlier rule dropped them before: a run would score them "
         "first; here they, and what hangs on them, are counted as unknown where the rules ask for a score"
     )
-
-
-def _share(count: int, total: int) -> str:
-    return f"{count / total:.1%}" if total else ""
 
 
 def _range(low: int, high: int) -> str:

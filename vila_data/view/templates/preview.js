@@ -59,7 +59,7 @@
     const want = wanted();
     for (const item of items) item.hidden = !fits(item, want);
     const shown = left().length;
-    $("count").textContent = shown === items.length ? `${shown} records` : `${shown} of ${items.length} records`;
+    $("count").textContent = `${shown === items.length ? "" : `${shown} of `}${items.length} ${items.length === 1 ? "record" : "records"}`;
     $("nothing").hidden = shown > 0 || items.length === 0;
     const active = ["corpus", "fate", "reason", "low", "high"].filter((name) => value(name) !== "").length;
     highlight(want.words);
