@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
@@ -17,6 +18,7 @@ import vila_data as vd
 from tests.conformance import make_environments as environments
 from tests.conformance.shard_sets import Case, OpenedSet
 from tests.conformance.table import Table
+from tests.forked import Forks
 from tests.made_run import MadeRun, make_run
 
 CLIENTS = Path(__file__).with_name("clients")
@@ -101,17 +103,39 @@ def python_of(name: str) -> Path:
     pytest.skip(reason)
 
 
+def clean() -> dict[str, str]:
+    """The variables of a process of another environment."""
+    found = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    return found | {"RAY_ADDRESS": "local"}
+
+
 def output(*command: object, **variables: str) -> str:
     """What a program prints; it must end well."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV"))}
     done = subprocess.run(
-        [str(one) for one in command],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=clean | {"RAY_ADDRESS": "local"} | variables,
+        [str(one) for one in command], capture_output=True, text=True, check=False, env=clean() | variables
     )
     assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+IMPORTED = {"energon": ["megatron.energon.cli.main"], "clip-retrieval": ["clip_retrieval.cli", "embedding_reader"]}
+"""By environment: what is imported once for all its programs; importing this takes seconds."""
+
+
+@functools.cache
+def forks(environment: str) -> Forks:
+    """The process that imports for an environment, until the session ends."""
+    started = Forks(python_of(environment), IMPORTED[environment], clean() | {"PYTHONPATH": str(CLIENTS / "stand_in")})
+    atexit.register(started.close)
+    return started
+
+
+def program(environment: str, script: object, *arguments: object, **variables: str) -> str:
+    """What a Python program prints in an environment, in a process of its own; it must end well."""
+    if environment not in IMPORTED:
+        return output(python_of(environment), script, *arguments, **variables)
+    done = forks(environment).run([str(one) for one in (script, *arguments)], variables)
+    assert done.status == 0, f"{environment}: {script} {arguments}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout
 
 
@@ -121,7 +145,7 @@ def client(tmp_path: Path) -> Client:
 
     def read(environment: str, script: str, *arguments: object, **variables: str) -> Any:
         found = tmp_path / "found.json"
-        output(python_of(environment), CLIENTS / script, found, *arguments, **variables)
+        program(environment, CLIENTS / script, found, *arguments, **variables)
         return json.loads(found.read_text())
 
     return read

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conformance.conftest import CLIENTS, Client, folder_of, output, python_of
+from tests.conformance.conftest import Client, folder_of, program, python_of
 from tests.conformance.shard_sets import MARKS
 from tests.conformance.table import Table
 
@@ -51,12 +51,14 @@ def test_clip_retrieval_reads_indexes_and_finds_every_image(
     expected = scored(run, name)
     rows = [row for path in sorted((folder / "metadata").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
     np.save(query, texts[len(texts) // 2])
-    program = python_of("clip-retrieval").with_name("clip-retrieval")
-    stand_in = {"PYTHONPATH": str(CLIENTS / "stand_in"), "VILA_DATA_QUERY": str(query)}
+    command = ("clip-retrieval", python_of("clip-retrieval").with_name("clip-retrieval"))
+    stand_in = {"VILA_DATA_QUERY": str(query)}
     about = ("clip-retrieval", VERSION)
 
     with table.reading(*about, "embedding-reader, index", source, name, len(expected), len(expected)) as row:
-        output(program, "index", "--embeddings_folder", folder, "--index_folder", indexes, "--nb_cores", 2, **stand_in)
+        program(
+            *command, "index", "--embeddings_folder", folder, "--index_folder", indexes, "--nb_cores", 2, **stand_in
+        )
         found = client("clip-retrieval", "read_embeddings.py", folder, indexes, query, **stand_in)
         assert found["version"] == VERSION
         for kind, ours in (("image", images), ("text", texts)):
@@ -74,7 +76,9 @@ def test_clip_retrieval_reads_indexes_and_finds_every_image(
         for kind, ours in (("image", images), ("text", texts)):
             check_answers(found["answers"][kind], rows, ours @ vector)
         row.samples_read = len(found["answers"]["image"])
-        printed = output(program, "filter", "any words", tmp_path / "hits", indexes, "--num_results", some, **stand_in)
+        printed = program(
+            *command, "filter", "any words", tmp_path / "hits", indexes, "--num_results", some, **stand_in
+        )
         urls = printed.split("Copying the images", 1)[1].splitlines()[1:]
         assert urls == [one["url"] for one in found["answers"]["image"]]
         row.images_read = len(urls)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.conftest import Client, output, python_of
+from tests.conformance.conftest import Client, program, python_of
 from tests.conformance.shard_sets import OpenedSet, cases
 from tests.conformance.table import Table
 from vila_data.core.store import Store
@@ -48,7 +48,7 @@ def images_of(samples: list[list[Any]]) -> int:
 
 
 def energon(*arguments: object) -> None:
-    output(python_of("energon").with_name("energon"), *arguments)
+    program("energon", python_of("energon").with_name("energon"), *arguments)
 
 
 def prepare(folder: Path, *options: str) -> None:

@@ -8,7 +8,10 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
+
+from tests.forked import Forks
 
 TIMED = {"run.json", "report.html"}
 """The only files that hold times."""
@@ -31,29 +34,38 @@ def finish(recipe: Path, out: Path, runner: str) -> None:
     subprocess.run(command(recipe, out, runner), check=True, capture_output=True)
 
 
-def run_and_kill(recipe: Path, out: Path, runner: str, after_s: float) -> bool:
-    """Kill the process group `after_s` seconds after the start; whether it was still at work then."""
-    with subprocess.Popen(
-        command(recipe, out, runner), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        descendants: set[int] = set()
-        timer = threading.Timer(after_s, _kill, (process, descendants))
-        timer.start()
-        process.wait()
+IMPORTED = ["vila_data.cli.build", "vila_data.workflow.run", "vila_data.workflow.ray_runner"]
+IMPORTED += ["pandas", "transformers.models.auto.tokenization_auto"]
+"""What a run imports on its way; some seconds."""
+
+
+class Launches:
+    """Launches of a run by processes that have what it imports already, so that a kill finds it at its work."""
+
+    def __init__(self) -> None:
+        self._forks = Forks(Path(sys.executable), IMPORTED, os.environ)
+
+    def run_and_kill(self, recipe: Path, out: Path, runner: str, after_s: float) -> bool:
+        """Kill the process group `after_s` seconds after the start; whether it was still at work then."""
+        with self._forks.started(command(recipe, out, runner)[1:], {}) as run:
+            timer = threading.Timer(after_s, _kill, (run.pid,))
+            timer.start()
         timer.cancel()
         timer.join()
-        return process.returncode == -signal.SIGKILL
+        assert run.status in (0, -signal.SIGKILL), run.stderr
+        return run.status == -signal.SIGKILL
+
+    def close(self) -> None:
+        """End the process that launches."""
+        self._forks.close()
 
 
-def _kill(process: subprocess.Popen[bytes], descendants: set[int]) -> None:
+def _kill(pid: int) -> None:
     """Kill -9 the group, and whatever of it has moved to other groups (Ray's own processes)."""
-    descendants |= _descendants(process.pid)
-    os.killpg(process.pid, signal.SIGKILL)
-    for pid in descendants:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    descendants = _descendants(pid)
+    for kill, target in [(os.killpg, pid), *((os.kill, one) for one in descendants)]:
+        with suppress(ProcessLookupError):
+            kill(target, signal.SIGKILL)
 
 
 def _descendants(root: int) -> set[int]:
