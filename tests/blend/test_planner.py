@@ -237,8 +237,14 @@ def test_lengths_that_cannot_be_blended() -> None:
     text = Lengths(held[1].tokens, np.zeros(20, np.int32), held[1].ends)
     with pytest.raises(UsageError, match=r"sources\.1 \(small\).*count samples or tokens, or put it"):
         planner(config, [held[0], text])
-    with pytest.raises(UsageError, match="small has no sample in the stream, of 20"):
+    with pytest.raises(
+        UsageError, match=r"set small has no sample .*of 20 .*pack.sequence_length, or take the set out"
+    ):
         planner(config, [held[0], held[1].only(np.zeros(20, np.bool_))])
+    with pytest.raises(
+        UsageError, match=r"of 0 in the shards: all .* were dropped or failed: loosen .*vila-data preview RUN"
+    ):
+        planner(config, [held[0], lengths(0)])
     with pytest.raises(UsageError, match="lengths of 1 shard sets for a blend of 2"):
         planner(config, held[:1])
     long = held[1].tokens.copy()

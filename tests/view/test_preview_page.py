@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -11,9 +12,9 @@ from typing import Any
 import pytest
 
 from tests.browser import DESK, PHONE, chromium, opened
-from tests.view.made_page import PAGE, PICTURE, RECORDS, document, html, image, jpeg, nothing, written
+from tests.view.made_page import PAGE, PICTURE, RECORDS, ROOM, document, html, image, jpeg, nothing, written
 from vila_data.view.preview.draw import draw
-from vila_data.view.preview.values import PreviewPage, Room, Tally
+from vila_data.view.preview.values import PreviewPage, Room, ShownRecord, Tally
 
 
 @pytest.fixture(scope="module")
@@ -379,6 +380,36 @@ def test_what_there_is_no_room_for_is_counted() -> None:
     assert page.count("<figure") == 9
     nothing_drawn = "".join(draw(replace(PAGE, records=[many]), Room(0, 0), Tally()))
     assert "data:image/webp" not in nothing_drawn and "the page would be too large" in nothing_drawn
+
+
+def test_texts_whose_pictures_are_left_out_say_so() -> None:
+    images = tuple(image(n, text_index=place) for n, place in enumerate((0, 1, 2, 2)))
+    talk = ShownRecord("talk", "a", "conversation", texts=("<image>\nOne?", "<image>\nTwo."), roles=("human", "gpt"))
+    records = [document("many", ("One.", "Two.", "Three."), images), replace(talk, images=images[:2])]
+    page = "".join(draw(replace(PAGE, records=records, packs=()), Room(32, 40, images=1), Tally()))
+    first, second = page.split("<article")[1:]
+    body = first[first.index("One.") :]
+    assert body.index(">picture left out of this page<") < body.index(">Two.<")
+    assert body.index(">2 pictures left out of this page<") < body.index(">Three.<") and "3 more images" in body
+    assert second.count("picture left out of this page") == 1 and second.index("Two.") < second.index("picture left")
+    assert "left out of this page" not in html()
+
+
+def test_bars_begin_at_nothing() -> None:
+    page = "".join(draw(replace(PAGE, thresholds={"docs": 0.2}, records=_scored(0.4, 0.3, -0.1)), ROOM, Tally()))
+    assert re.findall(r'width="([\d.]+)" height="8" rx="4" class="fill"', page) == ["60.0", "45.0", "0.0"]
+    assert set(re.findall(r'<rect x="([\d.]+)" width="2" height="8" class="tick"', page)) == {"30.0"}
+    assert "from 0 to 0.400" in page
+    page = "".join(draw(replace(PAGE, thresholds={"docs": 0.2}, records=_scored(-0.2, -0.1)), ROOM, Tally()))
+    assert "from 0 to 1," in page and 'class="tick"' not in page
+    page = "".join(draw(replace(PAGE, thresholds={"docs": 0.4}, records=_scored(0.4)), ROOM, Tally()))
+    assert '<rect x="58.0" width="2" height="8" class="tick"' in page
+    page = "".join(draw(replace(PAGE, thresholds={"docs": 0.5}, records=_scored(0.4, 0.3)), ROOM, Tally()))
+    assert 'class="tick"' not in page  # it lies beyond the bar
+
+
+def _scored(*similarities: float) -> list[ShownRecord]:
+    return [document("bars", ("One.",), tuple(image(n, similarity=one) for n, one in enumerate(similarities)))]
 
 
 def test_pictures_keep_their_shape_and_odd_ones_are_shown(browser: Any, tmp_path: Path) -> None:

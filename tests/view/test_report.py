@@ -17,7 +17,7 @@ from rich.console import Console
 
 from tests.browser import DESK, PHONE, chromium, opened
 from vila_data.view.measure_tables import bar_line, print_measures
-from vila_data.view.recipe_text import shown_recipe, shown_value
+from vila_data.view.recipe_text import shown_message, shown_recipe, shown_value
 from vila_data.view.report_page import report_page
 from vila_data.workflow.recipe import Recipe
 
@@ -95,6 +95,20 @@ def test_no_folder_of_this_machine_is_shown(sample_run: Path, sample_recipe: Pat
         text = (sample_run / name).read_text()
         assert str(sample_recipe.parent) not in text and str(Path.home()) not in text
         assert "…/" in text
+
+
+def test_what_is_shown_of_a_message() -> None:
+    shown = {
+        "/home/me/my data/a.jsonl: row 3: no text": "…/a.jsonl: row 3: no text",
+        "/home/me/a.jsonl:12: texts and/or images": "…/a.jsonl:12: texts and/or images",
+        "'/models/llama' is no folder (looked in ~/runs/x)": "'…/llama' is no folder (looked in …/x)",
+        "s3://key:secret@bucket/a.jsonl: row 3: no such file: b / c": "s3://bucket/a.jsonl: row 3: no such file: b / c",
+        "https://h.test/a?sig=secret: 403": "https://h.test/a?…: 403",
+        "zip://a.jsonl::/home/me/b.zip: row 1": "zip://a.jsonl::…/b.zip: row 1",
+        "caption is a int, not a text": "caption is a int, not a text",
+    }
+    assert {text: shown_message(text) for text in shown} == shown
+    assert shown_message("/it's: here/a.jsonl: row 1", ["/it's: here/a.jsonl"]) == "…/a.jsonl: row 1"
 
 
 def test_what_is_shown_of_a_recipe() -> None:

@@ -23,6 +23,8 @@ from vila_data.workflow.previewing import Choice, Listed, build, preview
 from vila_data.workflow.previewing.choose import choose
 from vila_data.workflow.previewing.run import RunSource
 from vila_data.workflow.previewing.source import Asked, Columns, Place
+from vila_data.workflow.recipe import load_recipe
+from vila_data.workflow.run import run as launch
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +80,6 @@ def test_random_does_not_depend_on_the_order_of_files(run: Run, monkeypatch: pyt
         ("failed", "timeout"),
         (None, "malformed_json"),
         ("dropped", "min_images"),
-        ("kept", "min_images"),
     ],
 )
 def test_by_fate_and_reason(run: Run, fate: str | None, reason: str | None) -> None:
@@ -90,7 +91,26 @@ def test_by_fate_and_reason(run: Run, fate: str | None, reason: str | None) -> N
                 if fate in (None, what) and reason in (None, why) and not (fate == "kept" and image is not None):
                     expected.add((corpus, name))
     assert set(found) == expected and len(found) == len(expected)
-    assert expected or fate == "kept"
+    assert expected
+
+
+def test_a_reason_that_cannot_be_is_refused(finished: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    with pytest.raises(UsageError, match=r"min_imges: there is no such reason; this run has min_images, .*http_status"):
+        preview(finished, page, Choice(reason="min_imges"))
+    with pytest.raises(UsageError, match="what is kept has no reason"):
+        Choice(fate="kept", reason="min_images")
+    assert not page.exists()
+    assert preview(finished, page, Choice(reason="max_images")).records == 0  # a reason, though nothing has it
+
+
+@pytest.fixture(scope="module")
+def finished(sample_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the sample's first rows, without shards."""
+    recipe = load_recipe(sample_recipe).model_copy(update={"shards": {}, "pack": None, "blend": None})
+    out = tmp_path_factory.mktemp("choose") / "run"
+    launch(recipe, out, runner="local", limit=40)
+    return out
 
 
 def test_by_corpus_and_text(run: Run, tmp_path: Path) -> None:

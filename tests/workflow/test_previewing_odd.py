@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from vila_data.view.preview.values import ROOMS, CorpusLine, PreviewPage, ShownR
 from vila_data.workflow.previewing import Choice, PreviewReport, preview
 from vila_data.workflow.previewing.run import RunSource
 from vila_data.workflow.previewing.why import image_value
+from vila_data.workflow.recipe import load_recipe
+from vila_data.workflow.run import run
 
 
 def tar(folder: Path, members: dict[str, bytes]) -> Path:
@@ -120,3 +123,24 @@ def test_an_image_that_got_no_text_when_they_were_assigned_stands_by_none() -> N
     reassigned = Rules.model_validate({"documents": {"reassign": True}})
     assert image_value("no_matched_text", facts, None, reassigned) == "no text was assigned to it"
     assert image_value("no_matched_text", facts, None, Rules()) == "no text was published for it"
+
+
+def test_a_page_tells_no_folder_of_the_machine(tmp_path: Path) -> None:
+    folder = tmp_path / "it's: mine"
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text('{"prompt":"","completion":""}\n{"prompt":"Yes?","completion":"No."}\n')
+    (folder / "recipe.yaml").write_text(
+        "version: 1\nname: words\ncorpora: {words: {kind: text, files: [rows.jsonl]}}\n"
+        "shards: {words: {corpus: words, view: conversations}}\n"
+        "pack: {tokenizer: ../tokenizer, sequence_length: 512, tokens_per_image: 4}\n"
+        "blend: {weight_counts: samples, sources: [{shards: words, weight: 1}]}\n"
+    )
+    shutil.copytree(Path(__file__).parents[2] / "shards" / "sample" / "tokenizer", tmp_path / "tokenizer")
+    run(load_recipe(folder / "recipe.yaml"), folder / "run", runner="local")
+    lock = folder / "run" / "recipe.lock.yaml"
+    lock.write_text(lock.read_text().replace(str(tmp_path / "tokenizer"), str(tmp_path / "gone")))
+    report = preview(folder / "run", tmp_path / "page.html", Choice(packs=1))
+    page = (tmp_path / "page.html").read_text()
+    assert "…/rows.jsonl: row 0: no answer" in page and "Tokens are not shown" in page
+    assert str(tmp_path) not in page and "mine" not in page
+    assert not any(str(tmp_path) in note for note in report.notes) and len(report.notes) == 2

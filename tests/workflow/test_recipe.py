@@ -71,6 +71,12 @@ def test_a_good_recipe_is_resolved(tmp_path: Path) -> None:
             "recipe.yaml:8 corpora.pairs.fiels: unknown key 'fiels'; nearest: files",
         ),
         (
+            "name: small",
+            "name: a b",
+            "recipe.yaml:2 name: a name is 1 to 48 characters long, of letters (A-Z, a-z), digits, - and _; found 'a b'",
+        ),
+        ("  docs: {kind", "  docs!: {kind", "recipe.yaml:5 corpora.docs!: a name is 1 to 48 characters long"),
+        (
             "min_side_px: 64",
             "min_side_px: wide",
             "recipe.yaml:16 filter.images.min_side_px: input should be a valid integer; found 'wide'",
@@ -108,7 +114,7 @@ def test_a_good_recipe_is_resolved(tmp_path: Path) -> None:
             "weight: 0}\n    - {shards: pairs",
             "recipe.yaml:26 blend.sources.0.weight: weight 0 is not above 0",
         ),
-        ("name: small", "name: a.b", "recipe.yaml:2 name: string should match pattern"),
+        ("name: small", "name: a.b", "recipe.yaml:2 name: a name is 1 to 48 characters long"),
         ("version: 1", "version: 2", "recipe.yaml:1 version: found 2; one of: 1"),
         ("seed: 17", "seed: 17\nseed: 18", "recipe.yaml:4 seed: this key stands here a second time"),
         ("name: small\n", "", "recipe.yaml:1 name: missing: 'name' is required here"),

@@ -220,8 +220,36 @@ class _Unwatched:
 
 
 def test_a_sweep_that_changes_nothing_is_refused(finished: Path) -> None:
-    with pytest.raises(UsageError, match="changes nothing"):
-        sweep(str(finished), "filter.images.min_similarity=0.5")
+    for values in ("0.5", "0.5,0.50"):
+        with pytest.raises(UsageError, match=r"changes nothing .* in force: give others"):
+            sweep(str(finished), f"filter.images.min_similarity={values}")
+    with pytest.raises(UsageError, match=r"changes nothing .* value is the one in force: give others"):
+        sweep(str(finished), "filter.per_corpus.docs.images.min_similarity=0.3")
+    own = [f"filter.per_corpus.{name}.images.min_similarity=0.4" for name in ("docs", "pairs")]
+    with pytest.raises(UsageError) as error:
+        sweep(str(finished), "filter.images.min_similarity=0.5,0.6", own)
+    assert "docs: per_corpus sets its own: sweep filter.per_corpus.docs.images.min_similarity; pairs: " in str(
+        error.value
+    )
+    assert "chat: are conversations, for which it holds only as" in str(error.value)
+    assert str(error.value).endswith("text: has no images")
+
+
+def test_a_blended_set_that_would_be_empty_is_said(finished: Path, sample_recipe: Path, tmp_path: Path) -> None:
+    assert whatif(str(finished), ["filter.documents.min_images=3"]).notes == ()  # no blend
+    blended = tmp_path / "run"
+    shutil.copytree(finished, blended)
+    lock = yaml.safe_load((blended / LOCK).read_text())
+    whole = vd.load_recipe(sample_recipe).model_dump(mode="json")
+    (blended / LOCK).write_text(
+        yaml.safe_dump(lock | {"recipe": lock["recipe"] | {k: whole[k] for k in ("pack", "blend")}})
+    )
+    answer = whatif(str(blended), ["filter.documents.min_images=3"])
+    assert [note.partition(",")[0] for note in answer.notes] == ["set pairs would be empty"]
+    assert "set pairs would be empty, so the blend could not be planned" in invoke(
+        str(blended), "--set", "filter.documents.min_images=3"
+    )[1].replace("\n", " ")
+    assert whatif(str(blended), ["filter.documents.min_images=1"]).notes == ()
 
 
 def test_a_run_that_is_not_there_or_not_finished(finished: Path, tmp_path: Path) -> None:
@@ -291,7 +319,7 @@ def test_the_command_shows_old_and_new_side_by_side(finished: Path) -> None:
 def test_the_command_gives_json_and_a_page(finished: Path, tmp_path: Path) -> None:
     code, text = invoke(str(finished), "--set", "filter.images.min_side_px=8", "--json")
     value: dict[str, Any] = json.loads(text)
-    assert (code, set(value)) == (0, {"run", "asked", "corpora", "sets"})
+    assert (code, set(value)) == (0, {"run", "asked", "corpora", "sets", "notes"})
     page = tmp_path / "sweep.html"
     arguments = ("--sweep", "filter.images.min_similarity=0.3:0.9:0.3", "--out", str(page), "--json")
     code, text = invoke(str(finished), *arguments)

@@ -116,7 +116,16 @@ def _mix(config: InnerBlend, location: Location, leaves: Iterator[Leaf], names: 
 
 def _check(name: str, lengths: Lengths, capacity: int) -> None:
     if lengths.totals[0] == 0:
-        raise UsageError(f"blend: {name} has no sample in the stream, of {len(lengths.tokens)} in the shards")
+        held = len(lengths.tokens)
+        why = (
+            "none of them has a training sequence that fits: raise pack.sequence_length"
+            if held
+            else "all records of its corpus, or all their images, were dropped or failed: loosen the rule that does it"
+        )
+        raise UsageError(
+            f"blend: set {name} has no sample in the stream, of {held:,} in the shards: {why}, or take the set out of the "
+            "blend (vila-data preview RUN --out page.html shows what became of them, and why)"
+        )
     place = int(lengths.tokens.argmax())
     if int(lengths.tokens[place]) > capacity:
         shard = int((lengths.ends <= place).sum())

@@ -1,8 +1,9 @@
-"""A recipe as it may be shown to others: without folders of this machine, passwords and signed queries."""
+"""A recipe, and a message, as others may see them: without folders of this machine, passwords and signed queries."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -12,6 +13,11 @@ from vila_data.view.axes import plain
 
 _PRIVATE: Final = ("resources", "contact")
 """Says who ran it, or where: nothing about the data."""
+_PLACES: Final = re.compile(
+    r"""(?<![^\s'"(=])(?:[a-z][a-z0-9+.-]*://[^\s'"]*[^\s'":;,.)]|(?:~?/(?=\S)|[A-Za-z]:[\\/]|file:/)(?:[^:;'"\n]*[\\/])?[^\s:;'",)]*)""",
+    re.IGNORECASE,
+)
+"""A URL, or a local path: its folders may have spaces in their names."""
 
 
 def shown_recipe(recipe: Any) -> str:
@@ -37,6 +43,13 @@ def shown_value(text: str) -> str:
         return "…"
     query = "?…" if parts.query else ""
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}{query}"
+
+
+def shown_message(text: str, places: Iterable[str] = ()) -> str:
+    """A message with each path and URL in it as `shown_value` gives it. places: those that it is known to name."""
+    for place in sorted(filter(None, places), key=len, reverse=True):
+        text = text.replace(place, shown_value(place))
+    return _PLACES.sub(lambda found: shown_value(found.group()), text)
 
 
 def _shown(value: Any) -> Any:

@@ -26,6 +26,8 @@ def print_whatif(console: Console, value: Mapping[str, Any]) -> None:
         console.print(f"as before: {', '.join(same)}", highlight=False)
     if value["sets"]:
         console.print(_sets(value["sets"]))
+    for note in value["notes"]:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_sweep(console: Console, value: Mapping[str, Any]) -> None:

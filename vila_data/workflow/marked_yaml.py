@@ -20,6 +20,8 @@ from vila_data.core.errors import RecipeError
 
 Location = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
+NAME: typing.Final = r"^[A-Za-z0-9_-]{1,48}$"
+"""Of a recipe, a corpus or a shard set."""
 
 
 class MarkedValue:
@@ -143,6 +145,10 @@ def _describe(marked: MarkedValue, model: type[BaseModel], detail: dict[str, Any
     if kind == "literal_error":
         expected = [name.strip().strip("'") for name in detail["ctx"]["expected"].replace(" or ", ", ").split(",")]
         return where, f"found {found!r}{nearest(str(found), expected)}"
+    if kind == "string_pattern_mismatch" and detail["ctx"]["pattern"] == NAME:
+        if location[-1] == "[key]":  # pydantic's name of a key among the steps to it
+            where = marked.where(location[:-1])
+        return where, f"a name is 1 to 48 characters long, of letters (A-Z, a-z), digits, - and _; found {found!r}"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     return where, f"{message[0].lower()}{message[1:]}; found {found!r}" if kind != "value_error" else message
 

@@ -19,12 +19,12 @@ from vila_data.filter.config import FilterConfig, Rules
 from vila_data.order.released import check_released
 from vila_data.score.config import ScoreConfig
 from vila_data.shard.config import ShardSet
-from vila_data.workflow.marked_yaml import Location, MarkedValue, nearest, read_marked, validate
+from vila_data.workflow.marked_yaml import NAME, Location, MarkedValue, nearest, read_marked, validate
 from vila_data.workflow.sources import check_engine, check_rules, check_view, resolve_corpus
 from vila_data.workflow.substitute import override, substitute
 
 AnyBlend = TypeVar("AnyBlend", bound=InnerBlend)
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,48}$")]
+Name = Annotated[str, Field(pattern=NAME)]
 
 
 class StageResources(StrictModel):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from vila_data.core.errors import DataError
@@ -29,11 +30,12 @@ _SENTENCE_BYTES: Final = 400
 _BLOCK_BYTES: Final = 60
 """What the markup around a text takes of a record's room, about: texts without a word are not free."""
 _SCALE_UNITS: Final = 60.0
+_TICK_UNITS: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """The similarities of a page, from the lowest to the highest, for bars and for the range to filter by."""
+    """The similarities of a page: their range, to filter by, and the bars' end, which is its highest."""
 
     low: float
     high: float
@@ -45,10 +47,13 @@ class Scale:
         found = [image.similarity for record in page.records for image in record.images if image.similarity is not None]
         return cls(min(found, default=0.0), max(found, default=1.0), bool(found))
 
-    def units(self, value: float) -> str:
-        """Where a value lies on a bar of 60 units."""
-        width = self.high - self.low or 1.0
-        return f"{min(1.0, max(0.0, (value - self.low) / width)) * (_SCALE_UNITS - 4) + 4:.1f}"
+    def units(self, value: float, width: float = 0.0) -> str:
+        """How much of a bar of 60 units a value fills: bars begin at 0, so that half as long is half as similar.
+
+        width: of what is to begin there and stay on the bar.
+        """
+        whole = self.high if self.high > 0 else 1.0
+        return f"{min(min(1.0, max(0.0, value / whole)) * _SCALE_UNITS, _SCALE_UNITS - width):.1f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +86,14 @@ class DrawnImage:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Images, and the text that they stand before; pieces: a turn's texts and images in its own order."""
+    """Images, and the text that they stand before; pieces: a turn's texts and images in its own order; left_out: images
+    of this text for which the page has no room."""
 
     number: int
     role: str
     images: tuple[DrawnImage, ...]
     pieces: tuple[Shown | DrawnImage, ...]
+    left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +144,8 @@ class _Drawing:
 
     def __init__(self, record: ShownRecord, room: Room, scale: Scale, tally: Tally, threshold: float | None) -> None:
         self._record, self._room, self._scale, self._tally = record, room, scale, tally
-        self._tick = "" if threshold is None or not scale.scored else scale.units(threshold)
+        inside = threshold is not None and scale.scored and 0 <= threshold <= scale.high
+        self._tick = scale.units(threshold, _TICK_UNITS) if threshold is not None and inside else ""
         self._left = room.text_bytes
         self._images = record.images[: room.images]
 
@@ -174,9 +182,9 @@ class _Drawing:
         record = self._record
         texts = len(record.texts)
         by_text: dict[int, list[ShownImage]] = {}
+        without = Counter(self._place(image) for image in record.images[len(self._images) :])
         for image in self._images:
-            place = texts if image.text_index is None else min(max(image.text_index, 0), texts)
-            by_text.setdefault(place, []).append(image)
+            by_text.setdefault(self._place(image), []).append(image)
         blocks, left_out = [], 0
         for index, text in enumerate(record.texts):
             images = by_text.pop(index, [])
@@ -184,12 +192,18 @@ class _Drawing:
                 left_out += 1
                 self._tally.characters_cut += self._length(index)
                 continue
-            blocks.append(self._turn(index, text, images) if record.roles else self._passage(index, text, images))
-            self._left -= _BLOCK_BYTES
+            block = self._turn(index, text, images) if record.roles else self._passage(index, text, images)
+            blocks.append(replace(block, left_out=without[index]))
+            self._left -= _BLOCK_BYTES * (2 if without[index] else 1)
         rest = [self._image(image) for image in by_text.pop(texts, [])]
         if rest:
             blocks.append(Block(0, "", tuple(rest), ()))
         return blocks, left_out
+
+    def _place(self, image: ShownImage) -> int:
+        """The text that an image stands before; the number of texts for none."""
+        texts = len(self._record.texts)
+        return texts if image.text_index is None else min(max(image.text_index, 0), texts)
 
     def _passage(self, index: int, text: str, images: list[ShownImage]) -> Block:
         drawn = tuple(self._image(image) for image in images)

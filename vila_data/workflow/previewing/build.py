@@ -12,6 +12,7 @@ from vila_data.core.errors import UsageError
 from vila_data.core.store import Store
 from vila_data.view.preview.packs import PackLegend, ShownPack
 from vila_data.view.preview.values import FATES, ROOMS, CorpusLine, PreviewPage, ShownRecord
+from vila_data.view.recipe_text import shown_message
 from vila_data.workflow.inspection import kind_of
 from vila_data.workflow.previewing.choice import Choice, Listed
 from vila_data.workflow.previewing.choose import Chosen, choose
@@ -94,10 +95,12 @@ def preview(
     where, target = os.fspath(path), os.fspath(out)
     check_target(target)
     source = _source(where)
+    if choice.reason is not None and isinstance(source, RunSource):
+        source.check_reason(choice.reason)
     parts = sum(len(source.parts(corpus)) for corpus in range(len(source.corpora)))
     watch.stage("choose", parts, 0)
     chosen = choose(source, choice, lambda records: watch.advance("choose", records))
-    page = _page(source, choice, chosen)
+    page = _page(source, choice, chosen, Store(where).url)
     if source.faults.note:
         warnings.warn(source.faults.note, stacklevel=2)
     watch.stage("draw", len(page.records), 0)
@@ -115,7 +118,7 @@ def _source(path: str) -> Source:
     return SetSource(path) if kind == "set" else RunSource(Store(path))
 
 
-def _page(source: Source, choice: Choice, chosen: Chosen) -> PreviewPage:
+def _page(source: Source, choice: Choice, chosen: Chosen, where: str) -> PreviewPage:
     places = [place for place, _ in chosen.places]
     tokens = source.tokens(places)
     shown = Counter(place.corpus for place in places)
@@ -140,7 +143,7 @@ def _page(source: Source, choice: Choice, chosen: Chosen) -> PreviewPage:
         records=[records[number] for number in range(len(places))],
         packs=packs,
         legend=legend,
-        notes=(*source.notes, *(note for note in (missing, source.faults.note) if note)),
+        notes=tuple(shown_message(note, [where]) for note in (*source.notes, missing, source.faults.note) if note),
         thresholds=source.thresholds,
     )
 

@@ -53,6 +53,8 @@ class Choice:
             raise UsageError(f"--order {self.order}: give random, worst or best")
         if self.fate is not None and self.fate not in FATES:
             raise UsageError(f"--fate {self.fate}: give {', '.join(FATES[:-1])} or {FATES[-1]}")
+        if self.fate == "kept" and self.reason is not None:
+            raise UsageError(f"--fate kept --reason {self.reason}: what is kept has no reason: leave one of them out")
         if self.count < 1 and self.order != "listed":
             raise UsageError(f"--count {self.count}: give at least 1")
         if self.packs < 0:

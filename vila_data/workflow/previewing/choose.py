@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vila_data.core.errors import DataError, UsageError
+from vila_data.workflow.marked_yaml import nearest
 from vila_data.workflow.previewing.choice import Choice, Listed
 from vila_data.workflow.previewing.source import Asked, Columns, Place, Source
 
@@ -107,7 +108,7 @@ def _corpora(source: Source, choice: Choice) -> list[int]:
     if choice.corpus is None:
         return list(range(len(source.corpora)))
     if choice.corpus not in source.corpora:
-        raise UsageError(f"--corpus {choice.corpus}: there are {', '.join(source.corpora) or 'none'}")
+        raise UsageError(f"--corpus {choice.corpus}: there is no such corpus{nearest(choice.corpus, source.corpora)}")
     return [list(source.corpora).index(choice.corpus)]
 
 

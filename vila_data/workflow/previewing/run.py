@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from functools import lru_cache, partial
 from typing import Any, Final, cast
 
@@ -15,19 +16,25 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vila_data.core.errors import DataError, UsageError
+from vila_data.core.fates import IMAGE_ERRORS, RECORD_REASONS
 from vila_data.core.layout import Part
+from vila_data.core.receipts import read_receipt
 from vila_data.core.store import Store
 from vila_data.core.tables import read_parquet
+from vila_data.filter.rules import OUTCOMES, RECORD_OUTCOMES
 from vila_data.shard.evidence import Evidence
 from vila_data.view.preview.packs import PackLegend, ShownPack
 from vila_data.view.preview.values import Fate, ShownImage, ShownRecord, ShownTokens
+from vila_data.view.recipe_text import shown_message
 from vila_data.workflow.lock import read_lock
+from vila_data.workflow.plan import committed_plan
 from vila_data.workflow.previewing.faults import TokenFaults
 from vila_data.workflow.previewing.packs import first_packs
 from vila_data.workflow.previewing.source import Asked, Columns, Place, bounds_of, clipped, finite
 from vila_data.workflow.previewing.tokens import TokenFiles
 from vila_data.workflow.previewing.why import image_value, record_value
 from vila_data.workflow.recipe import Recipe
+from vila_data.workflow.report import corpus_funnel
 
 _PARTS: Final = 4
 _PART: Final = re.compile(r"part-(\d+)\.parquet")
@@ -40,6 +47,7 @@ _IMAGE_FACTS: Final = [
     "matched_text_index",
 ]
 _SCORES: Final = ["scored", "similarity", "assigned_text_index", "assigned_similarity", "similarities"]
+_REASONS: Final = {*RECORD_REASONS, *IMAGE_ERRORS, *OUTCOMES[2:], *RECORD_OUTCOMES[2:]}
 _NOT_KEPT: Final = "record_dropped"
 _BETTER: Final = 0.005  # what another text must fit better by to be named
 
@@ -80,6 +88,7 @@ class RunSource:
             raise UsageError(f"{store.url}: no part is filtered yet: run the recipe, or vila-data run --only filter")
         self._evidence = {name: Evidence(store, name) for name in self.corpora}
         self._tables = lru_cache(maxsize=_PARTS)(self._read)
+        self._files = lru_cache(maxsize=None)(self._metadata_files)
 
     @property
     def notes(self) -> Sequence[str]:
@@ -96,6 +105,30 @@ class RunSource:
     def parts(self, corpus: int) -> Sequence[int]:
         """See `Source`."""
         return self._parts[self.corpora[corpus]]
+
+    def check_reason(self, reason: str) -> None:
+        """Assert that a record or image may have a reason, whether or not one of this run has it.
+
+        Raises:
+            UsageError: it is none; says those that this run has.
+        """
+        if reason in _REASONS:
+            return
+        found: set[str] = set()
+        for name in self.corpora:
+            plan = committed_plan(self._store, name)
+            if plan is not None:
+                stages = {
+                    stage: [read_receipt(self._store, part.receipt(stage)) for part in plan.parts]
+                    for stage in ("download", "filter")
+                }
+                funnel = corpus_funnel(plan, stages, self._recipe.score.clip is not None).as_dict()
+                found |= {
+                    fate.partition(":")[2] for units in funnel.values() for counts in units.values() for fate in counts
+                }
+        if reason not in found:
+            names = sorted(found - {""}, key=lambda name: (-SequenceMatcher(None, reason, name).ratio(), name))
+            raise UsageError(f"--reason {reason}: there is no such reason; this run has {', '.join(names) or 'none'}")
 
     def columns(self, corpus: int, part: int, fate: str | None, reason: str | None) -> Columns:
         """See `Source`."""
@@ -144,9 +177,10 @@ class RunSource:
         found = self._evidence[name].record(place.part, place.row)
         reason = fate["reason"] or ""
         counts: Counter[str] = Counter("kept" if image.reason == _NOT_KEPT else image.fate for image in images)
-        value = row["detail"] or "" if found is None else record_value(reason, counts, self._recipe.rules_for(name))
         if found is None:
-            return ShownRecord(name, row["record_id"], "", fate["fate"], reason, value, asked.note)
+            problem = shown_message(row["detail"] or "", self._files(name)[place.part : place.part + 1])
+            return ShownRecord(name, row["record_id"], "", fate["fate"], reason, problem, asked.note)
+        value = record_value(reason, counts, self._recipe.rules_for(name))
         texts, lengths = clipped(found.texts)
         return ShownRecord(
             corpus=name,
@@ -239,6 +273,11 @@ class RunSource:
         """Numbers of the parts that have fates."""
         found = (_PART.fullmatch(path.rsplit("/", 1)[-1]) for path in self._store.files(f"filter/{name}"))
         return sorted(int(match.group(1)) for match in found if match)
+
+    def _metadata_files(self, name: str) -> tuple[str, ...]:
+        """The metadata file of each of a corpus's parts."""
+        plan = committed_plan(self._store, name)
+        return () if plan is None else tuple(part.file for part in plan.parts)
 
     def _part(self, corpus: int, index: int) -> Part:
         return Part(self.corpora[corpus], index, "", "", 0, 0, 0, "")

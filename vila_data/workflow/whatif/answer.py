@@ -15,6 +15,7 @@ from vila_data.filter.whatif import UNKNOWN, PartTable, Settled, Tally, tally
 from vila_data.shard.config import ShardSet, View
 from vila_data.shard.layout import count_shards, member_bytes_of, pair_bound, record_bound
 from vila_data.workflow.progress import Silence, Watch
+from vila_data.workflow.recipe import Recipe
 from vila_data.workflow.whatif.run import CorpusFates, FilteredRun
 
 MB = 1_000_000
@@ -59,12 +60,13 @@ class SetAnswer:
 
 @dataclass(frozen=True)
 class Answer:
-    """What `whatif` found. asked: the settings as given."""
+    """What `whatif` found. asked: the settings as given. notes: what a run with them would stop at."""
 
     run: str
     asked: tuple[str, ...]
     corpora: dict[str, CorpusAnswer]
     sets: dict[str, SetAnswer]
+    notes: tuple[str, ...] = ()
 
 
 def whatif(run: str, settings: Sequence[str], watch: Watch | None = None) -> Answer:
@@ -96,7 +98,17 @@ def whatif(run: str, settings: Sequence[str], watch: Watch | None = None) -> Ans
             old, new = (sizes.size(name, place, counts[place], asked.seed) for place in range(2))
             sets[name] = SetAnswer(corpus.name, config.view, old, new)
     ordered = {name: sets[name] for name in asked.shards}
-    return Answer(found.store.url, tuple(settings), corpora, ordered)
+    return Answer(found.store.url, tuple(settings), corpora, ordered, _notes(asked, ordered))
+
+
+def _notes(asked: Recipe, sets: dict[str, SetAnswer]) -> tuple[str, ...]:
+    """A sentence a blended set that would surely be empty."""
+    return tuple(
+        f"set {name} would be empty, so the blend could not be planned and the run would end there: ask for a looser rule, "
+        "or take the set out of the blend"
+        for name in asked.blended_sets()
+        if sets[name].new.samples_at_most == 0
+    )
 
 
 def _tally(

@@ -109,8 +109,7 @@ def sweep(
     plans = _plans(found, base, steps)
     if not plans:
         raise UsageError(
-            f"--sweep {key}: changes nothing for any corpus of {found.store.url}: per_corpus sets their own values, or the "
-            "rule does not hold for conversations unless per_corpus sets it"
+            f"--sweep {key}: changes nothing for {found.store.url}: {_why_nothing(found, base, steps, key)}"
         )
     corpora: dict[str, CorpusSweep] = {}
     for plan in plans:
@@ -187,6 +186,28 @@ def _plans(found: FilteredRun, base: Recipe, steps: Sequence[Recipe]) -> list[_P
         for corpus in found.corpora()
         if corpus.name in names
     ]
+
+
+def _why_nothing(found: FilteredRun, base: Recipe, steps: Sequence[Recipe], key: str) -> str:
+    """Why no corpus is kept otherwise at any value, and what to ask instead."""
+    section, name = key.split(".")[-2:]
+    if key.startswith("filter.per_corpus.") or all(step.filter == base.filter for step in steps):
+        value = "value is the one" if len(steps) == 1 else "values are all the one"
+        return f"its {value} in force: give others"
+    reasons = []
+    for corpus in found.corpora():
+        own = base.filter.per_corpus.get(corpus.name)
+        if own is not None and name in getattr(own, section, own).model_fields_set:
+            reasons.append(
+                f"{corpus.name}: per_corpus sets its own: sweep filter.per_corpus.{corpus.name}.{section}.{name}"
+            )
+        elif not sum(corpus.funnel["filter"].get("images", {}).values()):
+            reasons.append(f"{corpus.name}: has no images")
+        else:
+            reasons.append(
+                f"{corpus.name}: are conversations, for which it holds only as filter.per_corpus.{corpus.name}.{section}.{name}"
+            )
+    return "; ".join(reasons)
 
 
 def _sweep_corpus(found: FilteredRun, plan: _Plan, measure: Measure | None, watch: Watch) -> CorpusSweep:
