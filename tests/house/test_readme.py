@@ -114,6 +114,8 @@ def test_streaming_is_that_of_the_benchmark() -> None:
     said = " ".join(SPEED.split())
     turns = json.loads((RESULTS / "limit.json").read_text())
     assert f"reaches {turns['336']['ratio']:.0%} (336 px) and {turns['224']['ratio']:.0%} (224 px) of that" in said
+    apart = goals["decoded over the bare loop"]["per_s"]
+    assert f"as the peers are, {apart['336']['ratio']:.0%} and {apart['224']['ratio']:.0%}," in said
     assert all(turns[size]["ratio"] >= 0.85 for size in ("336", "224"))
     assert f"is {by_hand['336']['ratio']:.2f} and {by_hand['224']['ratio']:.2f} times as fast" in said
     assert f"{packed:.2f} times on packed tokens" in said
