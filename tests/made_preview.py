@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import yaml
 
 from tests.loader.made_stream import CORPORA
+from tests.loader.made_stream import made as made_stream
 from tests.made_run import (
     SETS,
     Item,
@@ -94,3 +97,12 @@ def fates(run: Run, corpus: str) -> dict[str, list[tuple[int | None, str, str | 
 def similarities(run: Run) -> dict[str, list[float]]:
     every = [one for items in run.items.values() for one in items if one is not None]
     return {one.record.record_id: [value for value in one.similarities if value is not None] for one in every}
+
+
+def streamed_run(folder: Path) -> Path:
+    """A run with token files and a blend of docs, pairs and chat, not scored; its folder."""
+    made = made_stream(folder)
+    recipe = RECIPE | {"score": {}, "filter": {}}
+    lines = yaml.safe_load((made / "recipe.yaml").read_text())
+    lock(Store(str(made / "run")), recipe | {key: lines[key] for key in ("pack", "blend")})
+    return made / "run"

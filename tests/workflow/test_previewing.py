@@ -13,13 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from tests.loader.made_stream import made as make_stream
 from tests.loader.made_stream import opened
-from tests.made_preview import RECIPE, Run, fates, lock, make
+from tests.made_preview import RECIPE, Run, fates, lock, make, streamed_run
 from tests.made_run import (
     SETS,
     Item,
@@ -48,11 +46,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def streamed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with token files and a blend; not scored."""
-    folder = make_stream(tmp_path_factory.mktemp("stream"))
-    recipe = RECIPE | {"score": {}, "filter": {}}
-    lines = yaml.safe_load((folder / "recipe.yaml").read_text())
-    lock(Store(str(folder / "run")), recipe | {key: lines[key] for key in ("pack", "blend")})
-    return folder
+    return streamed_run(tmp_path_factory.mktemp("stream")).parent
 
 
 # What is said of it

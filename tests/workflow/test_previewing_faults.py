@@ -11,24 +11,17 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-import yaml
 
-from tests.loader.made_stream import made as make_stream
-from tests.made_preview import RECIPE, lock
+from tests.made_preview import streamed_run
 from vila_data.cli import main
 from vila_data.core.errors import DataError
-from vila_data.core.store import Store
 from vila_data.workflow.previewing import Choice, PreviewReport, preview
 
 
 @pytest.fixture(scope="module")
 def streamed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with token files and a blend of docs, pairs and chat; not scored."""
-    folder = make_stream(tmp_path_factory.mktemp("stream"))
-    recipe = RECIPE | {"score": {}, "filter": {}}
-    lines = yaml.safe_load((folder / "recipe.yaml").read_text())
-    lock(Store(str(folder / "run")), recipe | {key: lines[key] for key in ("pack", "blend")})
-    return folder / "run"
+    return streamed_run(tmp_path_factory.mktemp("stream"))
 
 
 @pytest.fixture

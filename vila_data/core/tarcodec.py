@@ -8,6 +8,7 @@ above 100 bytes is refused, since no pax headers are written.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -164,6 +165,13 @@ def walk_foreign(stream: BinaryIO, what: str) -> Iterator[Member | TarFault]:
         if regular:
             yield member
         at += member_bytes(member.size)
+
+
+def sample_key(member: str) -> tuple[str, str]:
+    """A member's key and what stands behind it, as WebDataset cuts names: at the first dot behind the last slash."""
+    folder, base = os.path.split(member)
+    stem, _, suffix = base.partition(".")
+    return f"{folder}/{stem}" if folder else stem, suffix
 
 
 def _next_header(stream: BinaryIO, at: int) -> int | None:

@@ -12,7 +12,7 @@ from vila_data.core.errors import DataError, UsageError
 from vila_data.core.layout import RUN_FOLDERS
 from vila_data.core.receipts import read_receipt
 from vila_data.core.store import Store
-from vila_data.core.tarcodec import TarFault, walk_foreign
+from vila_data.core.tarcodec import TarFault, sample_key, walk_foreign
 from vila_data.encode.check import check_tokens
 from vila_data.export.format import EXPORT_JSON, RECEIPTS
 from vila_data.shard.check import check_set, check_tar
@@ -112,9 +112,7 @@ def _inspect_shard(path: str) -> dict[str, Any]:
             if isinstance(member, TarFault):
                 faults.append(member.text)
                 continue
-            above, base = os.path.split(member.name)
-            stem, _, suffix = base.partition(".")
-            key = f"{above}/{stem}" if above else stem
+            key, suffix = sample_key(member.name)
             sample = samples.setdefault(key, {"key": key, "record_id": "", "members": {}, "text": ""})
             sample["members"][suffix] = member.size
             if suffix == "json" and len(samples) <= _SAMPLES_SHOWN:

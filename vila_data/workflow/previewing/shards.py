@@ -18,7 +18,7 @@ from vila_data.core.nearby import Blocks, read_spans
 from vila_data.core.spans import Span
 from vila_data.core.store import Store
 from vila_data.core.tables import read_parquet
-from vila_data.core.tarcodec import Member, TarFault, walk_foreign
+from vila_data.core.tarcodec import Member, TarFault, sample_key, walk_foreign
 from vila_data.shard.manifest import parse_manifest
 from vila_data.view.preview.values import ShownImage, ShownRecord, ShownTokens
 from vila_data.workflow.lock import LOCK
@@ -152,9 +152,7 @@ class TarSource:
                 if isinstance(member, TarFault):
                     broken.append(member.text)
                     continue
-                folder, base = os.path.split(member.name)
-                stem, _, suffix = base.partition(".")
-                key = f"{folder}/{stem}" if folder else stem
+                key, suffix = sample_key(member.name)
                 if not samples or samples[-1][0] != key:
                     samples.append((key, {}))
                 samples[-1][1][suffix] = member
