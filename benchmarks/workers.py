@@ -26,8 +26,9 @@ from stream_data import made_run
 
 import vila_data as vd
 from vila_data.loader.lease import SlotLender
+from vila_data.loader.orders import Order
 from vila_data.loader.pool import Patience, WorkerPool
-from vila_data.loader.worker import STATUS_BYTES, work
+from vila_data.loader.worker import STATUS_BYTES, Worker
 
 STEPS, WARM = 60, 4
 BUSY_S = 0.002
@@ -37,17 +38,19 @@ class Threads:
     """Stands in for a WorkerPool: the same loop in threads of this process."""
 
     def __init__(self, spec: Any, lengths: Any, count: int) -> None:
-        self._count = count
+        self._count, self._step = count, 0
         self._sides = []
         for number in range(count):
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            own = replace(spec, first_step=number, stride=count, limit_bytes=spec.limit_bytes // count)
-            arguments = (theirs, own, lengths, bytearray(STATUS_BYTES))
-            threading.Thread(target=work, args=arguments, daemon=True).start()
+            own = replace(spec, stride=count, limit_bytes=spec.limit_bytes // count)
+            orders = [Order(0, spec.epoch, spec.start, number)]
+            worker = Worker(theirs, own, orders, lengths, bytearray(STATUS_BYTES))
+            threading.Thread(target=worker.run, daemon=True).start()
             self._sides.append((ours, SlotLender(ours)))
 
-    def get(self, step: int) -> Any:
-        ours, lender = self._sides[step % self._count]
+    def get(self) -> Any:
+        ours, lender = self._sides[self._step % self._count]
+        self._step += 1
         while True:
             message, fds, _, _ = socket.recv_fds(ours, 65_536, 1)
             if message[:1] == b"B":
@@ -67,7 +70,7 @@ def steps_per_s(pool: Any, busy_s: float) -> tuple[float, float]:
     for step in range(STEPS + WARM):
         if step == WARM:
             began = time.perf_counter()
-        found = pool.get(step)
+        found = pool.get()
         del found
         start = time.perf_counter()
         spin(busy_s)
