@@ -42,10 +42,10 @@ from vila_data.core.layout import shard_stem
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import TarWriter
 from vila_data.encode.config import PackConfig
+from vila_data.encode.conversation import Conversation
 from vila_data.encode.draft import document_of
 from vila_data.encode.fit import Sample, draft_of, encode_samples
 from vila_data.encode.part import EncodeJob, encode_shard
-from vila_data.encode.templates import Talk, exchanges_of
 from vila_data.encode.tokenizer import TextTokenizer, load_tokenizer
 
 REPO = Path(__file__).resolve().parents[1]
@@ -135,7 +135,7 @@ def made_tokenizer(texts: list[str], folder: Path) -> str:
 
 def sample_of(value: Value) -> Sample:
     if "conversations" in value:
-        return Talk(exchanges_of(value["conversations"]), value["system"])
+        return Conversation.of(value)
     return document_of(value)
 
 

@@ -11,9 +11,9 @@ from torch.nn.utils.rnn import pad_sequence
 from vila_model import Vila
 
 from vila_data.encode.config import PackConfig
+from vila_data.encode.conversation import Conversation
 from vila_data.encode.fit import encode_samples
 from vila_data.encode.sequence import IMAGE_ID
-from vila_data.encode.templates import Talk
 from vila_data.encode.tokenizer import TextTokenizer
 
 
@@ -27,7 +27,8 @@ class Prompt:
 
 def prompt_ids(question: str, pack: PackConfig, tokenizer: TextTokenizer, system: str | None = None) -> tuple[int, ...]:
     """A question, "<image>" where it has an image, as the first turn of a conversation of the recipe."""
-    (asked,) = encode_samples([Talk(((question, "A"),), system)], pack, tokenizer)
+    conversation = Conversation((("human", question), ("gpt", "A")), system, question.count("<image>"))
+    (asked,) = encode_samples([conversation], pack, tokenizer)
     return tuple(asked.ids[: asked.trained[0][0]])
 
 

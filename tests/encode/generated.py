@@ -8,10 +8,10 @@ from typing import Any
 from hypothesis import strategies as st
 
 from vila_data.encode.config import PackConfig
+from vila_data.encode.conversation import Conversation
 from vila_data.encode.draft import document_of
 from vila_data.encode.fit import Sample, encode_samples
 from vila_data.encode.sequence import IGNORED, TokenSequence
-from vila_data.encode.templates import Talk, exchanges_of
 from vila_data.encode.tokenizer import TextTokenizer
 
 FRAGMENTS = (
@@ -96,13 +96,14 @@ def pairs(caption: st.SearchStrategy[str] = MARKED_TEXT) -> st.SearchStrategy[di
 
 
 @st.composite
-def conversations(draw: st.DrawFn, said: st.SearchStrategy[str] = ANY_TEXT) -> dict[str, Any]:
-    """View `conversations`: marks before, in and behind the words of any turn."""
+def conversations(draw: st.DrawFn, said: st.SearchStrategy[str] = ANY_TEXT, *, empty: bool = False) -> dict[str, Any]:
+    """View `conversations`: marks before, in and behind the words of any turn. empty: turns may say nothing."""
     turns = []
     for _ in range(draw(st.integers(1, 4))):
         for speaker in ("human", "gpt"):
             parts = draw(st.lists(said, min_size=1, max_size=draw(st.sampled_from([1, 1, 2, 3]))))
-            turns.append({"from": speaker, "value": draw(st.sampled_from(["<image>", "<image>\n"])).join(parts)})
+            value = draw(st.sampled_from(["<image>", "<image>\n"])).join(parts)
+            turns.append({"from": speaker, "value": value or ("" if empty else "the")})
     return conversation_json(turns, draw(st.sampled_from([None, "", "Be brief."])))
 
 
@@ -115,9 +116,7 @@ def conversation_json(turns: Sequence[dict[str, str]], system: str | None = None
 
 def sample_of(value: dict[str, Any]) -> Sample:
     """What the encoder makes sequences of."""
-    if "conversations" in value:
-        return Talk(exchanges_of(value["conversations"]), value["system"])
-    return document_of(value)
+    return Conversation.of(value) if "conversations" in value else document_of(value)
 
 
 def encoded(value: dict[str, Any], config: PackConfig, tokenizer: TextTokenizer) -> TokenSequence:

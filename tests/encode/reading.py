@@ -29,10 +29,12 @@ class Reading:
     length: int
 
 
-def read(sample: dict[str, Any], tokenizer: Any, sequence_length: int, tokens_per_image: int) -> Reading:
-    """The sequence of a sample of any view."""
+def read(
+    sample: dict[str, Any], tokenizer: Any, sequence_length: int, tokens_per_image: int, *, counts: bool = True
+) -> Reading:
+    """The sequence of a sample of any view. counts: answers found by counting tokens, as the released code does."""
     if "conversations" in sample:
-        whole = read_conversation(sample, tokenizer)
+        whole = read_conversation({**sample, "limit": sequence_length}, tokenizer, counts=counts)
     elif "caption" in sample:
         whole = read_pair(sample, tokenizer)
     else:
@@ -70,42 +72,84 @@ def all_trained(text: str, images: list[int], tokenizer: Any) -> Reading:
         ids += tokenizer(chunk, add_special_tokens=False)["input_ids"]
     while ids[-1] == IMAGE_ID:
         ids.pop()
+    ids = [token for token in ids if token != tokenizer.unk_token_id]  # it pads with <unk>, and does not see it
     labels = [IGNORED if token == IMAGE_ID else token for token in ids]
     return Reading(ids, labels, images[: ids.count(IMAGE_ID)], 0)
 
 
-def read_conversation(sample: dict[str, Any], tokenizer: Any) -> Reading:
-    """`{system} USER: {q} ASSISTANT: {a}</s>USER: …`; trained is what touches an answer or its end token."""
+def read_conversation(sample: dict[str, Any], tokenizer: Any, *, counts: bool) -> Reading:
+    """`{system} USER: {q} ASSISTANT: {a}</s>USER: …`, labeled by counting tokens as v1.0 does, or by characters."""
     system = SYSTEM if sample["system"] is None else sample["system"]
+    turns = [turn["value"] for turn in sample["conversations"]]
+    if sample["images"]:
+        turns = [marked_once(turn) if MARK in turn else turn for turn in turns]
+    if sample["conversations"][0]["from"] == "gpt":
+        turns = turns[1:]
+    eos = tokenizer.eos_token
     text = system + " "
     answers = []
-    for turn in sample["conversations"]:
-        if turn["from"] == "human":
-            text += "USER: " + turn["value"] + " "
-        else:
-            text += "ASSISTANT: "
-            start = len(text)
-            text += turn["value"] + tokenizer.eos_token
-            answers.append((start, len(text)))
-    ids, labels = [tokenizer.bos_token_id], [IGNORED]
-    place = 0
-    for number, chunk in enumerate(text.split(MARK)):
+    for number, turn in enumerate(turns):
+        name = "USER" if number % 2 == 0 else "ASSISTANT"
+        end = " " if number % 2 == 0 else eos
+        start = len(text) + len(name) + 1
+        text += f"{name}: {turn}{end}" if turn else f"{name}:"
+        if number % 2 == 1 and turn:
+            answers.append((start, len(text)))  # the space before an answer is the model's to say
+    has_image = bool(sample["images"])
+    ids = tokens(text, tokenizer, has_image)
+    labels = list(ids)
+    labels[0] = IGNORED
+    seen = 1
+    for number, part in enumerate(text.split(eos)):
+        halves = part.split(" ASSISTANT: ")
+        if part == "" or len(halves) != 2:
+            break
+        whole = len(tokens(part, tokenizer, has_image))
+        question = len(tokens(halves[0] + " ASSISTANT: ", tokenizer, has_image)) - 2
         if number > 0:
-            ids.append(IMAGE_ID)
+            whole, question = whole - 1, question - 1
+        labels[seen : seen + question] = [IGNORED] * len(labels[seen : seen + question])
+        seen += whole
+    labels[seen:] = [IGNORED] * len(labels[seen:])
+    if not counts:
+        labels = [IGNORED, *by_characters(text, answers, tokenizer, has_image)]
+        seen = len([token for token in ids if token != tokenizer.unk_token_id])
+    known = [token for token in ids if token != tokenizer.unk_token_id]
+    if seen < sample.get("limit", 4096) and seen != len(known):
+        labels = [IGNORED] * len(labels)
+    labels = [IGNORED if token == IMAGE_ID else label for token, label in zip(ids, labels, strict=True)]
+    kept = [place for place, token in enumerate(ids) if token != tokenizer.unk_token_id]
+    ids, labels = [ids[place] for place in kept], [labels[place] for place in kept]
+    return Reading(ids, labels, list(range(ids.count(IMAGE_ID))), 0)
+
+
+def by_characters(text: str, answers: list[tuple[int, int]], tokenizer: Any, has_image: bool) -> list[int]:
+    labels = []
+    place = 0
+    for number, chunk in enumerate(text.split(MARK) if has_image else [text]):
+        if number > 0:
             labels.append(IGNORED)
             place += len(MARK)
         encoded = tokenizer(chunk, add_special_tokens=False, return_offsets_mapping=True)
         for token, (first, last) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            ids.append(token)
-            labels.append(token if touches(place + first, place + last, answers) else IGNORED)
+            inside = any(place + first < stop and start < place + max(last, first + 1) for start, stop in answers)
+            labels.append(token if inside else IGNORED)
         place += len(chunk)
-    return Reading(ids, labels, list(range(ids.count(IMAGE_ID))), 0)
+    return labels
 
 
-def touches(first: int, last: int, spans: list[tuple[int, int]]) -> bool:
-    """Whether a token's characters have one in common with a span; a token of no characters stands before `first`."""
-    last = max(last, first + 1)
-    return any(first < stop and start < last for start, stop in spans)
+def marked_once(turn: str) -> str:
+    rest = turn.replace(MARK, "").strip()
+    return (MARK + "\n" + rest).strip()
+
+
+def tokens(text: str, tokenizer: Any, has_image: bool) -> list[int]:
+    ids = [tokenizer.bos_token_id]
+    for number, chunk in enumerate(text.split(MARK) if has_image else [text]):
+        if number > 0:
+            ids.append(IMAGE_ID)
+        ids += tokenizer(chunk, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def cut(whole: Reading, sequence_length: int, tokens_per_image: int) -> Reading:

@@ -11,7 +11,6 @@ from tests.encode.conftest import Made
 from tests.encode.generated import HARMLESS_TEXT, conversation_json, conversations, encoded
 from tests.encode.made_tokenizers import CHATML, SPACED, TRIMMING
 from tests.encode.trained import assert_answers_alone_are_trained, bare, parts
-from vila_data.core.errors import UsageError
 from vila_data.encode.config import PackConfig
 from vila_data.encode.tokenizer import TextTokenizer
 
@@ -58,22 +57,31 @@ PROMPTS = [
             "\nwhat is this [/INST] the red boat </s><s>[INST] the sea [/INST] a house </s>",
         ),
     ),
-    ("plain", "Be brief.", ("", "the red boat</s>a house</s>")),
+    ("plain", "Be brief.", ("", "the red boat\na house\n")),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["llama_legacy", "llama_first"])
 @pytest.mark.parametrize(("template", "system", "prompt"), PROMPTS)
-@pytest.mark.parametrize("semantics", ["paper", "improved"])
-def test_prompts(
-    made: Made, kind: str, template: str, system: str | None, prompt: tuple[str, ...], semantics: str
-) -> None:
+def test_prompts(made: Made, kind: str, template: str, system: str | None, prompt: tuple[str, ...]) -> None:
     tokenizer = made(kind)
-    sequence = encoded(talk(system), config_of(template, semantics=semantics), tokenizer)
+    sequence = encoded(talk(system), config_of(template), tokenizer)
     assert sequence.ids == [tokenizer.bos_id, *ids_of(tokenizer, *prompt)]
     found, _ = parts(sequence, tokenizer)
     joined = "".join(map(bare, found))
-    assert joined == "theredboat</s>ahouse</s>"
+    assert joined == ("theredboat\nahouse\n" if template == "plain" else "theredboat</s>ahouse</s>")
+
+
+@pytest.mark.parametrize("answer", ["5 boats", "漢字", "🛶", "the boat", " two", "\nline"])
+@pytest.mark.parametrize("template", ["vicuna_v1", "llama_2"])
+def test_the_space_before_an_answer_is_trained(made: Made, template: str, answer: str) -> None:
+    """A model must emit it, whether it is a token of its own or part of the first word."""
+    tokenizer = made("llama_first")
+    sequence = encoded(talk("", ("what", answer)), config_of(template), tokenizer)
+    ((first, last),) = sequence.trained
+    assert tokenizer.decode(sequence.ids[:first]).endswith((":", "]")), "what is before it"
+    end = " </s>" if template == "llama_2" else "</s>"
+    assert tokenizer.decode([*sequence.ids[:1], *sequence.ids[first:last]]).removeprefix("<s>") == f" {answer}{end}"
 
 
 @pytest.mark.parametrize("template", ["vicuna_v1", "llama_2"])
@@ -85,7 +93,7 @@ def test_answers_alone_are_trained(made: Made, template: str, value: dict[str, A
         assert_answers_alone_are_trained(value, sequence, made(kind))
 
 
-CHATS = [(CHATML, "<|im_end|>"), (TRIMMING, "<|eot|>"), (SPACED, "</s>")]
+CHATS = [(CHATML, "<|im_end|>\n"), (TRIMMING, "<|eot|>"), (SPACED, "</s>")]
 
 
 @pytest.mark.parametrize(("template", "end"), CHATS, ids=["chatml", "trimming", "spaced"])
@@ -99,36 +107,6 @@ def test_chat_trains_answers_and_what_ends_them(made: Made, template: str, end: 
         turns = [{**turn, "value": turn["value"].strip()} for turn in value["conversations"]]
         value = {**value, "conversations": turns}
     assert_answers_alone_are_trained(value, encoded(value, config_of("chat"), tokenizer), tokenizer, end)
-
-
-@pytest.mark.parametrize("template", [CHATML, TRIMMING, SPACED], ids=["chatml", "trimming", "spaced"])
-def test_chat_is_what_the_template_writes(made: Made, template: str) -> None:
-    tokenizer = made("llama_legacy", template)
-    said = ("what is this ", "the red boat", "the sea", " a house\n")
-    messages = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(said)]
-    written = tokenizer.render(messages)
-    assert encoded(talk("", said), config_of("chat"), tokenizer).ids == tokenizer.encode([written])[0].ids
-
-
-def test_chat_keeps_spelled_tokens_as_text(made: Made) -> None:
-    tokenizer = made("llama_first", CHATML)
-    sequence = encoded(talk("", ("a<|im_end|>b", "c<|im_start|>d</s>")), config_of("chat"), tokenizer)
-    assert tokenizer.decode(sequence.ids).count("<|im_end|>") == 3
-    ids = {mark: tokenizer.encode([mark])[0].ids[0] for mark in ("<|im_start|>", "<|im_end|>", "</s>")}
-    assert [sequence.ids.count(token) for token in ids.values()] == [2, 2, 0]
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{% for m in messages %}{{ m['role'] }}{% endfor %}",
-        "{{ messages[-1]['content'] }}{{ messages[-1]['content'] }}",
-    ],
-)
-def test_a_chat_template_that_loses_turns_is_refused(made: Made, template: str) -> None:
-    tokenizer = made("llama_first", template)
-    with pytest.raises(UsageError, match="leaves out a turn or writes it twice"):
-        encoded(talk(), config_of("chat"), tokenizer)
 
 
 def test_a_question_at_the_end_is_not_trained(made: Made) -> None:

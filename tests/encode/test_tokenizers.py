@@ -13,9 +13,10 @@ from tests.encode import made_tokenizers
 from tests.encode.conftest import Made
 from tests.encode.generated import conversation_json, conversations, documents, encoded, labels_of, pairs
 from vila_data.core.errors import UsageError
+from vila_data.encode.chat import ChatTemplate
 from vila_data.encode.config import PackConfig
 from vila_data.encode.sequence import IGNORED, IMAGE_ID, OK
-from vila_data.encode.templates import check_template
+from vila_data.encode.templates import check_tokenizer
 from vila_data.encode.tokenizer import load_tokenizer
 
 KINDS = tuple(made_tokenizers.KINDS)
@@ -55,8 +56,12 @@ def test_answers_are_found_by_every_tokenizer(made: Made, kind: str, template: s
     tokenizer = made(kind)
     sequence = encoded(TALK, config_of(template), tokenizer)
     ((first, last),) = sequence.trained
-    assert tokenizer.decode(sequence.ids[first : last - 1]).strip() == "the red boat"
-    assert sequence.ids[last - 1] == tokenizer.eos_id
+    end = "\n" if template == "plain" else tokenizer.eos
+    text = tokenizer.decode(sequence.ids[first:last])
+    assert text.removesuffix(end).strip() == "the red boat"
+    assert (sequence.ids[-1] == tokenizer.eos_id) == (template != "plain") and (
+        text.endswith(end) or kind == "word_piece"
+    )
     assert (sequence.ids[0] == tokenizer.bos_id) == (tokenizer.bos_id is not None)
 
 
@@ -96,12 +101,12 @@ def test_without_a_first_token(made: Made) -> None:
     tokenizer = made("llama_first", without="bos_token")
     assert tokenizer.bos_id is None
     for template in ("plain", "vicuna_v1"):
-        check_template(config_of(template), tokenizer)
+        check_tokenizer(config_of(template), tokenizer)
         assert encoded(TALK, config_of(template), tokenizer).fate == OK
     with pytest.raises(UsageError, match="no beginning-of-sequence token, which template llama_2"):
-        check_template(config_of("llama_2"), tokenizer)
+        check_tokenizer(config_of("llama_2"), tokenizer)
     with pytest.raises(UsageError, match="no beginning-of-sequence token, with which VILA begins"):
-        check_template(config_of(semantics="paper"), tokenizer)
+        check_tokenizer(config_of(semantics="paper"), tokenizer)
 
 
 def test_without_a_padding_token(made: Made) -> None:
@@ -111,29 +116,37 @@ def test_without_a_padding_token(made: Made) -> None:
 
 def test_chat_without_a_chat_template(made: Made) -> None:
     with pytest.raises(UsageError, match=r"has no chat template: choose pack\.template"):
-        check_template(config_of("chat"), made("llama_first"))
+        ChatTemplate(made("llama_first"))
 
 
 def test_a_chat_template_that_fails(made: Made) -> None:
     template = "{{ raise_exception('only one turn') }}"
-    with pytest.raises(UsageError, match="its chat template fails: only one turn"):
-        check_template(config_of("chat"), made("llama_first", template))
+    with pytest.raises(UsageError, match="cannot write a question and an answer: only one turn"):
+        ChatTemplate(made("llama_first", template))
+
+
+def test_a_chat_template_that_is_broken(made: Made) -> None:
+    with pytest.raises(UsageError, match="its chat template is broken: "):
+        ChatTemplate(made("llama_first", "{% for m in messages %}"))
 
 
 BROKEN: dict[str, tuple[dict[str, str], str]] = {
-    "empty": ({}, "nothing in it.*cannot be loaded"),
-    "config alone": ({"tokenizer_config.json": "{}"}, "a folder with tokenizer_config.json.*cannot be loaded"),
-    "not JSON": ({"tokenizer.json": "{"}, "cannot be loaded"),
-    "JSON of another kind": ({"tokenizer.json": "[]"}, "cannot be loaded"),
+    "empty": ({}, r"a directory with nothing in it\): has neither tokenizer\.json nor tokenizer\.model"),
+    "config alone": ({"tokenizer_config.json": "{}"}, r"a directory with tokenizer_config\.json\): has neither"),
+    "not JSON": ({"tokenizer.json": "{"}, "tokenizer.json cannot be read"),
+    "JSON of another kind": ({"tokenizer.json": "[]"}, "must hold an object, found a list"),
     "merges of nothing": (
         {"tokenizer.json": '{"added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}}'},
         "cannot be loaded",
     ),
-    "class without files": ({"tokenizer_config.json": '{"tokenizer_class": "LlamaTokenizer"}'}, "has no vocabulary"),
-    "slow": (
-        {"tokenizer_config.json": '{"tokenizer_class": "CanineTokenizer"}'},
-        r"has no fast version \(tokenizer\.json\)",
+    "no vocabulary": (
+        {
+            "tokenizer.json": '{"added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}',
+            "tokenizer_config.json": '{"eos_token": "</s>"}',
+        },
+        "has no vocabulary",
     ),
+    "a model that is none": ({"tokenizer.model": "no protocol buffer"}, "tokenizer.model: not a SentencePiece model"),
 }
 
 
@@ -147,7 +160,7 @@ def test_folders_without_a_tokenizer(name: str, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot be loaded"):
+    with pytest.raises(UsageError, match="cannot be loaded: it is neither a directory nor a repository"):
         load_tokenizer(str(tmp_path / "missing"))
 
 

@@ -113,6 +113,7 @@ TOKENS: Final = pa.schema(
         pa.field("images_left_out", pa.int32(), nullable=False),
         pa.field("tokens_cut", pa.int32(), nullable=False),
         pa.field("fate", pa.string(), nullable=False),  # encode.sequence.FATES
+        pa.field("detail", pa.string(), nullable=False),  # why it is not ok, in the chat template's words; else empty
     ]
 )
 """tokens/<tokenizer>/<set>/<encoding>/<set>-NNNNNN.arrow: one row a sample, in the shard's order."""

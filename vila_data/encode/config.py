@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date as Date
 from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
@@ -19,18 +20,21 @@ Semantics = Literal["paper", "released_code", "improved"]
 class PackConfig(StrictModel):
     """How samples become token sequences of one length.
 
-    tokenizer:               hub id or folder of any Hugging Face tokenizer with a fast backend.
+    tokenizer:               hub id or directory of a Hugging Face tokenizer: tokenizer.json, or tokenizer.model alone.
     sequence_length:         tokens of a sequence, those of images included.
     tokens_per_image:        256 (224 px, patch 14), 576 (336 px), 144 (336 px, 2 x 2 down-sampled) …
     max_images_per_document: a document's further images are left out; without it `paper` and `released_code`
                              take 6, as VILA does (docs/sources.md), and `improved` all that fit.
     max_images_per_pack:     images of a sequence at most, beside the limit of tokens.
-    template:                how a conversation is written; `chat` is the tokenizer's own.
-    semantics:               `paper` and `released_code` as VILA does (docs/sources.md); `improved`
-                             masks the first label of each sample, chooses images by similarity,
-                             keeps the end token and never cuts through an image.
+    template:                how a conversation is written; `chat` is the tokenizer's own (docs/conversations.md).
+    semantics:               `paper` and `released_code` as VILA does (docs/sources.md); `improved` chooses images by
+                             similarity, keeps their places in a conversation and the end token, and never cuts
+                             through an image. `released_code` alone trains the first token of each sample.
     images_first:            all images before the text: the paper's ablation.
-    micro_batch:             samples that `released_code` packs together: what a device took a step, 8 unless said.
+    micro_batch:             items that `released_code` packs together: what a device took per step, 8 by default. An item
+                             is a sample, or four pairs.
+    date:                    what a chat template that writes today's date writes; by default the day on which
+                             encoding began.
     """
 
     tokenizer: str
@@ -42,6 +46,7 @@ class PackConfig(StrictModel):
     semantics: Semantics = "improved"
     images_first: bool = False
     micro_batch: Annotated[int, Field(gt=0)] | None = None
+    date: Date | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> PackConfig:
@@ -61,7 +66,7 @@ class PackConfig(StrictModel):
 
     @property
     def samples_a_micro_batch(self) -> int:
-        """Samples that `released_code` packs together."""
+        """Items that `released_code` packs together."""
         return self.micro_batch or MICRO_BATCH
 
     def document_images(self) -> int | None:

@@ -1,4 +1,4 @@
-"""A sample as chunks of text with images between them: what is left to do is to tokenise each chunk.
+"""A sample as chunks of text with images between them: what is left to do is to tokenize each chunk.
 
 VILA's rules for a document (docs/sources.md): the first images as published, each before its
 sentence, texts joined by a space, spaces beside an image removed.
@@ -10,26 +10,30 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from vila_data.encode.chat import WrittenChat, chat_template
 from vila_data.encode.config import PackConfig
-from vila_data.encode.templates import IMAGE, Piece, Talk, pieces_of
+from vila_data.encode.conversation import Conversation
+from vila_data.encode.templates import IMAGE, Piece, pieces_of
 from vila_data.encode.tokenizer import TextTokenizer
 
 
 class Chunk(NamedTuple):
-    """Text between two images, tokenised alone.
+    """Text between two images, tokenized alone; or, with placeholders that are tokens, the text around images too.
 
     spans:  (start, stop) characters whose tokens are trained, in order; None: all of them.
     pieces: what it was joined from, of which only those that say so become special tokens; (): nothing does;
-            None: any spelling of a special token does, as published.
+            None: any spelling of a special token does.
+    images: (start, stop) characters whose one token stands for an image.
     """
 
     text: str
     spans: tuple[tuple[int, int], ...] | None
     pieces: tuple[Piece, ...] | None
+    images: tuple[tuple[int, int], ...] = ()
 
 
 class Draft(NamedTuple):
-    """A sample before tokenisation: chunk 0, image 0, chunk 1, … chunk n, for n images.
+    """A sample before tokenization: chunk 0, image 0, chunk 1, … chunk n, for n images; or one chunk with its images.
 
     images:   numbers of the sample's images, in reading order.
     bos, eos: whether the first token and the last are put around it, and trained.
@@ -141,14 +145,71 @@ def _document_text(document: Document, chosen: set[int], images_first: bool) -> 
     return text.replace(f"{IMAGE} ", IMAGE).replace(f" {IMAGE}", IMAGE)
 
 
-def draft_conversation(talk: Talk, config: PackConfig, tokenizer: TextTokenizer) -> Draft:
-    """A conversation as its template writes it; images stand where their marks stand."""
-    pieces = pieces_of(config.template, talk, tokenizer)
-    groups = list(_split_at_images(pieces))
+def draft_conversation(conversation: Conversation, config: PackConfig, tokenizer: TextTokenizer) -> Draft:
+    """A conversation as its template writes it; images are where their placeholders are.
+
+    Raises:
+        Unwritable: the tokenizer's own template cannot write it.
+    """
+    if config.template == "chat":
+        template = chat_template(tokenizer, config.date, bool(conversation.tools))
+        return _draft_chat(template.write(conversation), template.placeholder in tokenizer.added)
+    pieces = pieces_of(config.template, conversation, tokenizer)
+    groups = list(_split_at_images(pieces)) if conversation.images else [pieces]
     chunks = tuple(_joined(group, config) for group in groups)
-    bos = config.template != "chat" and tokenizer.bos_id is not None
+    return _conversation(chunks, tuple(range(len(groups) - 1)), tokenizer.bos_id is not None, conversation.images)
+
+
+def _draft_chat(written: WrittenChat, is_token: bool) -> Draft:
+    """Where the placeholder is a token, the text is tokenized whole; else each chunk between images alone."""
+    images = tuple(range(len(written.images)))
+    if is_token or not images:
+        spans = tuple(part for span in written.trained for part in _around(span, written.images))
+        return _conversation((Chunk(written.text, spans, written.pieces, written.images),), images, False, len(images))
+    edges = [0, *(at for place in written.images for at in place), len(written.text)]
+    pieces = written.pieces
+    chunks = tuple(
+        Chunk(
+            written.text[first:last],
+            _cut(written.trained, first, last),
+            None if pieces is None else _sliced(pieces, first, last),
+        )
+        for first, last in zip(edges[::2], edges[1::2], strict=True)
+    )
+    return _conversation(chunks, images, False, len(images))
+
+
+def _conversation(chunks: tuple[Chunk, ...], images: tuple[int, ...], bos: bool, count: int) -> Draft:
     has_text = any(chunk.spans is None or chunk.spans for chunk in chunks)
-    return Draft(chunks, tuple(range(len(groups) - 1)), bos, False, False, 0, has_text)
+    return Draft(chunks, images, bos, False, False, count - len(images), has_text)
+
+
+def _around(span: tuple[int, int], holes: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The parts of a span between the holes in it."""
+    start, stop = span
+    for first, last in holes:
+        if start < last and first < stop:
+            if start < first:
+                yield start, first
+            start = last
+    if start < stop:
+        yield start, stop
+
+
+def _cut(spans: Sequence[tuple[int, int]], first: int, last: int) -> tuple[tuple[int, int], ...]:
+    cut = ((max(start, first) - first, min(stop, last) - first) for start, stop in spans)
+    return tuple((start, stop) for start, stop in cut if start < stop)
+
+
+def _sliced(pieces: Sequence[Piece], first: int, last: int) -> tuple[Piece, ...]:
+    found = []
+    at = 0
+    for piece in pieces:
+        start, stop = max(first - at, 0), min(last - at, len(piece.text))
+        if start < stop:
+            found.append(replace(piece, text=piece.text[start:stop]))
+        at += len(piece.text)
+    return tuple(found)
 
 
 def _split_at_images(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
@@ -169,7 +230,7 @@ def _joined(pieces: list[Piece], config: PackConfig) -> Chunk:
 
 
 def trained_spans(pieces: Sequence[Piece]) -> tuple[tuple[int, int], ...]:
-    """(start, stop) characters of the trained pieces in the text that they are joined to; neighbours are one."""
+    """(start, stop) characters of the trained pieces in the text that they are joined to; neighbors are one."""
     spans: list[tuple[int, int]] = []
     at = 0
     for piece in pieces:

@@ -1,4 +1,4 @@
-"""Tokenised samples to sequences of at most the recipe's length.
+"""Tokenized samples to sequences of at most the recipe's length.
 
 The fidelity modes cut where VILA does: at the limit, before and after images are expanded
 (docs/sources.md). `improved` ends a document after a whole sentence and a conversation after a
@@ -11,8 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
+from vila_data.encode.chat_answers import Unwritable
 from vila_data.encode.config import PackConfig
+from vila_data.encode.conversation import Conversation
 from vila_data.encode.draft import Document, Draft, draft_conversation, draft_document
+from vila_data.encode.released_conversation import as_released, count_conversations
 from vila_data.encode.sequence import (
     IMAGE_ID,
     NO_TEXT,
@@ -24,21 +27,71 @@ from vila_data.encode.sequence import (
     tokenize,
     tokenized_chunks,
 )
-from vila_data.encode.templates import IMAGE, Talk
+from vila_data.encode.templates import IMAGE
 from vila_data.encode.tokenizer import TextTokenizer
 
-Sample = Document | Talk
+Sample = Document | Conversation
 
 
 def encode_samples(samples: Sequence[Sample], config: PackConfig, tokenizer: TextTokenizer) -> Iterator[TokenSequence]:
     """Sequences of samples, in order."""
-    drafts = [draft_of(sample, config, tokenizer) for sample in samples]
-    for sample, tokenized in zip(samples, tokenize(drafts, tokenizer), strict=True):
-        whole = assemble(tokenized, config, tokenizer)
-        if config.faithful:
-            yield cut_as_released(whole, config)
+    given = [_as_released(sample, config) for sample in samples]
+    counted = _counted(given, config, tokenizer)
+    drafts = [None if at in counted else _draft_or_fate(sample, config, tokenizer) for at, sample in enumerate(given)]
+    tokenized = tokenize([draft for draft in drafts if isinstance(draft, Draft)], tokenizer)
+    for at, (original, sample, draft) in enumerate(zip(samples, given, drafts, strict=True)):
+        if isinstance(draft, TokenSequence):
+            yield draft
+            continue
+        if draft is None:
+            whole = counted[at]
         else:
-            yield _fitted(sample, tokenized, whole, config, tokenizer)
+            chunks = next(tokenized)
+            whole = assemble(chunks, config, tokenizer)
+        if not config.faithful:
+            yield _fitted(sample, chunks, whole, config, tokenizer)
+            continue
+        if isinstance(original, Conversation):
+            whole = replace(whole, left_out=original.images - len(whole.images))
+        yield cut_as_released(_without_unknown(whole, config, tokenizer), config)
+
+
+def _as_released(sample: Sample, config: PackConfig) -> Sample:
+    if isinstance(sample, Conversation) and config.faithful and config.template != "chat":
+        return as_released(sample, config)
+    return sample
+
+
+def _counted(samples: Sequence[Sample], config: PackConfig, tokenizer: TextTokenizer) -> dict[int, TokenSequence]:
+    """Sequences of the conversations that VILA labels by counting tokens, by their place."""
+    if config.semantics != "released_code" or config.template not in ("vicuna_v1", "llama_2"):
+        return {}
+    places = [at for at, sample in enumerate(samples) if isinstance(sample, Conversation)]
+    found = count_conversations([samples[at] for at in places], config, tokenizer)  # type: ignore[misc]
+    return {
+        at: TokenSequence(
+            one.ids, one.trained, tuple(range(one.images)), len(one.ids) + one.images * (config.tokens_per_image - 1)
+        )
+        for at, one in zip(places, found, strict=True)
+    }
+
+
+def _without_unknown(whole: TokenSequence, config: PackConfig, tokenizer: TextTokenizer) -> TokenSequence:
+    """VILA pads with the unknown token, so its model does not see one that stands in a text."""
+    if tokenizer.unk_id is None or tokenizer.unk_id not in whole.ids or config.template == "chat":
+        return whole
+    before = [0, *accumulate(token != tokenizer.unk_id for token in whole.ids)]
+    ids = [token for token in whole.ids if token != tokenizer.unk_id]
+    trained = [(before[first], before[last]) for first, last in whole.trained if before[first] < before[last]]
+    return replace(whole, ids=ids, trained=trained, tokens=whole.tokens - len(whole.ids) + len(ids))
+
+
+def _draft_or_fate(sample: Sample, config: PackConfig, tokenizer: TextTokenizer) -> Draft | TokenSequence:
+    try:
+        return draft_of(sample, config, tokenizer)
+    except Unwritable as error:
+        images = sample.images if isinstance(sample, Conversation) else len(sample.order)
+        return nothing(error.reason, images, 0, str(error))
 
 
 def draft_of(sample: Sample, config: PackConfig, tokenizer: TextTokenizer) -> Draft:
@@ -127,7 +180,7 @@ def _fits(sequence: TokenSequence, config: PackConfig) -> bool:
 def _longest(
     sample: Sample, tokenized: Tokenized, whole: TokenSequence, config: PackConfig, tokenizer: TextTokenizer
 ) -> TokenSequence | None:
-    """The most whole sentences or exchanges from the front that fit with something to train; None if not one does.
+    """The most whole sentences or answers from the front that fit with something to train; None if not one does.
 
     The first guess is by characters; from there it steps down or up, further each time, until it can halve what
     is left. Each try is a sample of its own, encoded as any other; chunks that were tokenised before are known.
@@ -137,7 +190,9 @@ def _longest(
     known = dict(zip(tokenized.draft.chunks, tokenized.chunks, strict=True))
 
     def attempt(at: int) -> TokenSequence:
-        draft = draft_of(_first(sample, ends[at]), config, tokenizer)
+        draft = _draft_or_fate(_first(sample, ends[at]), config, tokenizer)
+        if isinstance(draft, TokenSequence):
+            return draft
         new = [chunk for chunk in draft.chunks if chunk not in known]
         known.update(zip(new, tokenized_chunks(new, tokenizer), strict=True))
         head = Tokenized(draft, [known[chunk] for chunk in draft.chunks])
@@ -159,21 +214,19 @@ def _longest(
 
 
 def _first(sample: Sample, count: int) -> Sample:
-    if isinstance(sample, Document):
-        return sample.first(count)
-    return Talk(sample.exchanges[:count], sample.system)
+    return sample.first(count)
 
 
 def _ends(sample: Sample, whole: TokenSequence, config: PackConfig) -> tuple[list[int], int]:
-    """Where a sample may end, as counts of its entries or exchanges, and which of them is expected to fit last."""
+    """Where a sample may end, as counts of its entries or turns, and which of them is expected to fit last."""
     if isinstance(sample, Document):
         chars = [len(entry) if isinstance(entry, str) else 0 for entry in sample.entries]
         images = [int(entry in whole.images) for entry in sample.entries]
         ends = [at + 1 for at, entry in enumerate(sample.entries) if isinstance(entry, str)]
     else:
-        chars = [len(question) + len(answer or "") for question, answer in sample.exchanges]
-        images = [f"{question}{answer}".count(IMAGE) for question, answer in sample.exchanges]
-        ends = list(range(1, len(sample.exchanges) + 1))
+        chars = [len(text) for _, text in sample.turns]
+        images = [text.count(IMAGE) if sample.images else 0 for _, text in sample.turns]
+        ends = sample.ends()
     a_char = (whole.tokens - len(whole.images) * config.tokens_per_image) / max(1, sum(chars))
     sizes = accumulate(
         count * a_char + shown * config.tokens_per_image for count, shown in zip(chars, images, strict=True)
@@ -199,7 +252,8 @@ def _first_words(
             stop = at + 1
     kept = whole.ids[:stop].count(IMAGE_ID)
     short = _prefix(whole, stop, stop + kept * (config.tokens_per_image - 1))
-    if not short.trained:
+    trained_ids = [token for first, last in short.trained for token in short.ids[first:last]]
+    if not tokenizer.decode(trained_ids).strip():
         fate = TOO_MANY_IMAGES if images > most else TOO_LONG
         return nothing(fate, whole.left_out + len(whole.images), whole.tokens)
     if not is_document:

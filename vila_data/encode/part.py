@@ -7,6 +7,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import date as Date
 from itertools import chain, islice
 from typing import Any, Final, NamedTuple
 
@@ -21,10 +22,10 @@ from vila_data.core.schemas import TOKENS
 from vila_data.core.store import Store
 from vila_data.core.tables import read_parquet
 from vila_data.encode.config import PackConfig
+from vila_data.encode.conversation import Conversation
 from vila_data.encode.draft import document_of
 from vila_data.encode.fit import Sample, encode_samples
 from vila_data.encode.sequence import OK, TokenSequence
-from vila_data.encode.templates import Talk, exchanges_of
 from vila_data.encode.tokenizer import TextTokenizer
 
 IMAGE_SUFFIX: Final = ".jpg"
@@ -34,13 +35,18 @@ _BATCH: Final = 512
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """One shard to encode. tokenizer, encoding: fingerprints, that of all of `pack:` being the latter."""
+    """One shard to encode.
+
+    tokenizer, encoding: fingerprints; that of all of `pack:` is the latter.
+    date:                what a chat template that writes the date writes; None where the recipe says it, or none does.
+    """
 
     name: str
     index: int
     tokenizer: str
     encoding: str
     inputs: str
+    date: Date | None = None
 
     @property
     def folder(self) -> str:
@@ -60,9 +66,10 @@ def encode_shard(store: Store, job: EncodeJob, config: PackConfig, tokenizer: Te
     """Write the token file of a shard and its receipt.
 
     Raises:
-        DataError: a sample's JSON cannot be read or names an image that is not there, or the tokenizer's template
-            cannot write it.
+        DataError: a sample's JSON cannot be read or names an image that is not there.
     """
+    if job.date is not None:
+        config = config.model_copy(update={"date": job.date})
     columns: dict[str, list[Any]] = {name: [] for name in TOKENS.names if name not in _LISTS}
     lists = {name: _ListColumn(kind) for name, kind in _LISTS.items()}
     samples = _samples(store, job)
@@ -98,8 +105,12 @@ COUNTS: Final = (
     "images_left_out",
     "samples_cut",
     "tokens_cut",
+    "untrained",
 )
-"""Counters of a token file's receipt, beside `samples` and one of each fate that is not ok."""
+"""Counters of a token file's receipt, next to `samples` and one for each fate that is not ok; untrained: sequences that
+the fidelity modes keep although nothing in them is trained."""
+_MOST_DETAILS: Final = 16
+"""Different words of chat templates that a receipt counts by themselves."""
 
 _LISTS: Final = {"ids": "i", "trained": "i", "images": "i", "offsets": "q", "sizes": "q"}
 """Columns of lists of integers: array's code of their items."""
@@ -136,6 +147,7 @@ def _add(columns: dict[str, list[Any]], lists: dict[str, _ListColumn], row: _Row
     columns["images_left_out"].append(sequence.left_out)
     columns["tokens_cut"].append(sequence.cut)
     columns["fate"].append(sequence.fate)
+    columns["detail"].append(sequence.detail)
     lists["ids"].add(sequence.ids)
     lists["trained"].add(chain.from_iterable(sequence.trained))
     lists["images"].add(sequence.images)
@@ -147,9 +159,9 @@ def _counts(table: pa.Table) -> dict[str, int]:
     """`samples`, COUNTS, and the number of each fate that is not ok."""
     tokens, left_out, cut = (table.column(name).to_numpy() for name in ("tokens", "images_left_out", "tokens_cut"))
     ids, trained, images = (pc.list_flatten(table.column(name)).to_numpy() for name in ("ids", "trained", "images"))
-    fates = Counter(table.column("fate").to_pylist())
+    fates = Counter(zip(table.column("fate").to_pylist(), table.column("detail").to_pylist(), strict=True))
     found = {
-        "sequences": fates[OK],
+        "sequences": fates[OK, ""],
         "tokens": tokens.sum(),
         "text_tokens": len(ids) - len(images),
         "trained_tokens": trained[1::2].sum() - trained[::2].sum(),
@@ -157,8 +169,13 @@ def _counts(table: pa.Table) -> dict[str, int]:
         "images_left_out": left_out.sum(),
         "samples_cut": np.count_nonzero(cut[tokens > 0]),
         "tokens_cut": cut.sum(),
+        "untrained": fates[OK, ""] - np.count_nonzero(pc.list_value_length(table.column("trained")).to_numpy()),
     }
-    failed = {f"failed:{fate}": count for fate, count in sorted(fates.items()) if fate != OK}
+    failed: Counter[str] = Counter()
+    for (fate, detail), count in sorted(fates.items(), key=lambda entry: (-entry[1], entry[0])):
+        if fate != OK:
+            named = f"failed:{fate}: {detail}" if detail and len(failed) < _MOST_DETAILS else f"failed:{fate}"
+            failed[named] += count
     return {"samples": table.num_rows, **{name: int(found[name]) for name in COUNTS}, **failed}
 
 
@@ -183,5 +200,5 @@ def _samples(store: Store, job: EncodeJob) -> Iterator[tuple[_Row, Sample]]:
 
 def _sample(value: dict[str, Any]) -> Sample:
     if "conversations" in value:
-        return Talk(exchanges_of(value["conversations"]), value["system"])
+        return Conversation.of(value)
     return document_of(value)

@@ -1,4 +1,4 @@
-"""A Hugging Face tokenizer, as encoding uses it: its fast backend, its special tokens, its fingerprint."""
+"""A tokenizer as encoding uses it: text to ids with the places of its characters, special tokens, a fingerprint."""
 
 from __future__ import annotations
 
@@ -7,81 +7,147 @@ import os
 import re
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from vila_data.core.cpus import cpu_count
 from vila_data.core.errors import UsageError
 from vila_data.core.receipts import fingerprint
+from vila_data.encode.tokenizer_files import TokenizerFiles, holds, read_tokenizer_files
 
-_LOADED_AT_ONCE = 4
-_NAMED_FILES = 8
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+_LOADED_AT_ONCE: Final = 4
+_SPACE: Final = " "
+_FLAGS: Final = ("single_word", "lstrip", "rstrip", "normalized")
+
+
+class Encoded:
+    """A text as ids, with the place of each character.
+
+    ids: the tokens. The text may have been given a space in front (`shift` 1), whose own token may have been removed
+    (`dropped` 1).
+    """
+
+    __slots__ = ("_dropped", "_encoding", "_shift", "ids")
+
+    def __init__(self, encoding: Encoding, shift: int = 0, dropped: int = 0) -> None:
+        self.ids: list[int] = encoding.ids[dropped:]
+        self._encoding, self._shift, self._dropped = encoding, shift, dropped
+
+    def tokens_of(self, start: int, stop: int) -> tuple[int, int] | None:
+        """(first, last + 1) of the tokens that hold the characters from `start` to `stop`; None where no token does."""
+        at, end = start + self._shift, stop + self._shift
+        find = self._encoding.char_to_token
+        first = next((token for char in range(at, end) if (token := find(char)) is not None), None)
+        if first is None:
+            return None
+        last = next(token for char in range(end - 1, at - 1, -1) if (token := find(char)) is not None)
+        count = len(self._encoding.ids)
+        while last + 1 < count and self._start(last + 1) < end:  # one character may take several tokens
+            last += 1
+        return max(0, first - self._dropped), last + 1 - self._dropped
+
+    def _start(self, token: int) -> int:
+        chars = self._encoding.token_to_chars(token)
+        return int(chars[0]) if chars is not None else 0
 
 
 class TextTokenizer:
     """Text to ids, in batches, without special tokens of its own.
 
     fingerprint:    16 hex digits of everything that decides ids: vocabulary, rules, special tokens.
-    bos_id, eos_id: int, `bos_id` None where the tokenizer has none; bos, eos: their spelling.
-    pad_id:         the padding token; the end token where there is none. Which positions are padding is
-                    told by segments, never by this id.
+    bos_id, eos_id: int, `bos_id` None where the tokenizer has none; bos, eos: their spelling. unk_id: None where it has none.
+    pad_id:         the padding token; the end token where there is none. Segments say which positions are padding,
+                    never this id.
+    tokens:         spelling of special tokens by name, as chat templates see them.
+    templates:      chat templates (Jinja) by name.
     """
 
-    def __init__(self, name: str, auto: Any) -> None:
-        if auto.eos_token_id is None:
+    def __init__(self, name: str, files: TokenizerFiles) -> None:
+        self.name = name
+        self.tokens = files.tokens
+        self.templates = files.templates
+        self._rules = _rules(name, files)
+        self._armed = _built(self._rules, name)
+        self._has_prefix = files.prefix == "first"
+        ids = {key: self._armed.token_to_id(text) for key, text in files.tokens.items()}
+        eos_id = ids.get("eos_token")
+        if eos_id is None:
             raise UsageError(
                 f"tokenizer {name}: has no end-of-sequence token: set eos_token in its tokenizer_config.json"
             )
-        self.name = name
-        self._auto = auto
-        self._rules = json.loads(auto.backend_tokenizer.to_str())
-        self._rules |= dict.fromkeys(("padding", "truncation", "post_processor"))  # offsets stay those of the text
-        self._armed = self._built(self._rules)
-        self.bos_id: int | None = auto.bos_token_id
-        self.eos_id: int = auto.eos_token_id
-        self.pad_id: int = auto.eos_token_id if auto.pad_token_id is None else auto.pad_token_id
-        self.bos: str | None = auto.bos_token
-        self.eos: str = auto.eos_token
+        self.bos_id: int | None = ids.get("bos_token")
+        self.eos_id: int = eos_id
+        self.unk_id: int | None = ids.get("unk_token")
+        pad = ids.get("pad_token")
+        self.pad_id: int = self.eos_id if pad is None else pad
+        self.bos: str | None = files.tokens["bos_token"] if self.bos_id is not None else None
+        self.eos: str = files.tokens["eos_token"]
         self.vocabulary_size = int(self._armed.get_vocab_size(with_added_tokens=True))
-        special = {key: token.content for key, token in self._armed.get_added_tokens_decoder().items() if token.special}
-        self._unknown: str | None = special.pop(auto.unk_token_id, None)
+        added = self._armed.get_added_tokens_decoder()
+        special = {key: token.content for key, token in added.items() if token.special}
+        self._unknown: str | None = special.pop(self.unk_id, None) if self.unk_id is not None else None
         self._special_ids = frozenset(special)
+        self._lone_space = self._armed.token_to_id("▁") if self._has_prefix else None
+        self.added = {token.content: key for key, token in added.items()}
         spellings = sorted([*special.values(), *filter(None, [self._unknown])], key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, spellings))) if spellings else None
-        self.fingerprint = fingerprint([self._rules, self.bos_id, self.eos_id, self.pad_id])
+        if not set(self._armed.get_vocab(with_added_tokens=False)) - set(self.added):
+            raise UsageError(
+                f"tokenizer {name}{holds(name)}: has no vocabulary besides its special tokens: its tokenizer.json or "
+                "tokenizer.model is missing or broken"
+            )
+        self.fingerprint = fingerprint([self._rules, self.bos_id, self.eos_id, self.pad_id, self._has_prefix])
 
-    def _built(self, rules: dict[str, Any]) -> Any:
-        return type(self._auto.backend_tokenizer).from_str(json.dumps(rules))
+    def chat_template(self, *, with_tools: bool = False) -> str | None:
+        """The tokenizer's own template for conversations (Jinja); None where it has none."""
+        if with_tools and "tool_use" in self.templates:
+            return self.templates["tool_use"]
+        return self.templates.get("default")
 
-    @property
-    def chat_template(self) -> str | None:
-        """The tokenizer's own template for conversations (Jinja), None where it has none."""
-        template: str | None = self._auto.chat_template
-        return template
-
-    def encode(self, texts: Sequence[str]) -> list[Any]:
-        """`tokenizers.Encoding` of each text; spellings of special tokens in it become those tokens."""
-        encodings: list[Any] = self._armed.encode_batch(texts, add_special_tokens=False)
-        return encodings
+    def encode(self, texts: Sequence[str]) -> list[Encoded]:
+        """Each text as it begins a sequence; spellings of special tokens in it become those tokens."""
+        given = [self._with_prefix(text) for text in texts]
+        encodings = self._armed.encode_batch(given, add_special_tokens=False)
+        return [
+            Encoded(encoding, len(prefixed) - len(text), self._dropped(encoding.ids, text))
+            for encoding, prefixed, text in zip(encodings, given, texts, strict=True)
+        ]
 
     def encode_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids that `encode` gives, in less time."""
-        return [encoding.ids for encoding in self._armed.encode_batch_fast(texts, add_special_tokens=False)]
+        given = [self._with_prefix(text) for text in texts]
+        found = [encoding.ids for encoding in self._armed.encode_batch_fast(given, add_special_tokens=False)]
+        if not self._has_prefix:
+            return found
+        return [ids[self._dropped(ids, text) :] for ids, text in zip(found, texts, strict=True)]
 
-    def encode_as_text(self, text: str, *, begins: bool) -> Any:
-        """As `encode`, but spellings of special tokens stay text. begins: no text stands before it."""
+    def encode_as_text(self, text: str, *, begins: bool) -> Encoded:
+        """As `encode`, but spellings of special tokens stay text. begins: no text precedes it."""
+        if self._has_prefix and begins and text:
+            return Encoded(self._disarmed.encode(_SPACE + text, add_special_tokens=False), 1)
         disarmed = self._disarmed if begins else self._disarmed_inside
-        return disarmed.encode(text, add_special_tokens=False)
+        return Encoded(disarmed.encode(text, add_special_tokens=False))
+
+    def _with_prefix(self, text: str) -> str:
+        return _SPACE + text if self._has_prefix and text else text
+
+    def _dropped(self, ids: Sequence[int], text: str) -> int:
+        """1 where the space in front became a token of its own before a special token."""
+        if self._lone_space is None or len(ids) < 2 or ids[0] != self._lone_space:
+            return 0
+        return int(ids[1] in self._special_ids or (self._unknown is not None and text.startswith(self._unknown)))
 
     @cached_property
-    def _disarmed(self) -> Any:
-        tokenizer = self._built(self._rules)
+    def _disarmed(self) -> Tokenizer:
+        tokenizer = _built(self._rules, self.name)
         tokenizer.encode_special_tokens = True
         return tokenizer
 
     @cached_property
-    def _disarmed_inside(self) -> Any:
-        tokenizer = self._built(_without_first_space(self._rules))
+    def _disarmed_inside(self) -> Tokenizer:
+        tokenizer = _built(_without_first_space(self._rules), self.name)
         tokenizer.encode_special_tokens = True
         return tokenizer
 
@@ -94,28 +160,9 @@ class TextTokenizer:
     def _special_among(self, ids: Sequence[int]) -> int:
         return sum(map(self._special_ids.__contains__, ids))
 
-    def find_special(self, text: str) -> tuple[int, int] | None:
-        """Where the first spelling of a special token begins and ends in a text."""
-        found = self._special.search(text) if self._special is not None else None
-        return found.span() if found else None
-
-    def render(self, messages: list[dict[str, str]]) -> str:
-        """Messages ({"role", "content"}) written by the tokenizer's own template.
-
-        Raises:
-            UsageError: it has none, or it refuses such messages.
-        """
-        import jinja2
-
-        if self.chat_template is None:
-            raise UsageError(
-                f"tokenizer {self.name}: has no chat template: choose pack.template plain, vicuna_v1 or llama_2"
-            )
-        try:
-            text: str = self._auto.apply_chat_template(messages, tokenize=False)
-        except (jinja2.TemplateError, ValueError, TypeError) as error:
-            raise UsageError(f"tokenizer {self.name}: its chat template fails: {error}") from error
-        return text
+    def special_spans(self, text: str) -> list[tuple[int, int]]:
+        """(start, stop) characters of each spelling of a special token in a text, in order."""
+        return [match.span() for match in self._special.finditer(text)] if self._special is not None else []
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens spelled out."""
@@ -123,8 +170,37 @@ class TextTokenizer:
         return text
 
 
+def _built(rules: dict[str, Any], name: str) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(json.dumps(rules))
+    except Exception as error:
+        if type(error) is not Exception:  # tokenizers raises Exception itself for rules that it cannot read
+            raise
+        raise UsageError(f"tokenizer {name}{holds(name)}: cannot be loaded: {error}") from error
+
+
+def _rules(name: str, files: TokenizerFiles) -> dict[str, Any]:
+    """The rules with the configuration's tokens added, and nothing that pads, cuts or adds tokens to a text."""
+    from tokenizers import AddedToken
+
+    bare = files.rules | dict.fromkeys(("padding", "truncation", "post_processor"))
+    tokenizer = _built(bare, name)
+    known = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
+    for token in files.added:
+        text, special = token["content"], bool(token.get("special"))
+        if text in known and (token.get("named") or known[text].special == special):
+            continue
+        flags = {flag: bool(token[flag]) for flag in _FLAGS if flag in token}
+        added = AddedToken(text, special=special, **({"normalized": not special} | flags))
+        (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([added])
+    rules: dict[str, Any] = json.loads(tokenizer.to_str())
+    return rules
+
+
 def _without_first_space(rules: Any) -> Any:
-    """Rules of a tokenizer under which a text that stands at the front is read as one that does not."""
+    """Rules under which a text at the front is tokenized as one that is not."""
     if isinstance(rules, list):
         return [_without_first_space(rule) for rule in rules]
     if not isinstance(rules, dict):
@@ -136,38 +212,10 @@ def _without_first_space(rules: Any) -> Any:
 
 @lru_cache(maxsize=_LOADED_AT_ONCE)
 def load_tokenizer(name: str) -> TextTokenizer:
-    """The tokenizer of a hub id or folder, loaded once a process.
+    """The tokenizer of a hub id or directory, loaded once per process.
 
     Raises:
-        UsageError: it is not there, has no fast backend, or no end-of-sequence token.
+        UsageError: it is not there, cannot be read, or has no end-of-sequence token.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if cpu_count() > 1 else "false")
-    from transformers import AutoTokenizer
-
-    try:
-        auto = AutoTokenizer.from_pretrained(name)
-    except Exception as error:
-        # tokenizers raises Exception itself for a file that it cannot read
-        if not isinstance(error, _LOADING_ERRORS) and type(error) is not Exception:
-            raise
-        reason = str(error).strip().split("\n", 1)[0].rstrip(" :")
-        raise UsageError(f"tokenizer {name}{_folder_holds(name)}: cannot be loaded: {reason}") from error
-    if not auto.is_fast:
-        raise UsageError(f"tokenizer {name}: has no fast version (tokenizer.json), which labels by span need")
-    if not set(auto.backend_tokenizer.get_vocab(with_added_tokens=False)) - set(auto.get_added_vocab()):
-        raise UsageError(
-            f"tokenizer {name}{_folder_holds(name)}: has no vocabulary beside its special tokens: its tokenizer.json or "
-            "tokenizer.model is missing or broken"
-        )
-    return TextTokenizer(name, auto)
-
-
-_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError)
-
-
-def _folder_holds(name: str) -> str:
-    """What a folder has in it, for a message; nothing for a hub id."""
-    if not Path(name).is_dir():
-        return ""
-    found = sorted(path.name for path in Path(name).iterdir())
-    return f" (a folder with {', '.join(found[:_NAMED_FILES]) or 'nothing in it'})"
+    return TextTokenizer(name, read_tokenizer_files(name))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Final, Protocol
@@ -36,8 +36,8 @@ __all__ = [
     "read_token_manifest",
 ]
 
-ENCODING_VERSION: Final = 2
-"""Raised when the same samples would give other token files. 2: where a sample's images lie in the shard's tar."""
+ENCODING_VERSION: Final = 3
+"""Raised when the same samples would give other token files. 3: chat templates and VILA's conversations to the token."""
 _READERS: Final = 8
 
 
@@ -49,22 +49,27 @@ class KnownTokenizer(Protocol):
         """16 hex digits of everything that decides ids."""
 
     @property
-    def chat_template(self) -> str | None:
-        """The tokenizer's own template for conversations."""
+    def templates(self) -> Mapping[str, str]:
+        """The tokenizer's own templates for conversations, by name."""
 
 
 def encoding_fingerprint(config: PackConfig, tokenizer: KnownTokenizer) -> str:
     """16 hex digits of everything but the samples that token files depend on."""
     value = config.model_dump(mode="json", exclude={"tokenizer", "micro_batch"})
-    chat = tokenizer.chat_template if config.template == "chat" else None
+    chat = dict(tokenizer.templates) if config.template == "chat" else None
     return fingerprint([value, tokenizer.fingerprint, chat, ENCODING_VERSION, SCHEMA_VERSION])
+
+
+def date_path(folder: str) -> str:
+    """Where it is noted which date the chat template of these token files writes."""
+    return f"{folder}/date.json"
 
 
 def finish_tokens(
     store: Store, name: str, jobs: Sequence[EncodeJob], receipts: Sequence[Receipt], folder: str, inputs: str
 ) -> TokenManifest:
     """Write a set's `lengths.parquet` and, last, its manifest; delete token files of an earlier layout."""
-    wanted = {path for job in jobs for path in (job.path(), job.receipt())}
+    wanted = {path for job in jobs for path in (job.path(), job.receipt())} | {date_path(folder)}
     for path in store.files(folder):
         if path not in wanted and path.endswith((".arrow", ".json")):
             store.remove(path)

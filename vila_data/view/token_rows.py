@@ -12,7 +12,7 @@ LEFT_OUT: Final = ("images left out", "tokens cut", "without a sequence")
 def left_out(counts: Mapping[str, Any]) -> tuple[str, str, str]:
     """Images, tokens and samples of a set that are in no sequence. counts: the set's entry under `tokens` in run.json."""
     failed = {key.split(":", 1)[1]: count for key, count in counts.items() if key.startswith("failed:")}
-    cut = counts["samples_cut"] + sum(count for fate, count in failed.items() if fate != "no_text")
+    cut = counts["samples_cut"] + sum(failed.get(fate, 0) for fate in ("too_long", "too_many_images"))
     samples = "sample" if cut == 1 else "samples"
     return (
         f"{counts['images_left_out']:,}",

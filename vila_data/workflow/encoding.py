@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from datetime import date as Date
 from typing import Any
 
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.layout import tokens_folder
 from vila_data.core.receipts import Receipt, fingerprint
 from vila_data.core.store import Store
+from vila_data.encode.chat import chat_template, reads_the_date
 from vila_data.encode.config import PackConfig
 from vila_data.encode.part import EncodeJob
-from vila_data.encode.templates import check_template
+from vila_data.encode.templates import check_tokenizer
 from vila_data.encode.tokenizer import TextTokenizer, load_tokenizer
-from vila_data.encode.tokens import TokenManifest, encoding_fingerprint, finish_tokens, read_token_manifest
+from vila_data.encode.tokens import TokenManifest, date_path, encoding_fingerprint, finish_tokens, read_token_manifest
 from vila_data.shard.manifest import Manifest
 
 RunJobs = Callable[[str, list[EncodeJob]], list[Receipt]]
@@ -27,7 +31,9 @@ def ready_tokenizer(config: PackConfig) -> TextTokenizer:
         UsageError: it cannot be loaded, or lacks a token or the template that the recipe asks for.
     """
     tokenizer = load_tokenizer(config.tokenizer)
-    check_template(config, tokenizer)
+    check_tokenizer(config, tokenizer)
+    if config.template == "chat":
+        chat_template(tokenizer, config.date, False)
     return tokenizer
 
 
@@ -37,11 +43,12 @@ def encode_sets(
     """Encode what is not encoded yet of some sets."""
     tokenizer = ready_tokenizer(config)
     encoding = encoding_fingerprint(config, tokenizer)
-    return {found.name: _encode_set(store, found, tokenizer, encoding, run_jobs) for found in sets}
+    reads_date = config.template == "chat" and config.date is None and reads_the_date(tokenizer)
+    return {found.name: _encode_set(store, found, tokenizer, encoding, run_jobs, reads_date) for found in sets}
 
 
 def _encode_set(
-    store: Store, shards: Manifest, tokenizer: TextTokenizer, encoding: str, run_jobs: RunJobs
+    store: Store, shards: Manifest, tokenizer: TextTokenizer, encoding: str, run_jobs: RunJobs, reads_date: bool
 ) -> TokenManifest:
     folder = tokens_folder(tokenizer.fingerprint, shards.name, encoding)
     jobs = _jobs(shards, tokenizer, encoding)
@@ -51,11 +58,27 @@ def _encode_set(
         return committed
     if committed is not None:  # nobody must take new token files for those that it counts
         store.remove(f"{folder}/manifest.json")
+    if reads_date:
+        day = _date_of(store, folder)
+        jobs = [replace(job, date=day) for job in jobs]
     receipts = run_jobs(shards.name, jobs)
     encoded = sum(receipt.counts["samples"] for receipt in receipts)
     if encoded != shards.samples:
         raise DataError(f"set {shards.name!r}: {encoded} samples encoded of {shards.samples}: run check on it")
     return finish_tokens(store, shards.name, jobs, receipts, folder, _inputs(shards, encoding))
+
+
+def _date_of(store: Store, folder: str) -> Date:
+    """The date that a set's chat template writes: of the day when its encoding began, on every rerun too."""
+    path = date_path(folder)
+    if store.size(path) is None:
+        store.commit_bytes(json.dumps({"date": Date.today().isoformat()}).encode() + b"\n", path)
+    try:
+        return Date.fromisoformat(json.loads(store.read(path))["date"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{store.location(path)}: not a date: {error}; delete {folder} and run the recipe again"
+        ) from error
 
 
 def committed_tokens(

@@ -137,7 +137,7 @@ class TokenFiles:
             images_left_out=facts["images_left_out"],
             cut=facts["tokens_cut"],
             more=max(0, len(sample.ids) - _IDS_SHOWN),
-            fate=facts["fate"],
+            fate=": ".join(filter(None, (facts["fate"], facts["detail"]))),
         )
 
     def _read_facts(self, name: str, shard: int) -> pa.Table:
@@ -150,7 +150,7 @@ class TokenFiles:
                 table = read_arrow(pa.py_buffer(self._store.read(path)))
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{self._store.location(path)}: not a token file: {error}; run the recipe again") from error
-        facts = table.select(["images_left_out", "tokens_cut", "fate"])
+        facts = table.select(["images_left_out", "tokens_cut", "fate", "detail"])
         facts.validate(full=True)  # a damaged text's end may lie outside the file
         return facts
 

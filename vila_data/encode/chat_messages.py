@@ -1,0 +1,71 @@
+"""Chat messages as templates take them: texts or lists of parts, and placeholders that stand for images."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from vila_data.core.records import IMAGE_MARK
+from vila_data.encode.traced import Traced, joined
+
+Message = dict[str, Any]
+
+QUESTION, ANSWER, OTHER_ANSWER = "Qzjv7", "Wxkp3", "Yhmb8"
+"""What probes of a template say."""
+MARK_ORIGIN: Final = 1 << 30
+"""Origins of characters from here on are placeholders of images, not text."""
+_THOUGHT: Final = re.compile(r"<think>.*?</think>", re.DOTALL)
+
+
+def said(role: str, text: str) -> Message:
+    """A message that says a text."""
+    return {"role": role, "content": text}
+
+
+def probe(question: str, answer: str) -> list[Message]:
+    """A question and an answer."""
+    return [said("user", question), said("assistant", answer)]
+
+
+def part(text: str) -> dict[str, str]:
+    """A text as a part of a message."""
+    return {"type": "text", "text": text}
+
+
+def parted(message: Message) -> Message:
+    """A message with its text as a list of one part."""
+    return {**message, "content": [part(message["content"])]}
+
+
+def marked(parts: Sequence[str | None]) -> Traced:
+    """Texts and, for None, placeholders that are known to stand for an image."""
+    return joined(Traced.whole(IMAGE_MARK, MARK_ORIGIN) if part is None else part for part in parts)
+
+
+def parts_of(text: str) -> Iterator[dict[str, str]]:
+    """Text and images of a turn in order; a placeholder takes the line break with it that LLaVA's rows have beside it."""
+    for number, chunk in enumerate(text.split(IMAGE_MARK)):
+        if number:
+            yield {"type": "image"}
+        if number:
+            chunk = chunk.removeprefix("\n")
+        if chunk and number < text.count(IMAGE_MARK):
+            chunk = chunk.removesuffix("\n")
+        if chunk:
+            yield part(chunk)
+
+
+def normal(message: Mapping[str, Any]) -> Message:
+    """The message without what is null, its thoughts under each name that templates read."""
+    made = {key: value for key, value in message.items() if value is not None}
+    thoughts = next((made[key] for key in ("reasoning_content", "thinking", "reasoning") if key in made), None)
+    return made if thoughts is None else {"thinking": thoughts, **made, "reasoning_content": thoughts}
+
+
+def has_text(message: Mapping[str, Any]) -> bool:
+    """Whether a message says anything besides thoughts."""
+    content = message.get("content") or ""
+    if not isinstance(content, str):
+        content = "".join(part.get("text", "") for part in content)
+    return bool(_THOUGHT.sub("", content).strip())

@@ -1,0 +1,78 @@
+"""A conversation as encoding takes it: turns of text, or chat messages where turns do not say it all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vila_data.core.records import IMAGE_MARK, Role
+
+Turn = tuple[Role, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns in order; they alternate, and may begin with gpt or end with human.
+
+    system:   None: the template's own; "": none.
+    images:   how many; 0: an `<image>` in a turn is text. Otherwise there is one `<image>` for each.
+    messages: the same as chat messages, where a turn's text does not say it all (shards/FORMAT.md).
+    tools:    JSON schemas of the tools that a chat template describes.
+    verbatim: VILA v1.0 leaves its placeholders where they are (rows of VFLAN).
+    """
+
+    turns: tuple[Turn, ...]
+    system: str | None = None
+    images: int = 0
+    messages: tuple[Mapping[str, Any], ...] | None = None
+    tools: tuple[Mapping[str, Any], ...] | None = None
+    verbatim: bool = False
+
+    @staticmethod
+    def of(sample: Mapping[str, Any]) -> Conversation:
+        """The conversation of a sample's JSON."""
+        messages, tools = sample.get("messages"), sample.get("tools")
+        return Conversation(
+            turns=tuple((turn["from"], turn["value"]) for turn in sample["conversations"]),
+            system=sample["system"],
+            images=len(sample["images"]),
+            messages=None if messages is None else tuple(messages),
+            tools=None if tools is None else tuple(tools),
+            verbatim=bool(sample.get("verbatim")),
+        )
+
+    def exchanges(self) -> list[tuple[str, str | None]]:
+        """(question, answer) in order; the last answer may be None. A first turn from gpt is left out, as VILA does."""
+        said = [text for _, text in self.turns[self.turns[0][0] == "gpt" :]] if self.turns else []
+        return [(said[at], said[at + 1] if at + 1 < len(said) else None) for at in range(0, len(said), 2)]
+
+    def ends(self) -> list[int]:
+        """Where the conversation may be cut, as counts of turns: after each answer, and at its end."""
+        found = [at + 1 for at, (role, _) in enumerate(self.turns) if role == "gpt"]
+        return found if found and found[-1] == len(self.turns) else [*found, len(self.turns)]
+
+    def first(self, turns: int) -> Conversation:
+        """The conversation that ends after so many turns."""
+        kept = self.turns[:turns]
+        images = sum(text.count(IMAGE_MARK) for _, text in kept) if self.images else 0
+        messages = self.messages
+        if messages is not None:
+            messages = messages[: _messages_of_turns(messages, turns)]
+        return replace(self, turns=kept, images=images, messages=messages)
+
+
+def _messages_of_turns(messages: Sequence[Mapping[str, Any]], turns: int) -> int:
+    """How many messages make the first `turns` turns: neighbors of one side are one turn, a system prompt in front none."""
+    at = 0
+    while at < len(messages) and messages[at]["role"] in ("system", "developer"):
+        at += 1
+    side: bool | None = None
+    while at < len(messages):
+        says = messages[at]["role"] == "assistant"
+        if says is not side:
+            if turns == 0:
+                break
+            side, turns = says, turns - 1
+        at += 1
+    return at
