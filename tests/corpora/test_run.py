@@ -74,7 +74,7 @@ CHAT: list[Any] = [
     {"id": "e", "image": ["1.jpg", "small.png"], "conversations": turns("<image><image>", "One is too small.")},
     {"id": "f", "image": "../0.jpg", "conversations": turns("<image>", "Outside.")},
     {"id": "g", "image": "0.jpg", "conversations": turns("no mark", "x")},
-    {"id": "h", "conversations": [{"from": "gpt", "value": "x"}]},
+    {"id": "h", "conversations": [{"from": "gpt", "value": "x"}, {"from": "gpt", "value": "y"}]},
     {"id": "i", "conversations": []},
     {"id": "j", "image": "2.gif", "conversations": turns("<image>", "Another suffix.")},
     {"id": "k", "image": "text.jpg", "conversations": turns("<image>", "No image.")},
@@ -183,7 +183,7 @@ def test_details_of_failed_rows_name_file_and_row(folder: Path, done: tuple[Path
     ]
     assert details == [
         f"{folder}/chat.json: row 7: 0 <image> marks for 1 images",
-        f"{folder}/chat.json: row 8: turn 0 is from gpt; turns alternate and begin with human",
+        f"{folder}/chat.json: row 8: turns 0 and 1 are both from gpt; turns alternate",
         f"{folder}/chat.json: row 9: it has no turns",
     ]
 

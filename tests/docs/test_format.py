@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import REPO
 from vila_data.core import schemas
 from vila_data.core.fates import IMAGE_ERRORS, RECORD_REASONS
+from vila_data.core.records import CHAT_KEYS
 from vila_data.encode.sequence import FATES as TOKEN_FATES
 from vila_data.encode.token_set import TokenManifest
 from vila_data.filter.rules import OUTCOMES, RECORD_OUTCOMES
@@ -106,7 +107,9 @@ def test_json_files_have_the_keys_that_are_named(home: Path) -> None:
 
 def test_examples_are_samples_of_the_schema() -> None:
     examples = [json.loads(text) for text in re.findall(r"```json\n(.*?)```", PAGE, re.S)]
-    assert len(examples) == 2
-    for example in examples:
+    assert [list(example) for example in examples if "schema" not in example] == [list(CHAT_KEYS)]
+    samples = [example for example in examples if "schema" in example]
+    assert len(samples) == 2
+    for example in samples:
         assert example["schema"] == schemas.SCHEMA_VERSION
         assert len(example.get("texts", [])) in (0, len(example["images"]))

@@ -289,16 +289,33 @@ def test_a_json_that_is_none_or_names_what_is_not_there(docs: Copy, content: byt
     assert any(problem in found for found in docs.problems), docs.problems
 
 
-@pytest.mark.parametrize("turns", ['[{"from": "human"}]', '[{"value": "<image>"}]', "3"])
-def test_turns_that_are_none_or_have_other_marks(made: MadeRun, turns: str, tmp_path: Path) -> None:
+MARKED = '"conversations": [{"value": "<image>"}]'
+ENTRY = '"messages": [{"role": "user"}, {"content": "<image>"}, {"content": [{"type": "text"}, {"type": "image"}]}]'
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ('"conversations": [{"from": "human"}]', "'value'"),
+        ('"conversations": 3', "not iterable"),
+        (f'{MARKED}, "image_info": [{{}}]', "1 <image> marks for 0 images"),
+        (f'"conversations": [], {ENTRY}', "1 image entries in messages for 0 images"),
+        ('"messages": 3', "not iterable"),
+        ('"messages": [{"content": [{}]}]', "'type'"),
+        (f'{MARKED}, "messages": [{{"content": "<image>"}}]', None),
+    ],
+)
+def test_turns_that_are_none_or_have_other_marks(
+    made: MadeRun, content: str, problem: str | None, tmp_path: Path
+) -> None:
+    """A mark in a conversation that never had images is plain text, in turns and in messages."""
     chat = copied(made, tmp_path, "chat")
     members = chat.members(0)
     name = members[0][0]
     others = [one for one in members if not one[0].startswith(f"{name.removesuffix('.json')}.")]
-    chat.rewrite(0, [(name, f'{{"images": [], "conversations": {turns}}}'.encode()), *others])
-    key = name.removesuffix(".json")
-    problem = {"3": "not iterable", '[{"from": "human"}]': "'value'"}.get(turns, "1 <image> marks for 0 images")
-    assert any(key in found and problem in found for found in chat.problems), chat.problems
+    chat.rewrite(0, [(name, f'{{"images": [], {content}}}'.encode()), *others])
+    found = [one for one in chat.problems if name.removesuffix(".json") in one]
+    assert [problem] == [problem for one in found if problem in one] if problem else found == []
 
 
 def test_an_image_that_is_missing(docs: Copy) -> None:

@@ -107,6 +107,39 @@ def test_a_conversation_that_lost_an_image_is_never_written(images: list[KeptIma
         conversation("k", "talk", CHAT, images)
 
 
+def test_marks_of_a_conversation_without_images_are_words() -> None:
+    record = Record("r", "conversation", ("What is <image>?", "A <image>."), (), roles=("human", "gpt"))
+    sample = parsed(conversation("k", "talk", record, []))
+    assert sample["images"] == [] and sample["conversations"] == [
+        {"from": "human", "value": "What is <image>?"},
+        {"from": "gpt", "value": "A <image>."},
+    ]
+    with pytest.raises(DataError, match="record r has 2 <image> marks, 1 images"):
+        conversation("k", "talk", record, [kept(0, 0)])
+
+
+def test_chat_messages_and_tools_are_there_where_the_record_has_them() -> None:
+    messages = (
+        {"role": "user", "content": [{"type": "image"}]},
+        {"role": "assistant", "tool_calls": [{"b": 1, "a": 2}]},
+    )
+    record = Record(
+        "r",
+        "conversation",
+        ("<image>", "call"),
+        (ImageRef("0.jpg", 0),),
+        roles=("human", "gpt"),
+        messages=messages,
+        tools=({"name": "f", "a": 1},),
+    )
+    members = conversation("k", "talk", record, [kept(0, 0)])
+    sample = parsed(members)
+    assert (sample["messages"], sample["tools"]) == (list(messages), [{"name": "f", "a": 1}])
+    assert b'"tool_calls":[{"b":1,"a":2}]' in members[0][1] and b'"tools":[{"name":"f","a":1}]' in members[0][1]
+    assert list(sample) == sorted(sample)
+    assert {"messages", "tools"}.isdisjoint(parsed(conversation("k", "talk", CHAT, [kept(0, 0), kept(1, 2)])))
+
+
 def test_conversations_of_a_written_set(made: MadeRun) -> None:
     items = by_record(made.chats)
     found = set()

@@ -28,9 +28,10 @@ RECORD_REASONS: Final[tuple[str, ...]] = (
 )
 """Why a metadata row is no record.
 
-image_count         a conversation's <image> marks and its images differ in number, or there are too many
-turn_order          its turns do not alternate, or do not begin with human
-empty_conversation  it has no turns, or no answer with words in it
+image_count         a conversation's places for images (<image>, image entries) and its images differ in number, or
+                    there are too many images
+turn_order          turns of {from, value} do not alternate
+empty_conversation  it has no turns, or no answer with words or tool calls in it
 """
 
 IMAGE_ERRORS: Final[tuple[str, ...]] = (
@@ -48,6 +49,7 @@ IMAGE_ERRORS: Final[tuple[str, ...]] = (
     "robots_txt",
     "opted_out",
     "not_an_image",
+    "unsupported_format",
     "too_many_pixels",
     "truncated_image",
     "undecodable_image",
@@ -63,16 +65,30 @@ timeout            total or idle time limit reached
 connection_lost    reset or closed before the whole body came
 http_status        an answer other than 200 after redirects; see the column http_code
 bad_response       headers or encoding that cannot be read (header flood, broken gzip …)
-too_large          body, or local image, above download.max_bytes
+too_large          body, or local image, above download.max_bytes; or an image that would take far more time or
+                   memory to decode than its pixels do (docs/recipe.md)
 robots_txt         robots.txt of the origin disallows the URL
 opted_out          X-Robots-Tag carries a directive of download.opt_out
-not_an_image       the bytes are no image of a known format
+not_an_image       the bytes are not a raster image: HTML, a drawing (SVG, PDF, EPS), nothing known
+unsupported_format an image of a format that is not decoded (HEIC, JPEG XL, JPEG 2000, ICO, PPM …); the column
+                   detail has its name
 too_many_pixels    above download.max_pixels; not decoded
 truncated_image    the image ends early
 undecodable_image  any other failure of the decoder
 upstream           a corpus that was downloaded already has no bytes for it
 no_file            a local image is not there
 """
+
+
+class ImageError(Exception):
+    """Bytes that do not become a stored image; `error_class` is one of IMAGE_ERRORS, `detail` says more for people."""
+
+    def __init__(self, error_class: str, detail: str = "") -> None:
+        if error_class not in IMAGE_ERRORS:
+            raise ValueError(f"no such image error: {error_class}")
+        self.error_class = error_class
+        self.detail = detail
+        super().__init__(f"{error_class}: {detail}" if detail else error_class)
 
 
 class Funnel:

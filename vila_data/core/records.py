@@ -8,7 +8,7 @@ travel as canonical JSON, so that equal records have equal bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -16,7 +16,17 @@ RecordKind = Literal["document", "pair", "conversation"]
 Role = Literal["human", "gpt"]
 
 IMAGE_MARK: Final = "<image>"
-"""Where an image stands in a turn of a conversation: one mark an image, in order."""
+"""Where an image stands in a turn of a conversation: one mark per image, in order. In a conversation without images
+it is plain text."""
+
+MARK_IN_WORDS: Final = "<IMAGE>"
+"""How a turn spells a mark that is plain text, where the conversation has images."""
+
+Message = dict[str, Any]
+"""One chat message in normal form, JSON alone: {"role": str, "content": str or list, …}."""
+
+CHAT_KEYS: Final = ("messages", "tools")
+"""Keys of a record's and a sample's JSON whose objects keep the order of their keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +54,14 @@ class Record:
     """One document, pair or conversation.
 
     record_id: stable: it depends on the metadata alone.
-    roles:     who speaks, one a text; conversations only.
+    roles:     who speaks, one per text, alternating; conversations only. The first may be gpt, the last human.
     system:    a conversation's system prompt; None: the template's own, "": none.
+    messages:  a conversation as chat messages, only where `texts`, `roles` and `system` do not say it all (tool calls,
+               reasoning, images as entries …); they then say all of it, images and system prompt included. A content
+               is a text, or a list of {"type": "text", "text": …} and {"type": "image"}, one per image, in order;
+               without a content there is no such key. Other keys are as published.
+    tools:     the tools offered in such a conversation, as published.
+    verbatim:  VILA v1.0 leaves the conversation's marks where they are, as in rows of VFLAN; it moves those of others.
     """
 
     record_id: str
@@ -55,6 +71,9 @@ class Record:
     source_url: str | None = None
     roles: tuple[Role, ...] = ()
     system: str | None = None
+    messages: tuple[Message, ...] | None = None
+    tools: tuple[dict[str, Any], ...] | None = None
+    verbatim: bool = False
 
     def text_of(self, matched_text_index: int) -> str:
         """The text that an image belongs to: an image behind the last text belongs to that one."""
@@ -73,13 +92,29 @@ class BadRecord:
     detail: str
 
 
-def canonical_json(value: Mapping[str, Any]) -> bytes:
+def canonical_json(value: Mapping[str, Any], as_given: Collection[str] = ()) -> bytes:
     """UTF-8 JSON with a fixed spelling: equal values give equal bytes.
 
+    Keys are sorted, except those of objects below the keys `as_given`: templates print them, so their order is data.
     Lone surrogates, which JSON can carry and UTF-8 cannot, become U+FFFD.
     """
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    if as_given:
+        pieces = (f"{_json(key)}:{_json(value[key], sort_keys=key not in as_given)}" for key in sorted(value))
+        text = "{" + ",".join(pieces) + "}"
+    else:
+        text = _json(value)
     return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace").encode()
+
+
+def _json(value: Any, sort_keys: bool = True) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=sort_keys)
+
+
+def chat_keys(record: Record) -> dict[str, Any]:
+    """`messages`, `tools` and `verbatim` of a record's JSON and of its sample's: those that it has."""
+    there = {"messages": record.messages, "tools": record.tools}
+    found: dict[str, Any] = {key: list(value) for key, value in there.items() if value is not None}
+    return found | ({"verbatim": True} if record.verbatim else {})
 
 
 def record_to_json(record: Record) -> bytes:
@@ -100,8 +135,8 @@ def record_to_json(record: Record) -> bytes:
         "source_url": record.source_url,
     }
     if record.kind == "conversation":
-        value |= {"roles": list(record.roles), "system": record.system}
-    return canonical_json(value)
+        value |= {"roles": list(record.roles), "system": record.system} | chat_keys(record)
+    return canonical_json(value, CHAT_KEYS)
 
 
 def record_from_json(data: bytes) -> Record:
@@ -115,4 +150,11 @@ def record_from_json(data: bytes) -> Record:
         source_url=value["source_url"],
         roles=tuple(value.get("roles", ())),
         system=value.get("system"),
+        messages=_tuple(value.get("messages")),
+        tools=_tuple(value.get("tools")),
+        verbatim=value.get("verbatim", False),
     )
+
+
+def _tuple(value: list[dict[str, Any]] | None) -> tuple[dict[str, Any], ...] | None:
+    return None if value is None else tuple(value)

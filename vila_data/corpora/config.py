@@ -87,10 +87,10 @@ class Img2datasetConfig(CorpusFiles):
 
 
 class LlavaConfig(CorpusFiles):
-    """LLaVA conversations: .json, .jsonl (also .gz) or .parquet.
+    """LLaVA conversations and chat messages with images: .json, .jsonl (also .gz) or .parquet.
 
     kind:       what the files hold.
-    image_root: folder or URL below which image paths lie; without it images are addresses.
+    image_root: folder or URL below which image paths lie; without it images are addresses, or in the rows.
     """
 
     makes = "conversation"
@@ -132,13 +132,15 @@ class TextConfig(CorpusFiles):
 class VflanConfig(CorpusFiles):
     """VFLAN questions with their pictures in the row: .json, .jsonl (also .gz) or .parquet.
 
-    kind:   what the files hold.
-    system: system prompt; "": none, as in VILA; None: the template's own.
+    kind:       what the files hold.
+    system:     system prompt; "": none, as in VILA; None: the template's own.
+    image_root: directory or URL below which image paths are; without it images are in the rows, or URLs.
     """
 
     makes = "conversation"
     kind: Literal["vflan"]
     system: str | None = ""
+    image_root: str | None = None
 
 
 class ObelicsConfig(CorpusFiles):

@@ -1,4 +1,4 @@
-"""LLaVA: conversations with images named by path or address, and text-only ones between them.
+"""LLaVA: conversations with images named by path or address, or in the row; text-only ones between them.
 
 Row formats: docs/sources.md. The published `id` is not unique in mix665k, so a record is
 named by its file and row.
@@ -6,37 +6,50 @@ named by its file and row.
 
 from __future__ import annotations
 
-from vila_data.core.records import IMAGE_MARK, ImageRef, Record
+from functools import partial
+from typing import Any, Final
+
+from vila_data.core.records import Record
+from vila_data.corpora.chats import read_chat
 from vila_data.corpora.config import LlavaConfig
-from vila_data.corpora.conversation import conversation, read_turns
+from vila_data.corpora.conversation import conversation, exchanges
+from vila_data.corpora.messages import RowImages
 from vila_data.corpora.pictures import as_list, named_picture
 from vila_data.corpora.rows import ReadRow, Row, text_field
 from vila_data.corpora.source import RowProblem
 
+_OTHER_MEDIA: Final = ("video", "videos", "audio", "audios")
+
 
 def llava_rows(config: LlavaConfig) -> ReadRow:
-    """Reads `{image | images, conversations}`, `{images, messages}` and `{image, instruction, output}`."""
+    """Reads `{image | images}` beside `conversations`, `messages`, `instruction, output` or the_cauldron's `texts`."""
+    read_picture = partial(named_picture, image_root=config.image_root)
 
     def read(record_id: str, row: Row) -> Record:
+        for key in _OTHER_MEDIA:
+            if row.get(key):
+                raise RowProblem("wrong_type", f"the row has {key}; kind llava reads texts and images")
         given = row.get("image") if row.get("image") is not None else row.get("images")
-        images = [named_picture(value, config.image_root) for value in as_list(given)]
-        if row.get("conversations") is not None:
-            turns, system = read_turns(row["conversations"], "from", "value")
-        elif row.get("messages") is not None:
-            turns, system = read_turns(row["messages"], "role", "content")
-        elif row.get("instruction") is not None:
-            return _exchange(record_id, row, images)
+        images = [read_picture(value) for value in as_list(given)]
+        found = read_chat(record_id, row, RowImages(images, read_picture))
+        if found is not None:
+            return found
+        if row.get("instruction") is not None:
+            pairs = [(text_field(row, "instruction"), text_field(row, "output"))]
+        elif row.get("texts") is not None:
+            pairs = _pairs(row["texts"])
         else:
             raise RowProblem("missing_field", f"no conversations; the row has {', '.join(map(str, row)) or 'no keys'}")
-        if system is None and row.get("system") is not None:
-            system = text_field(row, "system")
-        return conversation(record_id, turns, images, system)
+        return conversation(record_id, exchanges(pairs, len(images)), images)
 
     return read
 
 
-def _exchange(record_id: str, row: Row, images: list[ImageRef]) -> Record:
-    question, answer = text_field(row, "instruction"), text_field(row, "output")
-    if IMAGE_MARK not in question:
-        question = f"{IMAGE_MARK}\n" * len(images) + question
-    return conversation(record_id, [("human", question), ("gpt", answer)], images)
+def _pairs(texts: Any) -> list[tuple[str, str]]:
+    """The questions and answers of the_cauldron."""
+    if not isinstance(texts, list):
+        raise RowProblem("wrong_type", f"texts is a {type(texts).__name__}, not a list of {{user, assistant}}")
+    for number, entry in enumerate(texts):
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("user", "assistant")):
+            raise RowProblem("wrong_type", f"texts: entry {number} is no {{user: text, assistant: text}}")
+    return [(entry["user"], entry["assistant"]) for entry in texts]

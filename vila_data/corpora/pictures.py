@@ -8,6 +8,7 @@ import errno
 import os
 import posixpath
 import stat
+from dataclasses import replace
 from typing import Any, Final
 
 import fsspec
@@ -18,6 +19,13 @@ from vila_data.core.records import ImageRef
 from vila_data.corpora.source import RowProblem
 
 _SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".gif", ".webp")
+PATH_KEYS: Final = ("url", "path")
+ENCODED_KEYS: Final = ("bytes", "base64", "data")
+"""Keys of an object that is an image: its address or path, its bytes or base64."""
+_LEAST_BASE64: Final = 64
+"""Characters of a text that may be an image in base64; the smallest PNG has 92."""
+_MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+"""First bytes of the formats that are decoded; AVIF has its own at byte 4."""
 _NOT_THERE: Final = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
@@ -29,22 +37,32 @@ def as_list(value: Any) -> list[Any]:
 
 
 def named_picture(value: Any, image_root: str | None) -> ImageRef:
-    """An image given as an address, a path below `image_root`, or {bytes, path}.
+    """An image given as an address, a path below `image_root`, bytes, base64, a `data:` address or an object of these.
 
     Raises:
         RowProblem: it is none of these.
     """
-    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
-        path = value.get("path")
-        return ImageRef(url=path if isinstance(path, str) else "", data=value["bytes"])
     if isinstance(value, dict):
-        value = value.get("path")
+        name = next((value[key] for key in PATH_KEYS if value.get(key) is not None), None)
+        encoded = next((value[key] for key in ENCODED_KEYS if value.get(key) is not None), None)
+        if encoded is not None:
+            return replace(encoded_picture(encoded), url=name if isinstance(name, str) else "")
+        value = name
+    if isinstance(value, bytes):
+        return ImageRef(url="", data=value)
     if not isinstance(value, str):
         raise RowProblem("wrong_type", f"an image is a {type(value).__name__}, not a path")
-    if image_root is None or value.lower().startswith(("http://", "https://")):
-        return ImageRef(url=value)
-    file = below(image_root, value)
-    return ImageRef(url=value, error="bad_url") if file is None else ImageRef(url=value, file=file)
+    if is_data_url(value):
+        return encoded_picture(value)
+    data = _base64_image(value)
+    return _named(value.removeprefix("file://"), image_root) if data is None else ImageRef(url="", data=data)
+
+
+def _named(name: str, image_root: str | None) -> ImageRef:
+    if image_root is None or name.lower().startswith(("http://", "https://")):
+        return ImageRef(url=name)
+    file = below(image_root, name)
+    return ImageRef(url=name, error="bad_url") if file is None else ImageRef(url=name, file=file)
 
 
 def encoded_picture(value: Any) -> ImageRef:
@@ -60,14 +78,37 @@ def encoded_picture(value: Any) -> ImageRef:
     if not isinstance(value, str):
         raise RowProblem("wrong_type", f"an image is a {type(value).__name__}, not base64")
     text = value.strip()
-    if text.startswith("data:"):
+    if is_data_url(text):
         text = text.partition(",")[2]
-    if text.startswith(("b'", 'b"')):  # some writers put the repr of bytes (docs/sources.md)
-        text = text[2:-1]
     try:
-        return ImageRef(url="", data=base64.b64decode("".join(text.split()), validate=True))
+        return ImageRef(url="", data=base64.b64decode(_bare(text), validate=True))
     except (binascii.Error, ValueError):
         return ImageRef(url="", error="not_an_image")
+
+
+def is_data_url(text: str) -> bool:
+    """Whether the text is a picture's bytes, and not where it is."""
+    return text.lstrip()[:5].lower() == "data:"
+
+
+def _bare(text: str) -> str:
+    """Base64 on one line, without the repr of bytes that some writers put around it (docs/sources.md)."""
+    text = text.strip()
+    return "".join((text[2:-1] if text.startswith(("b'", 'b"')) else text).split())
+
+
+def _base64_image(text: str) -> bytes | None:
+    """The bytes of a text that is an image in base64; None where it is not, and so names one."""
+    if len(text) < _LEAST_BASE64:
+        return None
+    text = _bare(text)
+    try:
+        head = base64.b64decode(text[:16], validate=True)
+        if not head.startswith(_MAGIC) and head[4:8] != b"ftyp":
+            return None
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return None
 
 
 def below(image_root: str, path: str) -> str | None:

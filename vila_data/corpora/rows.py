@@ -90,4 +90,14 @@ def _rows(file: str, start: int, stop: int) -> Iterator[Any]:
         yield from read_json(file, start, stop)
         return
     for _, batch in batches(file, start, stop, None, _BATCH_ROWS):
-        yield from batch.to_pylist()
+        for row in batch.to_pylist():
+            yield {key: without_null_fields(value) for key, value in row.items()}
+
+
+def without_null_fields(value: Any) -> Any:
+    """A value of a column; a table gives all its structs all their fields, those that are null are not there."""
+    if isinstance(value, dict):
+        return {key: without_null_fields(entry) for key, entry in value.items() if entry is not None}
+    if isinstance(value, list):
+        return [without_null_fields(entry) for entry in value]
+    return value

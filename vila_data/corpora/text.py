@@ -2,49 +2,52 @@
 
 prompt, completion | inputs, targets | input, output         one exchange
 instruction, input, output (history, system)                 Alpaca
-conversations [{from, value}] | messages [{role, content}]   ShareGPT (system, tools)
+conversations [{from, value}] | messages [{role, content}]   ShareGPT (system, tools); chat messages
 """
 
 from __future__ import annotations
 
-import json
 from typing import Any, Final
 
 from vila_data.core.records import Record
+from vila_data.corpora.chats import read_chat, tools_text
 from vila_data.corpora.config import TextConfig
-from vila_data.corpora.conversation import Turn, conversation, joined_system, read_turns
+from vila_data.corpora.conversation import Turn, conversation, joined_system
+from vila_data.corpora.messages import NO_IMAGES, RowImages
+from vila_data.corpora.pictures import as_list
 from vila_data.corpora.rows import ReadRow, Row, text_field
 from vila_data.corpora.source import RowProblem
 
 _EXCHANGES: Final = (("prompt", "completion"), ("inputs", "targets"), ("input", "output"))
+_FLAN: Final = "inputs"
 
 
 def text_rows(config: TextConfig) -> ReadRow:
     """Reads a row of any of the forms; a row's own system prompt goes before the recipe's."""
 
     def read(record_id: str, row: Row) -> Record:
-        turns, own = _turns(row)
-        tools = row.get("tools")
-        if tools and not isinstance(tools, str):
-            tools = json.dumps(tools, ensure_ascii=False)
-        system = joined_system(config.system if own is None else own, tools or None)
-        return conversation(record_id, turns, system=system)
+        for key in ("image", "images"):
+            if any(as_list(row.get(key))):
+                raise RowProblem("image_count", f"the row has {key}; {NO_IMAGES}")
+        found = read_chat(record_id, row, RowImages(), config.system)
+        if found is not None:
+            return found
+        own = None if row.get("system") is None else text_field(row, "system")
+        system = joined_system(config.system if own is None else own, tools_text(row))
+        return conversation(record_id, _turns(row), system=system)
 
     return read
 
 
-def _turns(row: Row) -> tuple[list[Turn], str | None]:
-    if row.get("conversations") is not None:
-        turns, system = read_turns(row["conversations"], "from", "value")
-        return turns, _system(row) if system is None else system
-    if row.get("messages") is not None:
-        turns, system = read_turns(row["messages"], "role", "content")
-        return turns, _system(row) if system is None else system
+def _turns(row: Row) -> list[Turn]:
     if row.get("instruction") is not None:
-        return [*_history(row.get("history")), *_alpaca(row)], _system(row)
-    for question, answer in _EXCHANGES:
-        if row.get(question) is not None and answer in row:
-            return [("human", text_field(row, question)), ("gpt", text_field(row, answer))], _system(row)
+        return [*_history(row.get("history")), *_alpaca(row)]
+    for asked, answered in _EXCHANGES:
+        if row.get(asked) is not None and answered in row:
+            question, answer = text_field(row, asked), text_field(row, answered)
+            if asked == _FLAN:  # as VILA v1.0 reads its FLAN (docs/sources.md)
+                question, answer = question.rstrip(), answer.rstrip()
+            return [("human", question), ("gpt", answer)]
     known = "; ".join(", ".join(pair) for pair in _EXCHANGES)
     raise RowProblem(
         "missing_field",
@@ -69,7 +72,3 @@ def _history(value: Any) -> list[Turn]:
             raise RowProblem("wrong_type", "history is no list of [question, answer]")
         turns += [("human", entry[0]), ("gpt", entry[1])]
     return turns
-
-
-def _system(row: Row) -> str | None:
-    return None if row.get("system") is None else text_field(row, "system")

@@ -1,36 +1,74 @@
-"""VFLAN: a question, an answer, and pictures inside the row (docs/sources.md)."""
+"""VFLAN: a question, an answer, and pictures inside the row, as VILA v1.0 reads them (docs/sources.md)."""
 
 from __future__ import annotations
 
-from typing import Final
+from dataclasses import replace
+from typing import Any, Final
 
-from vila_data.core.records import IMAGE_MARK, Record
+from vila_data.core.records import IMAGE_MARK, ImageRef, Record
 from vila_data.corpora.config import VflanConfig
-from vila_data.corpora.conversation import conversation
-from vila_data.corpora.pictures import as_list, encoded_picture
+from vila_data.corpora.conversation import Turn, conversation, exchanges, in_words
+from vila_data.corpora.pictures import as_list, encoded_picture, is_data_url, named_picture
 from vila_data.corpora.rows import ReadRow, Row, text_field
 from vila_data.corpora.source import RowProblem
 
 MAX_IMAGES: Final = 8
+_DIALOG: Final = "Image Descriptions"
+_QUESTION: Final = "\nQuestion: "
+_ANSWER: Final = "\nAnswer: "
+_PATHS: Final = (".jpg", ".jpeg", ".png", ".gif", ".webp")
 
 
 def vflan_rows(config: VflanConfig) -> ReadRow:
     """Reads `{question, answer, image}`: the pictures stand before the question, marks in its words are taken out."""
 
     def read(record_id: str, row: Row) -> Record:
-        question, answer = text_field(row, "question"), text_field(row, "answer")
-        values = as_list(row.get("image"))
+        question = text_field(row, "question").rstrip()
+        answer = text_field(row, _key(row, "answer")).rstrip()
+        values = as_list(row.get(_key(row, "image")))
         if len(values) > MAX_IMAGES:
             raise RowProblem("image_count", f"{len(values)} images; at most {MAX_IMAGES}")
-        images = [encoded_picture(value) for value in values]
-        text = f"{IMAGE_MARK}\n" * len(images) + without_marks(question)
-        return conversation(record_id, [("human", text), ("gpt", answer)], images, config.system)
+        images = [_picture(value, config.image_root) for value in values]
+        record = conversation(record_id, _turns(question, answer, len(images)), images, config.system)
+        return replace(record, verbatim=bool(images))
 
     return read
 
 
+def _key(row: Row, name: str) -> str:
+    """The key of a field, which some of the published files end with a colon."""
+    return f"{name}:" if row.get(f"{name}:") is not None else name
+
+
+def _picture(value: Any, image_root: str | None) -> ImageRef:
+    """A text is a path or an address by its end or beginning, else base64."""
+    if isinstance(value, str) and not is_data_url(value):
+        name = value.lower()
+        if name.endswith(_PATHS) or name.startswith(("http://", "https://")):
+            return named_picture(value, image_root)
+    return encoded_picture(value)
+
+
+def _turns(question: str, answer: str, images: int) -> list[Turn]:
+    if _DIALOG not in question or _QUESTION not in question:
+        return exchanges([(without_marks(question), answer)], images)
+    if images > 1:
+        raise RowProblem("image_count", f"a visual dialog ({_DIALOG!r}) is about one image, the row has {images}")
+    asked = [entry.split(_ANSWER) for entry in question.split(_QUESTION)[1:]]
+    if len(asked[-1]) != 1 or any(len(entry) != 2 for entry in asked[:-1]):
+        raise RowProblem("turn_order", f"a visual dialog ({_DIALOG!r}) whose questions and answers do not alternate")
+    asked[-1].append(answer)
+    questions = [without_marks(entry[0]) for entry in asked]
+    questions[0] = f"{IMAGE_MARK}\n{questions[0]}"  # without an image it is plain text, as there
+    questions[-1] = questions[-1].replace("\n", "")
+    answers = [in_words(entry[1]) if images else entry[1] for entry in asked]
+    return exchanges(list(zip(questions, answers, strict=True)), images)
+
+
 def without_marks(text: str) -> str:
-    """The text without image marks, nor any that taking them out would join."""
+    """The text without image marks and their line breaks, nor any mark that taking them out would join."""
+    for mark in (f"{IMAGE_MARK}\n", f"\n{IMAGE_MARK}", IMAGE_MARK):
+        text = text.replace(mark, "")
     while IMAGE_MARK in text:
         text = text.replace(IMAGE_MARK, "")
     return text

@@ -132,21 +132,31 @@ def _broken_json(samples: _Samples, stream: Any, where: str) -> Iterator[str]:
         try:
             value = json.loads(stream.read(size))
             wanted = sorted(name for name in value.get("images", [f"{key}.jpg"]) if name is not None)
-            marks = _marks(value)
+            places = _places(value)
         except (ValueError, AttributeError, TypeError, KeyError) as error:
             yield f"{where}: {key}.json: {error}"
             continue
         pictures = sorted(name for name in named if name.endswith(".jpg"))
         if wanted != pictures:
             yield f"{where}: key {key}: its JSON names {len(wanted)} images, the tar has {len(pictures)}"
-        if marks not in (None, len(wanted)):
-            yield f"{where}: key {key}: {marks} {IMAGE_MARK} marks for {len(wanted)} images"
+        for what, count in places:
+            if count != len(wanted):
+                yield f"{where}: key {key}: {count} {what} for {len(wanted)} images"
 
 
-def _marks(value: dict[str, Any]) -> int | None:
-    """Image marks in a conversation's turns; None for a sample that is none."""
-    turns = value.get("conversations")
-    return None if turns is None else sum(turn["value"].count(IMAGE_MARK) for turn in turns)
+def _places(value: dict[str, Any]) -> list[tuple[str, int]]:
+    """How many places for images a conversation has: marks in its turns, which are plain text where it never had
+    images, and entries in its messages."""
+    places = []
+    if value.get("conversations") is not None:
+        marks = sum(turn["value"].count(IMAGE_MARK) for turn in value["conversations"])
+        if value.get("images") or value.get("image_info"):
+            places.append((f"{IMAGE_MARK} marks", marks))
+    if value.get("messages") is not None:
+        contents = [message["content"] for message in value["messages"] if isinstance(message.get("content"), list)]
+        entries = sum(entry["type"] == "image" for content in contents for entry in content)
+        places.append(("image entries in messages", entries))
+    return places
 
 
 def _check_index(store: Store, path: str, shard: ShardFacts, samples: _Samples) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import simplejpeg
 
 from vila_data.core.errors import DataError
-from vila_data.core.records import IMAGE_MARK, Record, canonical_json
+from vila_data.core.records import CHAT_KEYS, IMAGE_MARK, Record, canonical_json, chat_keys
 from vila_data.core.schemas import SCHEMA_VERSION
 
 
@@ -73,24 +73,26 @@ def interleaved(key: str, corpus: str, record: Record, images: list[KeptImage]) 
 
 
 def conversation(key: str, corpus: str, record: Record, images: list[KeptImage]) -> Members:
-    """Turns as LLaVA has them; `images` are those of the marks, in order.
+    """Turns as LLaVA has them; `images` are those of the marks, in order. A record without images may have marks in
+    its words. Chat messages and tools are there where the record has them.
 
     Raises:
         DataError: marks and images differ.
     """
     marks = [turn for turn, text in enumerate(record.texts) for _ in range(text.count(IMAGE_MARK))]
-    if marks != [image.text_index for image in images]:
+    if (record.images or images) and marks != [image.text_index for image in images]:
         raise DataError(f"{key}: record {record.record_id} has {len(marks)} {IMAGE_MARK} marks, {len(images)} images")
     sample = {
         "sample_id": key,
         "conversations": [{"from": role, "value": text} for role, text in zip(record.roles, record.texts, strict=True)],
         "system": record.system,
+        **chat_keys(record),
         "images": [name for name, _ in _pictures(key, images)],
         "image_info": [image.facts(record) for image in images],
         "source": _source(corpus, record),
         "schema": SCHEMA_VERSION,
     }
-    return [(f"{key}.json", canonical_json(sample)), *_pictures(key, images)]
+    return [(f"{key}.json", canonical_json(sample, CHAT_KEYS)), *_pictures(key, images)]
 
 
 def pair(key: str, corpus: str, record: Record, image: KeptImage) -> Members:

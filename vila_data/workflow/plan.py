@@ -22,7 +22,8 @@ from vila_data.corpora.source import FileScan, file_fingerprint, file_labels, op
 from vila_data.workflow.recipe import Recipe
 
 READER_VERSION = 1
-"""Raised when records read from the same metadata would differ."""
+READER_VERSIONS = {"llava": 2, "text": 2, "vflan": 2}
+"""Raised, for one kind where it is one kind's, when records read from the same metadata would differ."""
 
 Scan = Callable[[str, CorpusConfig, list[str], int | None, float], list[FileScan]]
 """(corpus, config, files, max_rows, expected share) -> one FileScan a file; a runner's, or `scan_here`."""
@@ -95,9 +96,8 @@ def scan_file(config: CorpusConfig, file: str, max_rows: int | None, share: floa
 
 
 def _identity(config: CorpusConfig, inputs: list[str], limit: int | None) -> str:
-    return fingerprint(
-        [config.model_dump(mode="json", exclude={"files", "image_root", "dataset"}), inputs, limit, READER_VERSION]
-    )
+    settings = config.model_dump(mode="json", exclude={"files", "image_root", "dataset"})
+    return fingerprint([settings, inputs, limit, READER_VERSIONS.get(config.kind, READER_VERSION)])
 
 
 def committed_plan(store: Store, name: str) -> CorpusPlan | None:

@@ -87,6 +87,8 @@ def sampled_texts(store: Store, manifest: Manifest, seed: int) -> Iterator[str]:
 def _text(sample: dict[str, Any]) -> str:
     if "conversations" in sample:
         texts = [turn["value"] for turn in sample["conversations"]]
+        if sample.get("images"):
+            texts = [text.replace(IMAGE_MARK, " ") for text in texts]
     else:
         texts = sample.get("texts", [sample.get("caption")])
-    return " ".join(text for text in texts if text).replace(IMAGE_MARK, " ")
+    return " ".join(text for text in texts if text)
