@@ -43,9 +43,11 @@ class Order:
 
     def __init__(self, planned: Iterable[PlannedPacks], source: int) -> None:
         columns: list[list[np.ndarray]] = [[], [], [], []]
+        first_pack = 0
         for packs in planned:
             held = packs.samples.source == source
-            pack = np.repeat(np.arange(len(packs)), np.diff(packs.ends, prepend=0)) + packs.first_pack
+            pack = np.repeat(np.arange(len(packs.ends)), np.diff(packs.ends, prepend=0)) + first_pack
+            first_pack += len(packs.ends)
             values = (packs.samples.shard, packs.samples.row, np.full(len(pack), packs.block), pack)
             for column, value in zip(columns, values, strict=True):
                 column.append(value[held].astype(np.int64))

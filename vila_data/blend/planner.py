@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vila_data.blend.config import BlendConfig
 from vila_data.blend.events import BlendEvent, EventKind, EventLog
@@ -34,12 +35,15 @@ one."""
 class Block:
     """Some thousand samples in the blend's order.
 
-    index: from 0; run: the samples; asked: the share asked for of each of the planner's edges, in force in the block.
+    index: from 0; run: the samples; asked: the share asked for of each of the planner's edges, in force in the block;
+    micro_batches int64[m]: number k is samples micro_batches[k - 1] (0 for the first) to micro_batches[k], in an order
+    that stays; None: the samples are packed freely.
     """
 
     index: int
     run: Run
     asked: tuple[float, ...]
+    micro_batches: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)

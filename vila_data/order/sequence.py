@@ -16,10 +16,10 @@ from vila_data.blend.planner import BLOCK_SAMPLES
 from vila_data.blend.seeded import order
 from vila_data.core.errors import DataError, UsageError
 from vila_data.encode.config import PackConfig
-from vila_data.order.released import ReleasedPlanner
+from vila_data.order.released import ReleasedBlend, ReleasedPlanner, packed_micro_batches
 from vila_data.order.report import BlendReport, Tally
 from vila_data.order.spread import alike, mixed, spread
-from vila_data.pack import PackReport, Packs, micro_batches, one_each, pack_block
+from vila_data.pack import PackReport, Packs, one_each, pack_block
 
 
 class Planner(Protocol):
@@ -46,9 +46,11 @@ class Planner(Protocol):
 class PlannedPacks:
     """Consecutive packs of an epoch: what is to be read, and into which sequence.
 
-    block: their block's number; first_pack: the number of the first in the epoch; samples: pack by pack, one entry
-    each (blend.lengths.Run); ends int64[p]: pack j is samples ends[j - 1] (0 for the first) to ends[j]; before: the
-    sequence's state before them, for JSON.
+    block: their block's number; samples: pack by pack, one entry each (blend.lengths.Run); ends int64[p]: pack j is
+    samples ends[j - 1] (0 for the first) to ends[j]; before: the sequence's state before them, for JSON.
+    micro_batches int64[m]: ranks take whole micro-batches, in turn: number k is packs micro_batches[k - 1] to
+    micro_batches[k]; None: ranks take packs. first_pack, len(): the number in the epoch of the first that a rank takes,
+    and how many there are to take: packs, or micro-batches.
     """
 
     block: int
@@ -56,15 +58,18 @@ class PlannedPacks:
     samples: Run
     ends: NDArray[np.int64]
     before: dict[str, Any]
+    micro_batches: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
-        return len(self.ends)
+        return len(self.ends if self.micro_batches is None else self.micro_batches)
 
 
 class PackSequence:
     """The packs of an epoch in order: a pure function of (blend, pack, lengths, seed, epoch).
 
-    blend, pack: the recipe's sections; lengths: of each of `blend.leaves()`, in their order (subsets taken).
+    blend, pack: the recipe's sections, the blend as `order.released.released_blend` gives it: VILA v1.0's order depends
+    on the number of ranks that begin the epoch (without it: 1). lengths: of each of `blend.leaves()`, in their order
+    (subsets taken).
     packs_a_step: packs of a global step, for the report's windows; the order does not depend on it.
     Iterate it for blocks; a new iteration goes on where the last one stopped. Memory is that of the lengths and of one
     block, whatever the epoch's length.
@@ -121,8 +126,8 @@ class PackSequence:
 
     def _plan(self, block: Block, before: dict[str, Any]) -> PlannedPacks:
         capacity, limit = self._pack.sequence_length, self._pack.max_images_per_pack
-        run = block.run.take(self._mixed(block))
-        packs = self._pack_samples(run)
+        run = block.run if block.micro_batches is not None else block.run.take(self._mixed(block))
+        packs, micro_batches = self._packs_of(run, block.micro_batches)
         units, totals = self._tally.held(run, packs)
         if self._pack.semantics == "improved":
             evenly = spread(units, totals, self._seed, self._epoch, block.index)
@@ -135,8 +140,8 @@ class PackSequence:
         report = PackReport.of(packs, run.tokens, run.images, capacity=capacity, max_images=limit)
         self._tally.add(block, samples, units, totals, report)
         self._planner.packed(len(packs))
-        planned = PlannedPacks(block.index, self._packs, samples, packs.ends, before)
-        self._packs += len(packs)
+        planned = PlannedPacks(block.index, self._packs, samples, packs.ends, before, micro_batches)
+        self._packs += len(planned)
         return planned
 
     def _mixed(self, block: Block) -> NDArray[np.int64]:
@@ -144,17 +149,16 @@ class PackSequence:
         of = (self._seed, self._epoch, block.index, 1)
         if self._pack.semantics == "paper":
             return mixed(alike(block.run), *of)
-        if self._pack.semantics == "released_code":
-            return mixed(block.run.source, *of)
         return order(len(block.run), *of)
 
-    def _pack_samples(self, run: Run) -> Packs:
+    def _packs_of(self, run: Run, ends: NDArray[np.int64] | None) -> tuple[Packs, NDArray[np.int64] | None]:
+        """A block's packs; and packs up to the end of each micro-batch, where it has any."""
         capacity, limit = self._pack.sequence_length, self._pack.max_images_per_pack
+        if ends is not None:
+            return packed_micro_batches(run, ends)
         if self._pack.semantics == "paper":
-            return one_each(run.tokens, run.images)
-        if self._pack.semantics == "released_code":
-            return micro_batches(run.tokens, run.images, micro_batch=self._pack.samples_a_micro_batch)
-        return pack_block(run.tokens, run.images, capacity=capacity, max_images=limit)
+            return one_each(run.tokens, run.images), None
+        return pack_block(run.tokens, run.images, capacity=capacity, max_images=limit), None
 
 
 def _check_images(blend: BlendConfig, pack: PackConfig, lengths: Sequence[Lengths]) -> None:
@@ -171,8 +175,16 @@ def _check_images(blend: BlendConfig, pack: PackConfig, lengths: Sequence[Length
 def _planner(blend: BlendConfig, pack: PackConfig, lengths: Sequence[Lengths], seed: int, epoch: int) -> Planner:
     capacity = pack.sequence_length
     if pack.semantics == "released_code":
+        ranks, item_samples = (blend.ranks, blend.item_samples) if isinstance(blend, ReleasedBlend) else (1, None)
         return ReleasedPlanner(
-            blend, lengths, seed=seed, epoch=epoch, capacity=capacity, micro_batch=pack.samples_a_micro_batch
+            blend,
+            lengths,
+            seed=seed,
+            epoch=epoch,
+            capacity=capacity,
+            micro_batch=pack.samples_a_micro_batch,
+            ranks=ranks,
+            item_samples=item_samples,
         )
     if pack.semantics == "paper":
         return BlendPlanner(

@@ -17,7 +17,10 @@ from vila_data.order.sequence import PlannedPacks
 
 @dataclass(frozen=True)
 class Share:
-    """A rank's part of each global step: `batch_size` packs of the step's `world_size * batch_size`."""
+    """A rank's part of each global step: `batch_size` packs of the step's `world_size * batch_size`.
+
+    Where the sequence has micro-batches (order.released), all numbers count these, and ranks take them in turn.
+    """
 
     rank: int
     world_size: int
@@ -37,6 +40,11 @@ class Share:
     def first_pack(self, start: int, step: int) -> int:
         """The number of the rank's first pack in a step, steps counted from pack `start` of the epoch."""
         return start + step * self.step_packs + self.rank * self.batch_size
+
+    def micro_batches(self, start: int, step: int) -> range:
+        """Numbers of the rank's micro-batches in a step, likewise: every `world_size`-th of the step's."""
+        first = start + step * self.step_packs
+        return range(first + self.rank, first + self.step_packs, self.world_size)
 
 
 @dataclass(frozen=True)
@@ -88,8 +96,11 @@ def rank_batches(
         _forget(blocks, begin)
         if planned_to <= begin:
             return
-        first = share.first_pack(start.packs, step)
-        cuts = [_cut(block, first, first + share.batch_size) for block in blocks]
+        if blocks[0].micro_batches is None:
+            first = share.first_pack(start.packs, step)
+            cuts = [_cut(block, first, first + share.batch_size) for block in blocks]
+        else:
+            cuts = [_cut(block, at, at + 1) for at in share.micro_batches(start.packs, step) for block in blocks]
         after = Position(end, blocks[0].before)
         yield BatchPlan(step, *_joined(cuts), after, not more and planned_to <= end)
         step += stride
@@ -102,9 +113,12 @@ def _forget(blocks: deque[PlannedPacks], pack: int) -> None:
 
 
 def _cut(block: PlannedPacks, first: int, last: int) -> tuple[Run, NDArray[np.int64]]:
-    """Samples and ends of what a block has of packs `first` to `last`, by their numbers in the epoch."""
+    """Samples and ends of what a block has of packs, or micro-batches, `first` to `last`, by their numbers in the epoch."""
     begin = min(max(first - block.first_pack, 0), len(block))
     stop = min(max(last - block.first_pack, begin), len(block))
+    if block.micro_batches is not None:
+        packs = np.concatenate([np.zeros(1, np.int64), block.micro_batches])
+        begin, stop = int(packs[begin]), int(packs[stop])
     bounds = np.concatenate([np.zeros(1, np.int64), block.ends])
     sample = int(bounds[begin])
     return block.samples.take(slice(sample, int(bounds[stop]))), block.ends[begin:stop] - sample

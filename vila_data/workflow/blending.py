@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from vila_data.core.store import Store
+from vila_data.order.released import released_blend
 from vila_data.order.sequence import PackSequence
 from vila_data.order.sources import read_blended_sets
 from vila_data.pack import best_sequence_length
@@ -14,7 +15,7 @@ from vila_data.workflow.recipe import Recipe
 
 
 def plan_epoch(store: Store, recipe: Recipe) -> dict[str, Any]:
-    """The first epoch of the recipe's blend from lengths alone, for run.json: BlendReport's fields, and
+    """The first epoch of the recipe's blend from lengths alone, read by one rank, for run.json: BlendReport's fields, and
     `subsets`: what each took of its set, and, where samples are packed freely, `sequence_length`: {"best",
     "current", "fill": {length: share}}.
 
@@ -23,7 +24,8 @@ def plan_epoch(store: Store, recipe: Recipe) -> dict[str, Any]:
     """
     assert recipe.pack is not None and recipe.blend is not None
     sets = read_blended_sets(store, recipe.blend, recipe.pack, ready_tokenizer(recipe.pack))
-    sequence = PackSequence(recipe.blend, recipe.pack, sets.lengths, seed=recipe.seed, epoch=0)
+    blend = released_blend(recipe.blend, recipe.pack, [opened.shards.view for opened in sets.sets])
+    sequence = PackSequence(blend, recipe.pack, sets.lengths, seed=recipe.seed, epoch=0)
     best = None
     for planned in sequence:
         if best is None and recipe.pack.semantics == "improved":

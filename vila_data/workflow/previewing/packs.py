@@ -9,6 +9,7 @@ from vila_data.core.store import Store
 from vila_data.encode.token_set import TokenSet
 from vila_data.encode.tokenizer import TextTokenizer
 from vila_data.loader.expand import Expansion
+from vila_data.order.released import released_blend
 from vila_data.order.sequence import PackSequence, PlannedPacks
 from vila_data.order.sources import BlendedSets, read_blended_sets
 from vila_data.view.preview.packs import PackedSample, PackLegend, ShownPack
@@ -29,23 +30,31 @@ def first_packs(
         return (), PackLegend(), "No packs are shown: they need the run's token files and its tokenizer."
     try:
         sets = read_blended_sets(store, recipe.blend, recipe.pack, tokenizer)
-        sequence = PackSequence(recipe.blend, recipe.pack, sets.lengths, seed=recipe.seed, epoch=0)
+        blend = released_blend(recipe.blend, recipe.pack, [opened.shards.view for opened in sets.sets])
+        sequence = PackSequence(blend, recipe.pack, sets.lengths, seed=recipe.seed, epoch=0)
     except DAMAGE as error:
         return (), PackLegend(), f"No packs are shown: {error}"
     legend = PackLegend(tuple(opened.name for opened in sets.sets))
     packs: list[ShownPack | None] = []
     for planned in sequence:
-        for number in range(min(len(planned), count - len(packs))):
-            packs.append(_pack(store, recipe, sets, planned, number, faults))
+        first = len(packs) + 1
+        for number in range(min(len(planned.ends), count - len(packs))):
+            packs.append(_pack(store, recipe, sets, planned, number, faults, first + number))
         if len(packs) >= count:
             break
     return tuple(pack for pack in packs if pack is not None), legend, ""
 
 
 def _pack(
-    store: Store, recipe: Recipe, sets: BlendedSets, planned: PlannedPacks, number: int, faults: TokenFaults
+    store: Store,
+    recipe: Recipe,
+    sets: BlendedSets,
+    planned: PlannedPacks,
+    number: int,
+    faults: TokenFaults,
+    shown: int,
 ) -> ShownPack | None:
-    """One of the planned packs; None where a token file of it cannot be read."""
+    """One of the planned packs, `shown` being its number on the page; None where a token file of it cannot be read."""
     assert recipe.pack is not None
     run, ends = planned.samples, planned.ends
     first, last = int(ends[number - 1]) if number else 0, int(ends[number])
@@ -62,7 +71,7 @@ def _pack(
         except DAMAGE as error:
             faults.add(store.location(f"{opened.folder}/{opened.name}-{shard:06d}.arrow"), error, packs=1)
             return None
-    return ShownPack(planned.first_pack + number + 1, recipe.pack.sequence_length, tuple(samples))
+    return ShownPack(shown, recipe.pack.sequence_length, tuple(samples))
 
 
 def _sample(found: Expansion, source: int, tokens: int) -> PackedSample:
