@@ -60,12 +60,24 @@ def made_arrays(
     )
 
 
-def made_batch(seed: int = 0, *, keep: object = None, **options: int | bool) -> PackedBatch:
+def made_batch(
+    seed: int = 0, *, keep: object = None, trains_first_label: bool = False, **options: int | bool
+) -> PackedBatch:
     """A PackedBatch over `made_arrays`."""
     arrays = made_arrays(seed, **options)  # type: ignore[arg-type]
     rows, empty = len(arrays.ids_BL), int(options.get("empty_rows", 0))
     origins = [Origin("docs", "mmc4", f"r{n}", f"k{n}", "docs-000000", n, 0) for n in range(len(arrays.sample_places))]
-    return PackedBatch.of(arrays, origins=origins, faults=(), packs=rows - empty, epoch=1, step=7, keep=keep)
+    return PackedBatch.of(
+        arrays,
+        origins=origins,
+        faults=(),
+        packs=rows - empty,
+        epoch=1,
+        step=7,
+        tokens_per_image=int(options.get("tokens_per_image", 4)),
+        trains_first_label=trains_first_label,
+        keep=keep,
+    )
 
 
 def _sample(

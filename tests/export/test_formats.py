@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import importlib
 import io
 import json
+import os
 import sqlite3
 import struct
 import tarfile
 import uuid
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from tests.export.reading import Small, contents, exported, folder_of, jpeg, small_set
+from tests.export.test_vila_pickle import load
 from tests.made_run import MadeRun
-from vila_data.core.layout import Part
+from vila_data.core import layout
+from vila_data.core.receipts import committing
 from vila_data.core.records import Record
+from vila_data.core.store import Store
 from vila_data.corpora.config import Mmc4Config
 from vila_data.corpora.kinds import open_corpus
+from vila_data.export.content import read_content
+from vila_data.export.format import DonePart, Part, Tally, Whole
+from vila_data.export.formats import open_format
 from vila_data.export.img2dataset import Img2dataset
+from vila_data.shard.config import View
+from vila_data.shard.read import Sample
 
 
 def members(path: Path) -> dict[str, bytes]:
@@ -93,32 +106,136 @@ def test_open_flamingo_tar_that_is_cut(made: MadeRun, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     source = open_corpus(Mmc4Config(kind="mmc4", files=(str(path),)))
     rows = source.scan(str(path), None).rows
-    found = list(source.read(Part("back", 0, str(path), "file", 0, rows, rows, "test")))
+    found = list(source.read(layout.Part("back", 0, str(path), "file", 0, rows, rows, "test")))
     assert 0 < sum(isinstance(one, Record) for one in found) < whole
     assert not isinstance(found[-1], Record)
     assert found[-1].reason == "truncated_file"
 
 
 def test_llava_rows(made: MadeRun, tmp_path: Path) -> None:
-    """First turn human, a mark a picture, a list where there are several, no key where there is none."""
+    """One image: a string; several: a list; none: no key. One mark per image."""
     report = exported(folder_of(made, "chat"), "llava", tmp_path)
     rows = json.loads((tmp_path / "chat" / "chat.json").read_text())
-    seen = set()
+    seen: Counter[type] = Counter()
     for row, content in zip(rows, contents(folder_of(made, "chat")), strict=True):
         paths = row.get("image", [])
         paths = [paths] if isinstance(paths, str) else paths
-        seen.add(type(row.get("image")))
+        seen[type(row.get("image"))] += 1
+        assert isinstance(row.get("image"), (type(None), str, list)[min(len(paths), 2)])
         assert len(paths) == len(content.pictures) == sum(t["value"].count("<image>") for t in row["conversations"])
         assert [turn["from"] for turn in row["conversations"]] == ["human", "gpt"] * (len(content.texts) // 2)
         assert row.get("system") == content.system
         for path, picture in zip(paths, content.pictures, strict=True):
             assert (tmp_path / "chat" / "images" / path).read_bytes() == picture.jpeg
-    assert seen == {str, list, type(None)}
+    assert set(seen) == {str, list, type(None)}
     prompts = sum(content.system is not None for content in contents(folder_of(made, "chat")))
-    assert report.sets[0].adapted == {"system_prompt_beside_the_turns": prompts}
+    assert report.sets[0].adapted == {
+        "several_images_as_a_list": seen[list],
+        "system_prompt_beside_the_turns": prompts,
+    }
     assert prompts
     pictures = [path for path in (tmp_path / "chat" / "images").rglob("*") if path.is_file()]
     assert len(pictures) == made.sets["chat"].images
+
+
+def opened_by_v1(row: dict[str, Any], folder: Path) -> Image.Image | None:
+    """The image of a row as LazySupervisedDataset of VILA v1.0 and LLaVA 1.5 opens it: one path, or no key."""
+    return Image.open(os.path.join(folder, row["image"])) if "image" in row else None
+
+
+@pytest.mark.parametrize("name", ["chat", "pairs"])
+def test_rows_with_one_image_or_none_are_what_v1_reads(made: MadeRun, tmp_path: Path, name: str) -> None:
+    report = exported(folder_of(made, name), "llava", tmp_path)
+    rows = json.loads((tmp_path / name / f"{name}.json").read_text())
+    refused = 0
+    for row, content in zip(rows, contents(folder_of(made, name)), strict=True):
+        if len(content.pictures) > 1:  # v1 has one image per row: the export counts the others
+            with pytest.raises(TypeError):
+                opened_by_v1(row, tmp_path / name / "images")
+            refused += 1
+            continue
+        image = opened_by_v1(row, tmp_path / name / "images")
+        assert (image is None) == (not content.pictures)
+        assert image is None or image.size == (content.pictures[0].width, content.pictures[0].height)
+    assert report.sets[0].adapted.get("several_images_as_a_list", 0) == refused
+    assert (refused > 0) == (name == "chat")
+
+
+def write(to: str, view: View, sample: dict[str, Any], images: Sequence[bytes], out: Path) -> Tally:
+    """Export one sample, given by its JSON, as the only part of a set called small."""
+    infos = [
+        {"url": f"https://pictures.test/{n}", "width": 8, "height": 8, "sha256": hashlib.sha256(image).hexdigest(),
+         "similarity": None, "matched_text_index": 0, "image_index": n}
+        for n, image in enumerate(images)
+    ]  # fmt: skip
+    source = {"corpus": "talk", "record_id": "r", "url": None}
+    value = {"sample_id": "small-0", "system": None, "image_info": infos, "source": source, **sample}
+    members = {"json": json.dumps(value).encode()} | {f"{n}.jpg": image for n, image in enumerate(images)}
+    content = read_content(Sample("small-0", "small-000000.tar", members), view)
+    made, part = open_format(to, view), Part("small", 0, 1, 0, 1)
+    assert made is not None
+    with committing(Store(str(out)), part.receipt, "test") as files:
+        tally = made.write_part(part, iter([content]), files)
+        files.counts = tally.counts()
+    done = DonePart(part, tally.counts(), 0, 0, {f"small/small-{0:06d}.tar": 0})
+    with committing(Store(str(out)), "set.json", "test") as files:
+        made.finish(Whole("small", view, "test", [done], Store(str(out))), files)
+    return tally
+
+
+def turns(*said: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"from": role, "value": text} for role, text in said]
+
+
+def test_a_literal_mark_in_a_conversation_without_images(tmp_path: Path) -> None:
+    """LLaVA's plain and mpt templates, and VILA's main branch, read it as an image token; there is no image for it."""
+    said = turns(("human", "what is <image> in HTML?"), ("gpt", "<image> is no tag: <img> is."))
+    tally = write("llava", "conversations", {"conversations": said}, [], tmp_path)
+    (row,) = json.loads((tmp_path / "small" / "small.json").read_text())
+    assert [turn["value"] for turn in row["conversations"]] == [
+        "what is <IMAGE> in HTML?",
+        "<IMAGE> is no tag: <img> is.",
+    ]
+    assert "image" not in row and tally.adapted == {"image_mark_in_text": 1}
+    with_image = turns(("human", "<image> what is it?"), ("gpt", "a dog"))
+    tally = write("llava", "conversations", {"conversations": with_image}, [jpeg(1)], tmp_path / "one")
+    (row,) = json.loads((tmp_path / "one" / "small" / "small.json").read_text())
+    assert row["conversations"] == with_image and row["image"] == "00000/small-0.0.jpg" and not tally.adapted
+    tally = write("energon", "conversations", {"conversations": said}, [], tmp_path / "energon")
+    (data,) = members(tmp_path / "energon" / "small" / "small-000000.tar").values()
+    assert json.loads(data)["conversations"] == said and not tally.adapted, "the sample as it is, for a cooker"
+
+
+def test_a_literal_mark_in_a_document(tmp_path: Path) -> None:
+    """OpenFlamingo reads it as an image token; VILA's readers of pickles replace it themselves."""
+    texts = {"texts": [None, "an <image> tag", "the end"], "images": ["small-0.0.jpg", None, None]}
+    tally = write("open-flamingo", "interleaved", texts, [jpeg(1)], tmp_path)
+    (line,) = members(tmp_path / "small" / "000000000.tar").values()
+    assert json.loads(line)["text_list"] == ["an <IMAGE> tag", "the end"]
+    assert tally.adapted == {"not_scored": 1, "image_mark_in_text": 1}
+    tally = write("vila-pickle", "interleaved", texts, [jpeg(1)], tmp_path / "pickle")
+    ((document,),) = [load(path) for path in (tmp_path / "pickle" / "small").glob("*.pkl")]
+    assert document["text_list"] == ["an <image> tag", "the end"] and tally.adapted == {"not_scored": 1}
+
+
+@pytest.mark.parametrize("to", ["llava", "energon"])
+@pytest.mark.parametrize("roles", [("gpt", "human", "gpt"), ("human", "gpt", "human"), ("gpt",), ("gpt", "human")])
+def test_conversations_of_any_first_and_last_turn_and_with_messages(
+    tmp_path: Path, to: str, roles: tuple[str, ...]
+) -> None:
+    said = turns(*((role, f"turn {number}") for number, role in enumerate(roles)))
+    said[-1]["value"] += " <image>"
+    said[0]["value"] += " <image>"
+    chat = {"messages": [{"role": "user", "content": [{"type": "image"}]}], "tools": [{"type": "function"}]}
+    images = [jpeg(number) for number in range(2)]
+    tally = write(to, "conversations", {"conversations": said, **chat}, images, tmp_path)
+    assert (tally.exported, tally.images) == (1, 2)
+    if to == "llava":
+        (row,) = json.loads((tmp_path / "small" / "small.json").read_text())
+        assert row["conversations"] == said and len(row["image"]) == 2 and set(row) == {"id", "image", "conversations"}
+    else:
+        held = members(tmp_path / "small" / "small-000000.tar")
+        assert json.loads(held["small-0.json"])["tools"] == chat["tools"]
 
 
 def test_a_literal_mark_in_a_caption(tmp_path: Path) -> None:

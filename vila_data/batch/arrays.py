@@ -17,7 +17,8 @@ class BatchArrays:
     """Packs as rows. Images are expanded: a row has one column for each token that the model will see.
 
     ids_BL:        int64; IMAGE_ID at every column of an image, the pad id in padding.
-    labels_BL:     int64; IGNORED where nothing is trained: images, padding, what the sample masks.
+    labels_BL:     int64; IGNORED where nothing is trained: images, padding, what the sample masks, and the first token
+                   of each sample, which keeps its label under semantics `released_code` alone.
     positions_BL:  int64; from 0 in each sample, and from 0 in the row's padding.
     segments_BL:   int32; 1, 2, ... the sample of the row; 0 in padding.
     cu_seqlens:    int32[C + 1]; bounds of the segments over the B * L columns, row by row; each padding is a segment.

@@ -33,6 +33,9 @@ class PackedBatch:
     origins: one a sample; faults: what broke in this batch; packs: the rows that are real packs (fewer than B in an
     epoch's last step, perhaps 0); epoch: its number; step: that of the global step in it, counted in steps of this world size
     and batch size.
+    tokens_per_image: columns of a whole image, None if not known; an image with fewer is cut, and is the end of its sample.
+    trains_first_label: whether the first token of a sample may have a label, so that the end of the previous sample in
+    the row predicts it. True only under semantics `released_code`, because VILA v1.0 does it.
     """
 
     ids: Tensor
@@ -50,6 +53,8 @@ class PackedBatch:
     tokens: int
     epoch: int
     step: int
+    tokens_per_image: int | None = None
+    trains_first_label: bool = False
 
     @classmethod
     def of(
@@ -61,6 +66,8 @@ class PackedBatch:
         packs: int,
         epoch: int,
         step: int,
+        tokens_per_image: int | None = None,
+        trains_first_label: bool = False,
         keep: object = None,
     ) -> PackedBatch:
         """The batch over these arrays, without a copy.
@@ -89,6 +96,8 @@ class PackedBatch:
             tokens=int(arrays.sample_places[:, 2].sum()),
             epoch=epoch,
             step=step,
+            tokens_per_image=tokens_per_image,
+            trains_first_label=trains_first_label,
         )
 
     @property

@@ -1,7 +1,14 @@
 """What trainers take, made of a packed batch: VILA's placeholders, Hugging Face's inputs, rows without padding.
 
-In every view the first token of a sample is not a label: a model that shifts labels by one would predict it from the
-sample before. Shapes: B rows of L columns, N images, S samples, T tokens that are not padding.
+The first token of a sample has no label: a model that shifts labels by one would predict it from the previous sample.
+Under semantics `released_code` it keeps its label (`PackedBatch.trains_first_label`), because VILA v1.0 trains it so.
+
+Under the semantics `paper` and `released_code`, which truncate after image expansion, an image may be cut. Nothing of its
+sample comes after a cut image, and images have no labels, so it has no effect on any loss. A model that makes all tokens
+of an image cannot make a part of them, so the views for such models leave it out, or have the model truncate; each view
+says what it does.
+
+Shapes: B rows of L columns, N images, S samples, T tokens that are not padding.
 """
 
 from __future__ import annotations
@@ -11,6 +18,7 @@ from typing import Any, Final, Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from vila_data.batch.masks import additive_mask, block_mask
 from vila_data.core.errors import UsageError
@@ -35,6 +43,10 @@ class Packed(Protocol):
     def image_places(self) -> Tensor: ...  # noqa: D102
     @property
     def sample_places(self) -> Tensor: ...  # noqa: D102
+    @property
+    def tokens_per_image(self) -> int | None: ...  # noqa: D102
+    @property
+    def trains_first_label(self) -> bool: ...  # noqa: D102
     def normalised(self, dtype: torch.dtype = ...) -> Tensor: ...  # noqa: D102
 
 
@@ -42,9 +54,12 @@ class Packed(Protocol):
 class VilaView:
     """Inputs of a VILA or LLaVA model, which puts the images' tokens in itself.
 
-    input_ids: int64 [R, M], right padded, one IMAGE_ID (-200) an image; attention_mask: bool [R, M]; labels: int64
+    input_ids: int64 [R, M], right padded, one IMAGE_ID (-200) per image; attention_mask: bool [R, M]; labels: int64
     [R, M]; images: [N, 3, H, W] normalised, in order of rows and columns.
     seqlens: int32 [S], the samples' lengths once images are expanded, in order: `seqlens_in_batch` of VILA's packing.
+    With a row per pack, a cut image is in none of them: its sample ends before it. With a row per sample it is there as
+    a whole image, because VILA's model truncates by itself: give it `pack.sequence_length` as its maximum length. So
+    seqlens, in which a cut image has the columns that it has in the batch, are the lengths by which that model packs.
     """
 
     input_ids: Tensor
@@ -67,9 +82,10 @@ class VilaView:
 class HuggingFaceView:
     """Inputs of a transformers LLaVA-style model.
 
-    input_ids: int64 [B, L] with the model's image token at every column of an image; attention_mask: [B, 1, L, L],
-    bool or additive, None where none was asked for; position_ids, labels: int64 [B, L]; pixel_values: [N, 3, H, W]
-    normalised, None where the batch has no image.
+    input_ids: int64 [B, L] with the model's image token at every column of an image, so that there are as many image
+    tokens as features; attention_mask: [B, 1, L, L], bool or additive, None where none was asked for; position_ids,
+    labels: int64 [B, L]; pixel_values: [N, 3, H, W] normalised, None where the view has no image.
+    A cut image has no pixels here. Its columns stay, with a text token that nothing attends to and no label.
     """
 
     input_ids: Tensor
@@ -88,7 +104,9 @@ class VarlenView:
     """All samples behind one another, without padding, for attention that takes their bounds.
 
     ids, labels, positions: int64 [T]; cu_seqlens: int32 [S + 1]; max_seqlen: int; image_places: int64 [N, 3], first
-    place in T, tokens, sample; pixels: [N, 3, H, W] normalised, None where the batch has no image.
+    place in T, tokens, sample; pixels: [N, 3, H, W] normalised, None where the view has no image.
+    A cut image is among them with the tokens that it has, for a model that takes the first tokens of an image. With an
+    `image_token_id` it is left out as in HuggingFaceView: its places stay, with a text token and no label.
     """
 
     ids: Tensor
@@ -121,22 +139,28 @@ def vila(
     pad_id: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> VilaView:
-    """The batch with one placeholder an image.
+    """The batch with one placeholder per image. `VilaView` says what becomes of a cut image.
 
     Args:
         rows: "packs" has a row for each pack (R = B); "samples" one for each sample (R = S), for a trainer that packs
             by itself, as VILA does.
-        tokens_per_image: what the model makes of an image; None: the most that an image takes in this batch.
+        tokens_per_image: the number of tokens that the model makes of an image, to check it; None: no check.
 
     Raises:
-        UsageError: an image is cut, which a placeholder cannot say; no such rows.
+        UsageError: the pack was planned with another number of tokens per image; rows is not one of these.
     """
     if rows not in ROWS:
         raise UsageError(f"rows: {rows!r}: it is one of {', '.join(ROWS)}")
-    _refuse_cut(batch, tokens_per_image)
+    cut = _cut_images(batch, tokens_per_image)
+    if rows == "samples":
+        cut = None
     first = torch.zeros_like(batch.segments, dtype=torch.bool)
     first[batch.image_places[:, 0], batch.image_places[:, 1]] = True
     kept = (batch.segments > 0) & ((batch.ids != IMAGE_ID) | first)
+    seqlens = batch.sample_places[:, 2].to(device=kept.device, dtype=torch.int32)
+    if cut is not None:
+        kept &= ~cut.columns_BL
+        seqlens = seqlens.index_add(0, batch.image_places[cut.images, 3], -batch.image_places[cut.images, 2].int())
     row, _ = kept.nonzero(as_tuple=True)
     if rows == "packs":
         group, groups = row, len(batch.ids)
@@ -150,11 +174,10 @@ def vila(
     input_ids = batch.ids.new_full(shape, pad_id)
     input_ids[group, column] = batch.ids[kept]
     labels = batch.labels.new_full(shape, IGNORED)
-    labels[group, column] = _labels(batch)[kept]
+    labels[group, column] = _labels(batch, cut)[kept]
     mask = torch.zeros(shape, dtype=torch.bool, device=group.device)
     mask[group, column] = True
-    seqlens = batch.sample_places[:, 2].to(device=group.device, dtype=torch.int32)
-    return VilaView(input_ids, mask, labels, batch.normalised(dtype), seqlens)
+    return VilaView(input_ids, mask, labels, _pixels(batch, cut, dtype), seqlens)
 
 
 def hugging_face(
@@ -165,29 +188,30 @@ def hugging_face(
     tokens_per_image: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> HuggingFaceView:
-    """The batch with `image_token_id` at every column of an image.
+    """The batch with `image_token_id` at every column of an image. A cut image becomes text tokens without labels.
 
     Args:
         mask: "bool4d" and "additive" (of `dtype`) keep samples apart in any attention; "none" leaves it to
             `position_ids`, which transformers' FlashAttention reads.
-        tokens_per_image: what the model makes of an image; None: the most that an image takes in this batch.
+        tokens_per_image: the number of tokens that the model makes of an image, to check it; None: no check.
         dtype: of the pixels and of an additive mask.
 
     Raises:
-        UsageError: an image is cut, which such a model refuses; the text has `image_token_id`; no such mask.
+        UsageError: the pack was planned with another number of tokens per image; the text has `image_token_id`; mask is
+            not one of these.
     """
     if mask not in MASKS:
         raise UsageError(f"no mask is called {mask!r}: it is one of {', '.join(MASKS)}")
-    _refuse_cut(batch, tokens_per_image)
+    cut = _cut_images(batch, tokens_per_image)
     attention = None
     if mask != "none":
         attention = block_mask(batch.segments) if mask == "bool4d" else additive_mask(batch.segments, dtype)
     return HuggingFaceView(
-        input_ids=_with_image_token(batch.ids, batch.segments, image_token_id),
+        input_ids=_with_image_token(batch, image_token_id, cut),
         attention_mask=attention,
         position_ids=batch.positions,
-        labels=_labels(batch),
-        pixel_values=batch.normalised(dtype) if len(batch.image_places) else None,
+        labels=_labels(batch, cut),
+        pixel_values=_pixels_or_none(batch, cut, dtype),
     )
 
 
@@ -195,11 +219,13 @@ def varlen(batch: Packed, *, image_token_id: int | None = None, dtype: torch.dty
     """The batch's samples as one row without padding.
 
     Args:
-        image_token_id: the model's token at every place of an image; None: IMAGE_ID stays.
+        image_token_id: the model's token at every place of an image, for a model that takes whole images only; None:
+            IMAGE_ID stays.
 
     Raises:
         UsageError: the text has `image_token_id`.
     """
+    cut = None if image_token_id is None else _cut_images(batch, None)
     row, first, length = batch.sample_places.T
     ends = length.cumsum(0)
     whole = int(ends[-1]) if len(ends) else 0
@@ -207,45 +233,94 @@ def varlen(batch: Packed, *, image_token_id: int | None = None, dtype: torch.dty
     # a token's place in the B * L columns: its place in T, moved by what its sample is moved
     moved = (row * batch.ids.shape[1] + first - starts).repeat_interleave(length)
     taken = (torch.arange(whole) + moved).to(batch.ids.device)
-    ids, segments = batch.ids.reshape(-1)[taken], batch.segments.reshape(-1)[taken]
-    if image_token_id is not None:
-        ids = _with_image_token(ids, segments, image_token_id)
+    ids = batch.ids if image_token_id is None else _with_image_token(batch, image_token_id, cut)
+    ids, labels = ids.reshape(-1)[taken], _labels(batch, cut).reshape(-1)[taken]
+    # a row's first sample follows nothing in its row; here it comes after the row before
+    labels[starts[(first == 0) & (starts > 0)].to(labels.device)] = IGNORED
     cu_seqlens = torch.cat([ends.new_zeros(1), ends]).to(torch.int32)
-    image_row, image_first, columns, sample = batch.image_places.T
+    image_places = batch.image_places if cut is None else batch.image_places[~cut.images]
+    _, image_first, columns, sample = image_places.T
     place = image_first + (starts - first).to(sample.device)[sample]
     return VarlenView(
         ids=ids,
-        labels=_labels(batch).reshape(-1)[taken],
+        labels=labels,
         positions=batch.positions.reshape(-1)[taken],
         cu_seqlens=cu_seqlens.to(ids.device),
         max_seqlen=int(length.max()) if len(length) else 0,
         image_places=torch.stack([place, columns, sample], dim=1),
-        pixels=batch.normalised(dtype) if len(image_row) else None,
+        pixels=_pixels_or_none(batch, cut, dtype),
     )
 
 
-def _labels(batch: Packed) -> Tensor:
-    """Labels, [B, L], without those of samples' first tokens."""
-    return batch.labels.masked_fill(batch.positions == 0, IGNORED)
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    """Images that are cut. images: bool [N], which they are; columns_BL: bool, their columns."""
+
+    images: Tensor
+    columns_BL: Tensor
 
 
-def _with_image_token(ids: Tensor, segments: Tensor, image_token_id: int) -> Tensor:
-    if bool(((ids == image_token_id) & (segments > 0)).any()):
-        raise UsageError(
-            f"the text holds token {image_token_id}, which is to stand for images: the model would want a picture "
-            "there; give the id of a token that texts do not have"
-        )
-    return ids.masked_fill(ids == IMAGE_ID, image_token_id)
+def _cut_images(batch: Packed, tokens_per_image: int | None) -> _Cut | None:
+    """The batch's cut images; None if it has none.
 
-
-def _refuse_cut(batch: Packed, tokens_per_image: int | None) -> None:
+    Raises:
+        UsageError: an image has another number of columns than the `tokens_per_image` of the model, and is not cut.
+    """
     columns = batch.image_places[:, 2]
     if not len(columns):
-        return
-    whole = int(columns.max()) if tokens_per_image is None else tokens_per_image
-    if bool((columns != whole).any()):
-        row, first, taken, _ = batch.image_places[int((columns != whole).nonzero()[0])].tolist()
+        return None
+    planned = batch.tokens_per_image
+    if planned is not None and tokens_per_image not in (None, planned):
+        raise UsageError(_wrong_tokens("the batch", planned, tokens_per_image))
+    whole = planned or tokens_per_image or int(columns.max())
+    images = columns != whole
+    if not bool(images.any()):
+        return None
+    columns_BL = torch.zeros_like(batch.segments, dtype=torch.bool)
+    for row, first, taken, sample in batch.image_places[images].tolist():
+        if taken > whole or first + taken != int(batch.sample_places[sample, 1:].sum()):
+            raise UsageError(_wrong_tokens(f"row {row} column {first}", taken, whole))
+        columns_BL[row, first : first + taken] = True
+    return _Cut(images, columns_BL)
+
+
+def _wrong_tokens(where: str, found: int, expected: int | None) -> str:
+    return (
+        f"{where}: an image takes {found} columns, the model makes {expected} tokens of it: set pack.tokens_per_image to "
+        f"{expected} in the recipe and run it again, or use a model that makes {found}"
+    )
+
+
+def _labels(batch: Packed, cut: _Cut | None) -> Tensor:
+    """Labels, [B, L]. A sample's first token has none unless the batch trains it, and none behind a cut image."""
+    labels = batch.labels if batch.trains_first_label else batch.labels.masked_fill(batch.positions == 0, IGNORED)
+    if cut is None:
+        return labels
+    return labels.masked_fill(functional.pad(cut.columns_BL[:, :-1], (1, 0)), IGNORED)
+
+
+def _pixels(batch: Packed, cut: _Cut | None, dtype: torch.dtype) -> Tensor:
+    pixels = batch.normalised(dtype)
+    return pixels if cut is None else pixels[~cut.images]
+
+
+def _pixels_or_none(batch: Packed, cut: _Cut | None, dtype: torch.dtype) -> Tensor | None:
+    pixels = _pixels(batch, cut, dtype) if len(batch.image_places) else None
+    return pixels if pixels is not None and len(pixels) else None
+
+
+def _with_image_token(batch: Packed, image_token_id: int, cut: _Cut | None) -> Tensor:
+    """Ids, [B, L], with `image_token_id` at the columns of whole images and nowhere else.
+
+    Raises:
+        UsageError: the text has it.
+    """
+    named = batch.ids == image_token_id
+    if bool((named & (batch.segments > 0)).any()):
         raise UsageError(
-            f"row {row} column {first}: an image takes {taken} columns of {whole}: this model wants whole images; "
-            "take batch.varlen(), or pack with semantics: improved, which never cuts one"
+            f"the text contains token {image_token_id}, which is the image token: the model would expect an image "
+            "there; give the id of a token that no text has"
         )
+    text = int(image_token_id == 0)  # any other token: nothing attends to these columns
+    ids = batch.ids.masked_fill(named, text).masked_fill(batch.ids == IMAGE_ID, image_token_id)
+    return ids if cut is None else ids.masked_fill(cut.columns_BL, text)

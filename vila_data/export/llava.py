@@ -1,8 +1,8 @@
-"""LLaVA's JSON list beside a folder of pictures: conversations, and pairs in the form of its caption pre-training.
+"""LLaVA's JSON list next to a directory of images: conversations, and pairs in the form of its caption pre-training.
 
-`<set>.json` is a list of `{id, image, conversations}`; `image` is a path below `images/`, a list of paths where there are
-several, and not there where there is none. A pair is the turn `<image>` and the caption: in pre-training LLaVA takes
-any words of the first turn away (docs/sources.md).
+`<set>.json` is a list of `{id, image, conversations}`. `image` is a path below `images/`; it is a list of paths where
+there are several images, and is absent where there is none. A pair is the turn `<image>` and the caption: in
+pre-training, LLaVA removes any other text of the first turn (docs/sources.md).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Llava:
 
     name: ClassVar[str] = "llava"
     views: ClassVar[tuple[View, ...]] = ("conversations", "pairs")
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
 
     def __init__(self, view: View) -> None:
         self._pairs = view == "pairs"
@@ -43,8 +43,11 @@ class Llava:
                 for path, picture in zip(paths, content.pictures, strict=True):
                     files.path(part.file(f"images/{path}")).write_bytes(picture.jpeg)
                 row: dict[str, Any] = {"id": content.key, "conversations": self._turns(content, tally)}
-                if paths:
-                    row["image"] = paths[0] if len(paths) == 1 else paths
+                if len(paths) == 1:
+                    row["image"] = paths[0]
+                elif paths:
+                    row["image"] = paths
+                    tally.adapted["several_images_as_a_list"] += 1
                 if content.system is not None:
                     row["system"] = content.system
                     tally.adapted["system_prompt_beside_the_turns"] += 1
@@ -62,11 +65,11 @@ class Llava:
             stream.write(b"\n]\n" if before == b",\n" else b"[]\n")
 
     def _turns(self, content: Content, tally: Tally) -> list[dict[str, str]]:
-        if not self._pairs:
-            turns = zip(content.roles, content.texts, strict=True)
-            return [{"from": role, "value": text} for role, text in turns]
-        caption = content.texts[0]
-        if IMAGE_MARK in caption:
-            caption = caption.replace(IMAGE_MARK, _MARK_IN_WORDS)
-            tally.adapted["image_mark_in_caption"] += 1
-        return [{"from": "human", "value": IMAGE_MARK}, {"from": "gpt", "value": caption}]
+        """The turns. `<image>` that is text becomes `<IMAGE>`, because readers take it for an image that is not there."""
+        texts = content.texts
+        if (self._pairs or not content.pictures) and any(IMAGE_MARK in text for text in texts):
+            texts = tuple(text.replace(IMAGE_MARK, _MARK_IN_WORDS) for text in texts)
+            tally.adapted["image_mark_in_caption" if self._pairs else "image_mark_in_text"] += 1
+        if self._pairs:
+            return [{"from": "human", "value": IMAGE_MARK}, {"from": "gpt", "value": texts[0]}]
+        return [{"from": role, "value": text} for role, text in zip(content.roles, texts, strict=True)]

@@ -1,4 +1,7 @@
-"""OpenFlamingo's tars: `<uuid>.json`, an MMC4 line with the pictures in it as base64 (docs/sources.md)."""
+"""OpenFlamingo's tars: `<uuid>.json`, an MMC4 line with the images in it as base64 (docs/sources.md).
+
+OpenFlamingo reads every `<image>` of a sentence as an image token, so one that is text becomes `<IMAGE>`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from vila_data.core.receipts import Outputs
-from vila_data.core.records import canonical_json
+from vila_data.core.records import IMAGE_MARK, canonical_json
 from vila_data.export.content import Content
 from vila_data.export.format import Part, Tally, Whole, cut_as_shards, tar_file
 from vila_data.export.mmc4_line import mmc4_document
@@ -19,7 +22,7 @@ class OpenFlamingo:
 
     name: ClassVar[str] = "open-flamingo"
     views: ClassVar[tuple[View, ...]] = ("interleaved",)
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
 
     def __init__(self, view: View) -> None:
         del view
@@ -37,6 +40,8 @@ class OpenFlamingo:
                 if document is None:
                     tally.left_out["no_image"] += 1
                     continue
+                if _spell_marks(document.value["text_list"]):
+                    tally.adapted["image_mark_in_text"] += 1
                 tar.add(f"{uuid.uuid5(uuid.NAMESPACE_OID, content.key).hex}.json", canonical_json(document.value))
                 tally.adapted.update(document.adapted)
                 tally.add(content)
@@ -44,3 +49,10 @@ class OpenFlamingo:
 
     def finish(self, whole: Whole, files: Outputs) -> None:
         """Nothing: the tars are the data set."""
+
+
+def _spell_marks(texts: list[str]) -> bool:
+    """Write each `<image>` as `<IMAGE>`, in place; whether there was one."""
+    found = any(IMAGE_MARK in text for text in texts)
+    texts[:] = [text.replace(IMAGE_MARK, IMAGE_MARK.upper()) for text in texts]
+    return found
