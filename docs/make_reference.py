@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from datetime import date
 import types
 import typing
 from collections.abc import Iterator
@@ -81,7 +82,7 @@ UNITS = (
     (r"^count$", "rows"),
 )
 
-PLAIN = {str: "text", int: "whole number", float: "number", bool: "`true` or `false`", dict: "mapping"}
+PLAIN = {str: "text", int: "whole number", float: "number", bool: "`true` or `false`", dict: "mapping", date: "date"}
 
 
 def main() -> None:
