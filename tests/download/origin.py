@@ -54,6 +54,7 @@ class Origin:
     routes: dict[str, dict[str, Handler]] = field(default_factory=dict)
     seen: Counter[tuple[str, str]] = field(default_factory=Counter)
     agents: set[str] = field(default_factory=set)
+    lines: list[str] = field(default_factory=list)  # first lines of requests, a character per byte
     active: Counter[str] = field(default_factory=Counter)
     most_active: Counter[str] = field(default_factory=Counter)
     port: int = 0
@@ -89,6 +90,7 @@ class Origin:
                 headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
                 host, path = headers["host"].rpartition(":")[0] or headers["host"], first.split(" ")[1]
                 self.agents.add(headers.get("user-agent", ""))
+                self.lines.append(first)
                 self.seen[host, path] += 1
                 await self._answer(Request(host, path, headers, writer, self.seen[host, path]))
                 if headers.get("connection", "").lower() == "close":

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vila_data.download.addresses import AddressPolicy, AddressRefused, GuardedResolver, is_public, literal_address
+from vila_data.download.addresses import AddressPolicy, AddressRefused, GuardedResolver, is_public
+from vila_data.download.urls import literal_address
 
 V4 = st.integers(0, 2**32 - 1).map(ipaddress.IPv4Address)
 PRIVATE = st.sampled_from(
@@ -68,10 +69,32 @@ def test_the_internet_is_public(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["169.254.169.254", "100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254", "fe80::1%eth0", "ff02::1",
-     "::", "::1", "0.0.0.0", "255.255.255.255", "224.0.0.1"],
+     "::", "::1", "0.0.0.0", "255.255.255.255", "224.0.0.1", "64:ff9b::a9fe:a9fe", "::ffff:169.254.169.254"],
 )  # fmt: skip
 def test_metadata_services_and_special_addresses_are_not(text: str) -> None:
     assert not is_public(ipaddress.ip_address(text))
+
+
+# IANA's special-purpose address registries and multicast; of NAT64 and IPv4-mapped what carries private IPv4
+REGISTRY = [
+    "0.0.0.0/8", "0.0.0.0/32", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12",
+    "192.0.0.0/24", "192.0.0.0/29", "192.0.0.8/32", "192.0.0.9/32", "192.0.0.10/32", "192.0.0.170/32",
+    "192.0.0.171/32", "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16",
+    "192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "240.0.0.0/4", "255.255.255.255/32",
+    "::1/128", "::/128", "64:ff9b:1::/48", "100::/64", "100:0:0:1::/64", "2001::/23", "2001::/32", "2001:1::/32",
+    "2001:1::1/128", "2001:1::2/128", "2001:1::3/128", "2001:2::/48", "2001:3::/32", "2001:4:112::/48",
+    "2001:10::/28", "2001:20::/28", "2001:30::/28", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20",
+    "5f00::/16", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8", "224.0.0.0/4", "64:ff9b::a00:0/104",
+    "64:ff9b::7f00:0/104", "::ffff:10.0.0.0/104", "::ffff:192.168.0.0/112",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("block", REGISTRY)
+def test_special_purpose_blocks_are_refused_to_both_ends(block: str) -> None:
+    network = ipaddress.ip_network(block)
+    assert (
+        not is_public(network[0]) and not is_public(network[-1]) and not is_public(network[network.num_addresses // 2])
+    )
 
 
 @given(V4)
@@ -94,6 +117,8 @@ def test_allowed_hosts_are_exempt_by_name_and_port_only() -> None:
     assert policy.exempt("127.0.0.1", 8080) and not policy.exempt("127.0.0.1", 8081)
     assert policy.exempt("::1", 80) and not policy.exempt("::1", 81)
     assert not policy.permits("other.local", 80, ["127.0.0.1"])
+    spelled = AddressPolicy(["127.1:80", "Bücher.test", "[0:0::1]"])
+    assert spelled.exempt("127.0.0.1", 80) and spelled.exempt("xn--bcher-kva.test", 9) and spelled.exempt("::1", 9)
 
 
 async def test_a_name_that_resolves_anew_is_judged_anew() -> None:

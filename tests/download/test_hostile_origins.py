@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import trustme
@@ -87,11 +88,50 @@ async def short_body(request: Request) -> None:
     request.writer.close()
 
 
+async def wide_header(request: Request) -> None:
+    line = b"X-Wide: " + b"a" * (65_536 - 10) + b"\r\n"
+    await request.raw(b"HTTP/1.1 200 X\r\n" + line + b"Content-Length: %d\r\n\r\n" % len(GOOD) + GOOD)
+
+
+async def early_hints(request: Request) -> None:
+    await request.raw(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n")
+    await asyncio.sleep(0.02)
+    await request.raw(b"HTTP/1.1 100 Continue\r\n\r\n" + repeated(GOOD, len(GOOD), len(GOOD)))
+
+
+async def dripped_head(request: Request) -> None:
+    head_bytes = repeated(b"", len(GOOD), len(GOOD))
+    for at in range(0, len(head_bytes), 5):
+        await request.raw(head_bytes[at : at + 5])
+        await asyncio.sleep(0.001)
+    await request.raw(GOOD)
+
+
+def repeated(body: bytes, *lengths: object) -> bytes:
+    lines = "".join(
+        f"{name}: {n}\r\n" for name, n in zip(("Content-Length", "content-length") * 9, lengths, strict=False)
+    )
+    return b"HTTP/1.1 200 X\r\nContent-Type: image/jpeg\r\n" + lines.encode() + b"X-After: 1\r\n\r\n" + body
+
+
+def lengths(*values: object) -> Handler:
+    async def handler(request: Request) -> None:
+        await request.raw(repeated(GOOD, *values))
+
+    return handler
+
+
+def packed(data: bytes, codec: str) -> bytes:
+    return pa.compress(data, codec=codec, asbytes=True)
+
+
 def redirects(to: str, status: int = 302) -> Handler:
     return answers(b"", status, Location=to)
 
 
 BOMB = gzip.compress(bytes(30_000_000))
+FORBIDS = b"User-agent: *\nDisallow: /image\n"
+LONG_ROBOTS = gzip.compress(FORBIDS + b"Allow: /x\n" * 100_000)
 CUT_JPEG = jpeg(900, 700, 5, 95)[:5_000]
 
 # host name: (handler of /image, robots.txt handler or None, expected error, expected http_code, requests for /image)
@@ -127,6 +167,26 @@ def cases(port: int, closed: int) -> dict[str, Case]:
         "deflated": (answers(zlib.compress(GOOD), Content_Encoding="deflate"), None, None, 200, 1),
         "raw-deflated": (answers(zlib.compress(GOOD)[2:-4], Content_Encoding="deflate"), None, None, 200, 1),
         "brotli": (answers(GOOD, Content_Encoding="br"), None, "bad_response", 200, 1),
+        "brotli-good": (answers(packed(GOOD, "brotli"), Content_Encoding="br"), None, None, 200, 1),
+        "brotli-bomb": (answers(packed(bytes(3_000_000), "brotli"), Content_Encoding="br"), None, "too_large", 200, 1),
+        "brotli-cut": (answers(packed(GOOD, "brotli")[:-9], Content_Encoding="br"), None, "connection_lost", 200, 2),
+        "zstandard": (answers(packed(GOOD, "zstd"), Content_Encoding="Zstd"), None, None, 200, 1),
+        "coding-none": (answers(GOOD, Content_Encoding="none"), None, None, 200, 1),
+        "coding-utf8": (answers(GOOD, Content_Encoding="UTF-8"), None, None, 200, 1),
+        "coding-binary": (answers(GOOD, Content_Encoding="binary"), None, None, 200, 1),
+        "coding-type": (answers(GOOD, Content_Encoding="image/jpeg"), None, None, 200, 1),
+        "coding-identity": (answers(GOOD, Content_Encoding="Identity"), None, None, 200, 1),
+        "coding-empty": (answers(GOOD, Content_Encoding=""), None, None, 200, 1),
+        "coding-aws": (answers(gzip.compress(GOOD), Content_Encoding="aws-chunked, GZIP"), None, None, 200, 1),
+        "coding-twice": (answers(GOOD, Content_Encoding="gzip, gzip"), None, "bad_response", 200, 1),
+        "wide-header": (wide_header, None, None, 200, 1),
+        "lengths-equal": (lengths(len(GOOD), len(GOOD)), None, None, 200, 1),
+        "lengths-three": (lengths(len(GOOD), len(GOOD), len(GOOD)), None, None, 200, 1),
+        "lengths-listed": (lengths(f"{len(GOOD)}, {len(GOOD)}"), None, None, 200, 1),
+        "lengths-differ": (lengths(len(GOOD), len(GOOD) - 1), None, "bad_response", None, 1),
+        "lengths-differ-listed": (lengths(f"{len(GOOD)}, 1"), None, "bad_response", None, 1),
+        "early-hints": (early_hints, None, None, 200, 1),
+        "dripped-head": (dripped_head, None, None, 200, 1),
         "broken-gzip": (answers(GOOD, Content_Encoding="gzip"), None, "bad_response", 200, 1),
         "flood": (header_flood, None, "bad_response", None, 1),
         "long-header": (long_header, None, "bad_response", None, 1),
@@ -153,9 +213,33 @@ def cases(port: int, closed: int) -> dict[str, Case]:
         "robots-us": (answers(GOOD), answers(b"User-agent: vila-data\nDisallow: /\n"), "robots_txt", None, 0),
         "robots-other": (answers(GOOD), answers(b"User-agent: otherbot\nDisallow: /\n"), None, 200, 1),
         "robots-down": (answers(GOOD), answers(b"", 503), "robots_txt", None, 0),
-        "robots-lost": (answers(GOOD), reset_in_body, None, 200, 1),
+        "robots-lost": (answers(GOOD), reset_in_body, "robots_txt", None, 0),
+        "robots-short": (answers(GOOD), short_body, "robots_txt", None, 0),
+        "robots-silent": (answers(GOOD), silence, "robots_txt", None, 0),
+        "robots-stalled": (answers(GOOD), stall, "robots_txt", None, 0),
+        "robots-garbage": (answers(GOOD), garbage, "robots_txt", None, 0),
+        "robots-down-once": (answers(GOOD), in_turn(answers(b"", 503), missing), None, 200, 1),
         "robots-endless": (answers(GOOD), endless, None, 200, 1),
-        "robots-private": (answers(GOOD), redirects("http://169.254.169.254/robots.txt"), None, 200, 1),
+        "robots-private": (answers(GOOD), redirects("http://169.254.169.254/robots.txt"), "robots_txt", None, 0),
+        "robots-loop": (answers(GOOD), redirects("/robots.txt"), None, 200, 1),
+        "robots-forbidden": (answers(GOOD), answers(b"", 403), None, 200, 1),
+        "robots-busy": (answers(GOOD), answers(b"", 429), None, 200, 1),
+        "robots-gzip": (answers(GOOD), answers(gzip.compress(FORBIDS), Content_Encoding="gzip"), "robots_txt", None, 0),
+        "robots-br": (answers(GOOD), answers(packed(FORBIDS, "brotli"), Content_Encoding="br"), "robots_txt", None, 0),
+        "robots-gzip-file": (answers(GOOD), answers(gzip.compress(FORBIDS)), "robots_txt", None, 0),
+        "robots-gzip-long": (answers(GOOD), answers(LONG_ROBOTS, Content_Encoding="gzip"), "robots_txt", None, 0),
+        "robots-utf16": (answers(GOOD), answers(FORBIDS.decode().encode("utf-16")), "robots_txt", None, 0),
+        "robots-version": (answers(GOOD), answers(b"User-agent: vila-data/1.0\nDisallow: /\n"), "robots_txt", None, 0),
+        "robots-stars": (
+            answers(GOOD),
+            answers(b"User-agent: *\nDisallow: /*i*m*a*g*e*" + b"*" * 99),
+            "robots_txt",
+            None,
+            0,
+        ),
+        "none": (answers(GOOD, X_Robots_Tag="none"), None, "opted_out", 200, 1),
+        "noimageindex": (answers(GOOD, X_Robots_Tag="noimageindex"), None, "opted_out", 200, 1),
+        "google-noindex": (answers(GOOD, X_Robots_Tag="googlebot: noindex, none"), None, None, 200, 1),
         "noai": (answers(GOOD, X_Robots_Tag="noai"), None, "opted_out", 200, 1),
         "noindex": (answers(GOOD, X_Robots_Tag="nofollow, NoIndex"), None, "opted_out", 200, 1),
         "our-noai": (answers(GOOD, X_Robots_Tag="vila-data: noimageai"), None, "opted_out", 200, 1),
@@ -173,7 +257,8 @@ BAD_URLS = [  # as in metadata that is scraped
 ]  # fmt: skip
 REFUSED_HOSTS = [
     "127.0.0.1", "127.1", "0x7f000001", "2130706433", "017700000001", "0.0.0.0", "169.254.169.254", "100.100.100.200",
-    "[::1]", "[::ffff:127.0.0.1]", "[fd00:ec2::254]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]",
+    "①②⑦.0.0.1", "%31%32%37.0.0.1", "127.0.0.1.",
+    "[::1]", "[::ffff:127.0.0.1]", "[64:ff9b:1::808:808]", "[2001:1::1]", "[2001:30::1]", "[2001:4:112::1]", "[fd00:ec2::254]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]",
 ]  # fmt: skip
 
 
@@ -262,7 +347,13 @@ def test_each_origin_was_asked_as_often_as_it_may_be(outcome: dict) -> None:
     assert {name: seen[name, "/image"] for name in outcome["table"]} == {
         n: case[4] for n, case in outcome["table"].items()
     }
-    assert all(count == 1 for (host, path), count in seen.items() if path == "/robots.txt" and host != "robots.test")
+    asked = {host: count for (host, path), count in seen.items() if path == "/robots.txt"}
+    again = {
+        f"robots-{name}.test" for name in ("down", "lost", "short", "silent", "stalled", "down-once")
+    }  # retries: 1
+    assert {host for host, count in asked.items() if count == 2} - {"robots.test"} == again
+    assert asked["robots-loop.test"] == 6
+    assert max(count for host, count in asked.items() if host != "robots-loop.test") == 2
 
 
 def test_counts_sum_and_nothing_else_is_lost(outcome: dict) -> None:

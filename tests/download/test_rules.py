@@ -14,10 +14,12 @@ from pydantic import ValidationError
 
 from vila_data.download.body import BodyMemory
 from vila_data.download.config import DownloadConfig
-from vila_data.download.fetch import opted_out, parse_retry_after, parse_url, user_agent
+from vila_data.download.fetch import opted_out, parse_retry_after, user_agent
 from vila_data.download.outcome import FetchError
-from vila_data.download.robots import simplified
+from vila_data.download.replies import single_length
+from vila_data.download.rules import Rules, own_rules, text_of
 from vila_data.download.spool import Spool
+from vila_data.download.urls import parse_url
 
 
 @pytest.mark.parametrize(
@@ -35,7 +37,7 @@ def test_the_defaults_are_those_of_the_recipe() -> None:
     config = DownloadConfig()
     assert (config.timeout_s, config.retries, config.concurrency, config.per_host) == (10, 2, 256, 8)
     assert (config.max_bytes, config.max_pixels, config.robots_txt) == (20_000_000, 89_478_485, True)
-    assert config.opt_out == ["noai", "noimageai", "noindex"] and config.allow_private_hosts == []
+    assert config.opt_out == ["noai", "noimageai", "noindex", "noimageindex"] and config.allow_private_hosts == []
     assert config.resize is not None and config.resize.model_dump() == {
         "shorter_side_px": 336, "only_if_larger": True, "jpeg_quality": 90,
     }  # fmt: skip
@@ -58,35 +60,132 @@ def test_no_header_or_url_breaks_the_readers(text: str) -> None:
     opted_out([text], frozenset({"noai"}))
     parse_url(text)
     parse_url("http://" + text)
-    simplified(text.encode("utf-8", "replace"))
-
-
-def test_urls_are_http_with_a_host_and_no_credentials() -> None:
-    assert str(parse_url(" http://a.test/x y#part ")) == "http://a.test/x%20y"
-    assert str(parse_url("//b.test/1", parse_url("https://a.test/"))) == "https://b.test/1"
-    assert str(parse_url("http://bücher.test/ü")) == "http://xn--bcher-kva.test/%C3%BC"
-    assert parse_url("http://u@a.test/") is None
-    assert parse_url("http://:p@a.test/") is None
+    rules = own_rules("User-agent: *\nDisallow: /" + text + "\nDisallow: *" + text, "vila-data")
+    url = parse_url("http://a.test/" + text.partition("#")[0].replace("%", ""))
+    assert url is None or Rules(rules).allow(url.target) in (True, False)
+    text_of(text.encode("utf-8", "replace"), 1000)
 
 
 def test_directives_apply_to_everyone_unless_an_agent_is_named() -> None:
     opt_out = frozenset({"noai", "noindex"})
     for header in ("noai", "NOAI", "nofollow,noindex", "vila-data: noai", "*: noai", "otherbot: x, vila-data: noai",
-                   "unavailable_after: 25 Jun 2030 15:00:00 PST, noai", "max-snippet: 3, noindex"):  # fmt: skip
+                   "unavailable_after: 25 Jun 2030 15:00:00 PST, noai", "max-snippet: 3, noindex", "none", "None", "vila-data: none",
+                   "nofollow noindex", "vila-data/1.0: noai", "VILA-Data: noai", "noarchive; noai",
+                   "unavailable_after: Wed, 25 Jun 2030 15:00:00 GMT, none"):  # fmt: skip
         assert opted_out([header], opt_out), header
-    for header in ("", "nofollow", "otherbot: noai", "otherbot: nofollow, noai", "noaix", "vila-data-2: noai"):
+    for header in ("", "nofollow", "otherbot: noai", "otherbot: nofollow, noai", "noaix", "vila-data-2: noai", "googlebot: none",
+                   "googlebot: noindex", "googlebot/2.1: noindex", "all", "nonesuch",
+                   "max-image-preview: none", "max-image-preview:none, all", "vila-data: max-image-preview: none",
+                   "unavailable_after: none"):  # fmt: skip
         assert not opted_out([header], opt_out), header
+    assert not opted_out(["none"], frozenset({"noai"})), "none means noindex and nofollow"
+    assert opted_out(["none"], frozenset({"nofollow"}))
     assert opted_out(["otherbot: noai", "noai"], opt_out), "a second header is for everyone again"
 
 
-def test_robots_txt_is_cut_down_to_its_rules() -> None:
-    text = b"\xef\xbb\xbfUser-Agent: *  # all\r\nCrawl-delay: 5\nDisallow: /a\n\nSitemap: http://x/\nAllow: /a/b\n"
-    assert simplified(text) == b"User-Agent: *\nDisallow: /a\nAllow: /a/b"
-    assert simplified(b"User-agent: *\nDisallow:\n") == b""
-    assert simplified(b"<html>404</html>") == b""
-    assert b"**" not in simplified(b"User-agent: *\nDisallow: /x\nDisallow: /" + b"*a" * 50), (
-        "costs the matcher too much"
-    )
+def test_a_robots_txt_that_is_cut_loses_half_a_line_and_no_more() -> None:
+    for end in ("\n", "\r", "\r\n"):
+        text = end.join(["User-agent: *", "Disallow: /a", "Disallow: /b"])
+        cut = text.encode()[:-1]
+        assert allowed(text_of(cut, len(cut)), "/a", "/x") == [False, True]
+        assert allowed(text_of(cut, len(cut) + 1), "/a", "/x") == [False, False]
+
+
+def allowed(robots: str, *targets: str) -> list[bool]:
+    rules = own_rules(robots, "vila-data")
+    return [not rules or Rules(rules).allow(target) for target in targets]
+
+
+@pytest.mark.parametrize(
+    ("robots", "target", "expected"),
+    [
+        ("User-agent: *\nDisallow: /a", "/a/b", False),
+        ("User-agent: *\nDisallow: /a", "/b", True),
+        ("User-agent: *\nDisallow:", "/a", True),
+        ("User-Agent: *  # all\r\nCrawl-delay: 5\nDisallow: /a\n\nSitemap: http://x/\nAllow: /a/b\n", "/a/b", True),
+        ("Disallow: /", "/a", True),
+        ("User-agent: vila-data/1.0\nDisallow: /", "/a", False),
+        ("User-agent: VILA-Data\nDisallow: /", "/a", False),
+        ("User-agent: vila-data*\nDisallow: /", "/a", False),
+        ("User-agent: vila\nDisallow: /", "/a", True),
+        ("User-agent: vila-data-2\nDisallow: /", "/a", True),
+        ("User-agent: otherbot\nUser-agent: vila-data\nDisallow: /", "/a", False),
+        ("User-agent: *\nDisallow: /\n\nUser-agent: vila-data\nAllow: /", "/a", True),
+        ("User-agent: vila-data\nDisallow: /x\nUser-agent: b\nDisallow: /\nUser-agent: vila-data\nDisallow: /y", "/y", False),
+        ("User-agent: vila-data\nDisallow: /x\nUser-agent: b\nDisallow: /\nUser-agent: vila-data\nDisallow: /y", "/z", True),
+        ("User-agent: vila-data\n\nDisallow: /a", "/a", False),
+        ("User-agent: *\nDissallow: /a", "/a", False),
+        ("User-agent: *\nDisallow /a", "/a", False),
+        ("User-agent: *\nDisallow: a", "/a", False),
+        ("User-agent: *\nDisallow: http://h.test/a", "/a", False),
+        ("User-agent: *\nDisallow: /a\nAllow: /a", "/a", True),
+        ("User-agent: *\nDisallow: /a$\nAllow: /", "/a", False),
+        ("User-agent: *\nDisallow: /a$", "/ab", True),
+        ("User-agent: *\nDisallow: /*.gif$", "/x.gif", False),
+        ("User-agent: *\nDisallow: /*.gif$", "/x.gif?y", True),
+        ("User-agent: *\nDisallow: /*?", "/x?y", False),
+        ("User-agent: *\nDisallow: /*/private/*/x", "/a/private/b/c/x.jpg", False),
+        ("User-agent: *\nDisallow: /a/*\nAllow: /a/b", "/a/b", True),
+        ("User-agent: *\nDisallow: /a*b*c$", "/aXbXc", False),
+        ("User-agent: *\nDisallow: /ab*b$", "/ab", True),
+        ("User-agent: *\nDisallow: /ü", "/%c3%bc.jpg", False),
+        ("User-agent: *\nDisallow: /%7Ea", "/~a", False),
+        ("User-agent: *\nDisallow: /~a", "/%7ea", False),
+        ("User-agent: *\nDisallow: /a%2fb", "/a%2Fb", False),
+        ("User-agent: *\nDisallow: /a/b", "/a%2Fb", True),
+        ("User-agent: *\nDisallow: /a%2Ab", "/a*b", False),
+        ("User-agent: *\nDisallow: /a%2Ab", "/axb", True),
+        ("User-agent: *\nDisallow: /a b", "/a%20b", False),
+        ("User-agent: *\nDisallow: /private", "/a/../private", False),
+        ("User-agent: *\nDisallow: /private", "/a/%2e%2E/private", False),
+        ("User-agent: *\nDisallow: /private", "/./private?x", False),
+        ("User-agent: *\nDisallow: /" + "long/" * 1000, "/" + "long/" * 1000 + "x", False),
+        ("User-agent: *\nDisallow: /" + "*a" * 1000, "/" + "a" * 1000, False),
+        ("User-agent: *\nDisallow: /" + "*a" * 1000, "/" + "a" * 999, True),
+        ("User-agent: *\nDisallow: /" + "*" * 5000 + "x", "/abx", False),
+        ("<html>404</html>", "/a", True),
+    ],
+)  # fmt: skip
+def test_robots_txt_says_who_may_fetch_what(robots: str, target: str, expected: bool) -> None:
+    assert allowed(robots, target) == [expected]
+    for content in (robots.encode(), robots.encode("utf-8-sig"), robots.encode("utf-16"), robots.encode("utf-16-le"),
+                    robots.encode("utf-32"), gzip.compress(robots.encode())):  # fmt: skip
+        assert allowed(text_of(content, 1_000_000), target) == [expected], content[:20]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "/" + "*a" * 120_000,
+        "/x*" + "aaaaaaaab*" * 25_000,
+        "\nDisallow: /*ab" * 33_000,
+        "\nDisallow: /*" + "a" * 99 + "b",
+    ],
+)
+def test_hostile_rules_cost_little_and_are_not_ignored(pattern: str) -> None:
+    lines = own_rules("User-agent: *\nDisallow: /forbidden\nDisallow: " + pattern, "vila-data")
+    rules = Rules(lines)
+    started = time.perf_counter()
+    for target in ("/" + "a" * 2_000, "/" + "a" * 60_000, "/x" + "a" * 60_000, "/forbidden"):
+        rules.allow(target)
+    assert time.perf_counter() - started < 2
+    assert not rules.allow("/forbidden")
+
+
+def test_equal_lengths_become_one_and_others_are_left() -> None:
+    def head(*lines: str) -> bytes:
+        return ("HTTP/1.1 200 OK\r\nA: b\r\n" + "".join(f"{line}\r\n" for line in lines) + "X: y\r\n\r\n").encode()
+
+    one = head("Content-Length: 5")
+    for lines in (
+        ["Content-Length: 5", "content-length:5"],
+        ["CONTENT-LENGTH: 5 , 5"],
+        ["Content-Length: 5,5", "Content-Length: 5"],
+    ):
+        assert single_length(head(*lines)) == one
+    for lines in ([], ["Content-Length: 5"], ["Content-Length: 5", "Content-Length: 6"], ["Content-Length: 5, 6"],
+                  ["X-Content-Length: 5", "X-Content-Length: 5"]):  # fmt: skip
+        assert single_length(head(*lines)) == head(*lines)
 
 
 def test_bodies_beyond_the_budget_go_to_disk_and_come_back(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from typing import Final
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-IPv4 = ipaddress.IPv4Address
-IPv6 = ipaddress.IPv6Address
+from vila_data.download.urls import IPv4, IPv6, canonical_host
+
 Lookup = Callable[[str, int], list[str]]
 
 _LOOKUP_THREADS: Final = 64
@@ -29,18 +29,21 @@ _NOT_FOUND_S: Final = 30.0
 
 _REFUSED_4: Final = tuple(
     ipaddress.IPv4Network(network)
-    for network in (
+    for network in (  # all of IANA's special-purpose registry, and multicast
         "0.0.0.0/8",  # this network
         "10.0.0.0/8",
-        "100.64.0.0/10",  # carrier-grade NAT; holds the metadata service 100.100.100.200
+        "100.64.0.0/10",  # carrier-grade NAT; contains the metadata service 100.100.100.200
         "127.0.0.0/8",
-        "168.63.129.16/32",  # a cloud's platform service
-        "169.254.0.0/16",  # link-local; holds the metadata service 169.254.169.254
+        "168.63.129.16/32",  # not in the registry: a cloud's platform service
+        "169.254.0.0/16",  # link-local; contains the metadata service 169.254.169.254
         "172.16.0.0/12",
         "192.0.0.0/24",
         "192.0.2.0/24",
+        "192.31.196.0/24",  # AS112
+        "192.52.193.0/24",  # AMT
         "192.88.99.0/24",
         "192.168.0.0/16",
+        "192.175.48.0/24",  # AS112
         "198.18.0.0/15",
         "198.51.100.0/24",
         "203.0.113.0/24",
@@ -48,21 +51,18 @@ _REFUSED_4: Final = tuple(
         "240.0.0.0/4",  # reserved, broadcast
     )
 )
-_GLOBAL_6: Final = ipaddress.IPv6Network("2000::/3")  # all unicast that is routed; fd00:ec2::254 lies outside
+_GLOBAL_6: Final = ipaddress.IPv6Network("2000::/3")  # all routed unicast; the registry's other blocks are outside
 _REFUSED_6: Final = tuple(
     ipaddress.IPv6Network(network)
-    for network in (
-        "2001:2::/48",  # benchmarking
-        "2001:10::/28",  # ORCHID
-        "2001:20::/28",
+    for network in (  # what the special-purpose registry has within 2000::/3
+        "2001::/23",  # protocol assignments: Teredo, 2001:1::, benchmarking, AMT, AS112, ORCHID, DRIP
         "2001:db8::/32",  # documentation
-        "3fff::/20",
+        "2002::/16",  # 6to4
+        "2620:4f:8000::/48",  # AS112
+        "3fff::/20",  # documentation
     )
 )
-_MAPPED: Final = ipaddress.IPv6Network("::ffff:0:0/96")
-_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
-_SIX_TO_FOUR: Final = ipaddress.IPv6Network("2002::/16")
-_TEREDO: Final = ipaddress.IPv6Network("2001::/32")
+_CARRIERS: Final = tuple(map(ipaddress.IPv6Network, ("::ffff:0:0/96", "64:ff9b::/96")))  # IPv4-mapped, NAT64
 _LOW_32: Final = 0xFFFF_FFFF
 
 
@@ -71,48 +71,21 @@ class AddressRefused(OSError):
 
 
 def is_public(address: IPv4 | IPv6) -> bool:
-    """Whether an address may be connected to; IPv6 forms that carry an IPv4 address are judged by it too."""
+    """Whether an address may be connected to; an IPv6 form that carries an IPv4 address is judged by that one."""
     if isinstance(address, IPv4):
         return not any(address in network for network in _REFUSED_4)
     if address.scope_id is not None:
         return False
-    carried = _carried(address)
-    if carried:
-        return all(is_public(inner) for inner in carried)
+    if any(address in network for network in _CARRIERS):
+        return is_public(IPv4(int(address) & _LOW_32))
     return address in _GLOBAL_6 and not any(address in network for network in _REFUSED_6)
-
-
-def _carried(address: IPv6) -> list[IPv4]:
-    """IPv4 addresses within an IPv6 address: mapped, NAT64, 6to4, Teredo (server and client)."""
-    bits = int(address)
-    if address in _MAPPED or address in _NAT64:
-        return [IPv4(bits & _LOW_32)]
-    if address in _SIX_TO_FOUR:
-        return [IPv4(bits >> 80 & _LOW_32)]
-    if address in _TEREDO:
-        return [IPv4(bits >> 64 & _LOW_32), IPv4(~bits & _LOW_32)]
-    return []
-
-
-def literal_address(host: str) -> IPv4 | IPv6 | None:
-    """The address that a URL's host spells, also in the odd spellings (``127.1``, ``0x7f000001``); None for a name."""
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        pass
-    if not host or not host[0].isdigit() or not host.isascii():
-        return None
-    try:
-        return IPv4(socket.inet_aton(host.rstrip(".")))
-    except (OSError, ValueError):
-        return None
 
 
 class AddressPolicy:
     """Public addresses, and the hosts (``host`` or ``host:port``) that are allowed whatever their address."""
 
     def __init__(self, allow_private_hosts: Iterable[str]) -> None:
-        self._allowed = frozenset(entry.lower().rstrip(".") for entry in allow_private_hosts)
+        self._allowed = frozenset(map(_allowed, allow_private_hosts))
 
     def exempt(self, host: str, port: int) -> bool:
         """Whether the host is allowed by name."""
@@ -122,6 +95,18 @@ class AddressPolicy:
     def permits(self, host: str, port: int, addresses: Iterable[str]) -> bool:
         """Whether every address of the host may be connected to."""
         return self.exempt(host, port) or all(is_public(ipaddress.ip_address(address)) for address in addresses)
+
+
+def _allowed(entry: str) -> str:
+    """An entry of allow_private_hosts with its host as URLs have it; IPv6 in brackets only before a port."""
+    host, colon, port = entry.rpartition(":")
+    if not (colon and port.isdigit() and (":" not in host or host.startswith("["))):
+        host, port = entry, ""
+    name = canonical_host(f"[{host}]" if ":" in host and not host.startswith("[") else host) or host.lower()
+    name = name.rstrip(".")
+    if not port:
+        return name
+    return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
 
 
 def system_lookup(host: str, port: int) -> list[str]:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import tempfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
+
+import pyarrow as pa
 
 from vila_data.download.outcome import FetchError
+
+_CHUNKED: Final = ("gzip", "x-gzip", "deflate")  # decoded as they arrive
+_WHOLE: Final = {"br": "brotli", "zstd": "zstd"}  # decoded at their end; pyarrow's names
+_PIECE: Final = 1 << 18
 
 
 class BodyMemory:
@@ -19,22 +26,32 @@ class BodyMemory:
         self.budget = budget
         self.used = 0
 
-    def body(self, limit: int, encoding: str) -> Body:
-        """An empty body of at most `limit` bytes, with the Content-Encoding `encoding`."""
-        return Body(self, limit, encoding)
+    def body(self, limit: int, encoding: str, cut: bool = False) -> Body:
+        """An empty body of at most `limit` bytes, with the Content-Encoding `encoding`.
+
+        cut: a longer body is cut at the limit instead of failing.
+        """
+        return Body(self, limit, encoding, cut)
 
 
 class Body:
-    """Bytes of one response. Call `take` once, or `discard`."""
+    """Bytes of one response. Call `take` once, or `discard`.
 
-    def __init__(self, memory: BodyMemory, limit: int, encoding: str) -> None:
+    full: it was cut at its limit; what is added further is ignored.
+    """
+
+    def __init__(self, memory: BodyMemory, limit: int, encoding: str, cut: bool = False) -> None:
         self._memory = memory
         self._limit = limit
-        self._decoder = _Decoder(encoding) if encoding not in ("", "identity") else None
+        self._cut = cut
+        coding = _coding(encoding)
+        self._decoder = _Decoder(coding) if coding in _CHUNKED else None
+        self._codec = _WHOLE.get(coding)
         self._chunks: list[bytes] = []
         self._held = 0
         self._file: IO[bytes] | None = None
         self.size = 0
+        self.full = False
 
     def add(self, chunk: bytes) -> None:
         """Append received bytes.
@@ -43,11 +60,18 @@ class Body:
             FetchError: too_large, or bad_response for broken compression.
             OSError: no space for the file.
         """
+        if self.full:
+            return
         if self._decoder is not None:
             chunk = self._decoder.decode(chunk, self._limit + 1 - self.size)
+        if self._cut and self.size + len(chunk) > self._limit:
+            chunk, self.full = chunk[: self._limit - self.size], True
         self.size += len(chunk)
         if self.size > self._limit:
             raise FetchError("too_large")
+        self._hold(chunk)
+
+    def _hold(self, chunk: bytes) -> None:
         if self._file is None and self._memory.used + len(chunk) <= self._memory.budget:
             self._chunks.append(chunk)
             self._held += len(chunk)
@@ -60,13 +84,20 @@ class Body:
         self._file.write(chunk)
 
     def finish(self) -> None:
-        """Check that compression ended well.
+        """Decode what can only be decoded whole, and check that compression ended well.
 
         Raises:
-            FetchError: connection_lost, the compressed data is cut short.
+            FetchError: connection_lost, the compressed data is cut short; or as `add` does.
         """
-        if self._decoder is not None and self.size and not self._decoder.ended:
+        if self._decoder is not None and self.size and not self._decoder.ended and not self.full:
             raise FetchError("connection_lost", retryable=True)
+        if self._codec is not None:
+            data, codec = self.take(), self._codec
+            self._codec, self.size, self.full = None, 0, False
+            for chunk in _decompressed(data, codec):
+                self.add(chunk)
+                if self.full:
+                    return
 
     def take(self) -> bytes:
         """The whole body, which gives its memory back."""
@@ -99,12 +130,36 @@ class Fetched:
     http_code: int
 
 
+def _coding(encoding: str) -> str:
+    """The one coding of a Content-Encoding that is to be undone, or an empty text.
+
+    Names that are no coding (``none``, ``utf-8``, ``image/jpeg``, ``aws-chunked``) mean the bytes as they are.
+    """
+    if not encoding:
+        return ""
+    names = [name.strip().lower() for name in encoding.split(",")]
+    known = [name for name in names if name in _CHUNKED or name in _WHOLE]
+    if len(known) > 1:
+        raise FetchError("bad_response")
+    return known[0] if known else ""
+
+
+def _decompressed(data: bytes, codec: str) -> Iterator[bytes]:
+    """Pieces of `data` decompressed; a caller that has enough stops."""
+    try:
+        with pa.CompressedInputStream(pa.BufferReader(data), codec) as stream:
+            while data and (piece := stream.read(_PIECE)):
+                yield piece
+    except OSError as error:
+        if "truncated" in str(error).lower():
+            raise FetchError("connection_lost", retryable=True) from error
+        raise FetchError("bad_response") from error
+
+
 class _Decoder:
     """gzip and deflate (with or without zlib's header), never more than asked for."""
 
     def __init__(self, encoding: str) -> None:
-        if encoding not in ("gzip", "x-gzip", "deflate"):
-            raise FetchError("bad_response")
         self._inflate = zlib.decompressobj(15 if encoding == "deflate" else 31)
         self._may_be_raw = encoding == "deflate"
         self.ended = False

@@ -27,16 +27,16 @@ class ResizeConfig(StrictModel):
 class DownloadConfig(StrictModel):
     """How images are fetched and what is stored of them.
 
-    timeout_s:           a whole attempt, redirects included, without waiting for a slot.
+    timeout_s:           one whole attempt, redirects included; waiting for a slot does not count.
     idle_timeout_s:      longest pause while connecting or reading.
     retries:             further attempts after time-outs, resets, 429 and 5xx.
-    concurrency:         requests in flight a task.
-    per_host:            of them to one host name.
+    concurrency:         requests in flight per task.
+    per_host:            requests in flight per host name.
     max_bytes:           of a body, also after decompression.
     max_pixels:          width times height, read from the header before decoding.
     allow_private_hosts: host or host:port that may have private addresses.
-    opt_out:             X-Robots-Tag directives honoured.
-    robots_txt:          whether each origin's robots.txt is asked first.
+    opt_out:             X-Robots-Tag directives that keep an image out; `none` counts as noindex.
+    robots_txt:          whether to fetch and follow each origin's robots.txt first; one that cannot be read forbids.
     contact:             mail or web address put into the User-Agent.
     resize:              None keeps the size.
     engine:              what downloads: the package's own client, or img2dataset (pairs by address only).
@@ -50,7 +50,7 @@ class DownloadConfig(StrictModel):
     max_bytes: Annotated[int, Field(ge=1, le=2**31 - 1)] = 20_000_000
     max_pixels: Annotated[int, Field(ge=1, le=2**31 - 1)] = 89_478_485
     allow_private_hosts: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
-    opt_out: list[Annotated[str, Field(min_length=1)]] = Field(default=["noai", "noimageai", "noindex"])
+    opt_out: list[Annotated[str, Field(min_length=1)]] = Field(default=["noai", "noimageai", "noindex", "noimageindex"])
     robots_txt: bool = True
     resize: ResizeConfig | None = ResizeConfig()
     contact: Annotated[str, Field(pattern=r"^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$")] | None = None

@@ -27,8 +27,9 @@ from vila_data.core.errors import RunError, UsageError
 from vila_data.core.images import ImageError, normalise
 from vila_data.core.records import BadRecord, Record
 from vila_data.download.config import DownloadConfig
-from vila_data.download.fetch import PRODUCT, parse_url
+from vila_data.download.fetch import PRODUCT
 from vila_data.download.intake import Intake, store_body
+from vila_data.download.urls import parse_url
 
 _BATCH: Final = 256
 _ROWS_A_SHARD: Final = 10_000
@@ -121,7 +122,7 @@ def options(out: Path, config: DownloadConfig) -> dict[str, Any]:
         "timeout": max(1, round(config.timeout_s)),
         "retries": config.retries,
         "user_agent_token": PRODUCT,
-        "disallowed_header_directives": list(config.opt_out),
+        "disallowed_header_directives": [*config.opt_out, *(["none"] if "noindex" in config.opt_out else [])],
         "resize_mode": "keep_ratio" if resize else "no",
         "image_size": resize.shorter_side_px if resize else 256,
         "resize_only_if_bigger": resize.only_if_larger if resize else False,

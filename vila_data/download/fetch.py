@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import aiohttp
-from yarl import URL
+from yarl import URL as AnyURL
 
 from vila_data.core.errors import RunError
 from vila_data.download.addresses import (
@@ -22,19 +22,20 @@ from vila_data.download.addresses import (
     AddressRefused,
     GuardedResolver,
     Lookup,
-    is_public,
-    literal_address,
     system_lookup,
 )
 from vila_data.download.body import Body, BodyMemory, Fetched
 from vila_data.download.config import DownloadConfig
 from vila_data.download.outcome import FetchError, Redirected
+from vila_data.download.replies import MAX_HEADER_LINE, Connector
+from vila_data.download.urls import WebURL, literal_address, parse_url
 
 PRODUCT: Final = "vila-data"
 _REDIRECTS: Final = frozenset((301, 302, 303, 307, 308))
 _KEEPALIVE_S: Final = 15.0
 _OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE)
 _VALUED_DIRECTIVES: Final = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
+_AGENT: Final = re.compile(r"([\w*.-]+)(?:/[\w.-]*)?\s*:")
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,6 @@ class Network:
     lookup: Lookup = system_lookup
     ssl_context: ssl.SSLContext | None = None
     backoff_s: float = 0.5
-
-
-def parse_url(text: str, base: URL | None = None) -> URL | None:
-    """An http or https URL with a host and without credentials, or None; relative to `base` if given."""
-    try:
-        url = URL(text.strip()) if base is None else base.join(URL(text.strip()))
-        if url.scheme not in ("http", "https") or not url.raw_host or url.user is not None or url.password is not None:
-            return None
-        return url.with_fragment(None) if 0 < (url.port or 0) < 65_536 else None
-    except (ValueError, TypeError, IndexError):
-        return None
 
 
 def user_agent(contact: str | None) -> str:
@@ -81,7 +71,7 @@ class Fetcher:
         self._memory = memory
         self._opt_out = frozenset(directive.lower() for directive in config.opt_out)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
+            connector=Connector(
                 limit=0,  # the schedule limits
                 ssl=network.ssl_context or True,
                 resolver=self._resolver,
@@ -91,6 +81,8 @@ class Fetcher:
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
+            max_line_size=MAX_HEADER_LINE,
+            max_field_size=MAX_HEADER_LINE,
             headers={"User-Agent": user_agent(config.contact), "Accept-Encoding": "identity"},
         )
 
@@ -102,7 +94,7 @@ class Fetcher:
         await self._resolver.close()
 
     async def request(
-        self, url: URL, total_s: float, *, limit: int, close: bool = False, cut: bool = False
+        self, url: WebURL, total_s: float, *, limit: int, close: bool = False, cut: bool = False
     ) -> Fetched | Redirected:
         """Get a URL within `total_s` seconds and `limit` bytes.
 
@@ -113,14 +105,15 @@ class Fetcher:
             FetchError: whatever else became of it.
             RunError: this machine is out of file descriptors.
         """
-        guarded = self._judge_literal(url)
+        self._judge_literal(url)
+        exact = AnyURL.build(scheme=url.scheme, authority=url.authority, path=url.target, encoded=True)
         timeout = aiohttp.ClientTimeout(
             total=max(total_s, 0.001), sock_connect=self._config.idle_timeout_s, sock_read=self._config.idle_timeout_s
         )
         headers = {"Connection": "close"} if close else None
         code: int | None = None
         try:
-            async with self._session.get(guarded, timeout=timeout, allow_redirects=False, headers=headers) as response:
+            async with self._session.get(exact, timeout=timeout, allow_redirects=False, headers=headers) as response:
                 code = response.status
                 if code in _REDIRECTS and "Location" in response.headers:
                     return Redirected(parse_url(response.headers["Location"], url), code)
@@ -138,29 +131,28 @@ class Fetcher:
     async def _body(self, response: aiohttp.ClientResponse, limit: int, cut: bool) -> Body:
         if not cut and (response.content_length or 0) > limit:
             raise FetchError("too_large")
-        body = self._memory.body(limit, response.headers.get("Content-Encoding", "").strip().lower())
+        encoding = ",".join(response.headers.getall("Content-Encoding", ()))
+        body = self._memory.body(limit, encoding, cut)
         try:
             async for chunk in response.content.iter_any():
-                if cut and body.size + len(chunk) > limit:
-                    body.add(chunk[: limit - body.size])
-                    response.close()
-                    return body
                 body.add(chunk)
+                if body.full:
+                    response.close()
+                    break
             body.finish()
         except BaseException:  # cancellation too: the shared memory is given back, the error goes on
             body.discard()
             raise
         return body
 
-    def _judge_literal(self, url: URL) -> URL:
-        """Judge a URL whose host is an address, which the resolver never sees; odd spellings become plain ones."""
-        host, port = url.raw_host or "", url.port or 0
-        address = literal_address(host)
-        if address is None:
-            return url
-        if not self._policy.exempt(host, port) and not is_public(address):
-            raise FetchError("address_refused")
-        return url if str(address) == host else url.with_host(str(address))
+    def _judge_literal(self, url: WebURL) -> None:
+        """Judge a URL whose host is an address, which the resolver never sees.
+
+        Raises:
+            FetchError: the address is not public.
+        """
+        if literal_address(url.host) is not None and not self._policy.permits(url.host, url.port, [url.host]):
+            raise FetchError("address_refused", connected=False)
 
 
 def _classified(error: Exception, code: int | None) -> FetchError:
@@ -173,14 +165,15 @@ def _classified(error: Exception, code: int | None) -> FetchError:
     if isinstance(cause, OSError) and cause.errno in _OUT_OF_DESCRIPTORS:
         raise RunError("download: out of file descriptors; raise `ulimit -n` or lower download.concurrency") from error
     if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return FetchError("address_refused" if isinstance(cause, AddressRefused) else "dns", code)
+        return FetchError("address_refused" if isinstance(cause, AddressRefused) else "dns", code, connected=False)
     if isinstance(error, (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch, ssl.SSLError)):
-        return FetchError("tls", code)
+        return FetchError("tls", code, connected=False)
     if isinstance(error, asyncio.TimeoutError):
-        return FetchError("timeout", code, retryable=True)
+        connected = not isinstance(error, aiohttp.ConnectionTimeoutError)
+        return FetchError("timeout", code, retryable=True, connected=connected)
     if isinstance(error, aiohttp.ClientConnectorError):
         reset = isinstance(cause, (ConnectionResetError, ConnectionAbortedError, BrokenPipeError))
-        return FetchError("connection_lost", code, retryable=True) if reset else FetchError("connect", code)
+        return FetchError("connection_lost" if reset else "connect", code, retryable=reset, connected=False)
     if isinstance(error, (aiohttp.InvalidURL, UnicodeError)):
         return FetchError("bad_url", code)
     if isinstance(error, aiohttp.ClientResponseError):
@@ -210,16 +203,19 @@ def parse_retry_after(value: str | None) -> float | None:
 def opted_out(headers: Iterable[str], directives: frozenset[str]) -> bool:
     """Whether X-Robots-Tag headers carry one of `directives` (lower case) for everyone or for this agent.
 
-    In a header, ``agent:`` limits the directives after it to that agent.
+    In a header, ``agent:`` limits the directives after it to that agent. ``none`` means noindex and nofollow.
     """
     for header in headers:
         applies = True
-        for token in header.lower().split(","):
+        for token in header.lower().replace(";", ",").split(","):
             text = token.strip()
-            name, colon, rest = text.partition(":")
-            if colon and name.strip() not in _VALUED_DIRECTIVES and re.fullmatch(r"[\w*.-]+", name.strip()):
-                applies = name.strip() in ("*", PRODUCT)
-                text = rest.strip()
-            if applies and text in directives:
+            agent = _AGENT.match(text)
+            if agent is not None and agent[1] not in _VALUED_DIRECTIVES:
+                applies = agent[1] in ("*", PRODUCT)
+                text = text[agent.end() :]
+            words = set() if text.lstrip().startswith(_VALUED_DIRECTIVES) else set(text.split())
+            if "none" in words:
+                words |= {"noindex", "nofollow"}
+            if applies and not words.isdisjoint(directives):
                 return True
     return False

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from yarl import URL
-
 from vila_data.core.fates import IMAGE_ERRORS
+from vila_data.download.urls import WebURL
 
 
 @dataclass(frozen=True, slots=True)
 class Redirected:
     """An answer that names another URL; None where it cannot be read as one."""
 
-    url: URL | None
+    url: WebURL | None
     http_code: int
 
 
@@ -22,6 +21,7 @@ class FetchError(Exception):
 
     retryable:     another attempt may succeed.
     retry_after_s: the server's wish, in seconds; None where it has none.
+    connected:     a connection was made, as far as is known.
     """
 
     def __init__(
@@ -30,6 +30,7 @@ class FetchError(Exception):
         http_code: int | None = None,
         retryable: bool = False,
         retry_after_s: float | None = None,
+        connected: bool = True,
     ) -> None:
         if error_class not in IMAGE_ERRORS:
             raise ValueError(f"no such image error: {error_class}")
@@ -38,3 +39,4 @@ class FetchError(Exception):
         self.http_code = http_code
         self.retryable = retryable
         self.retry_after_s = retry_after_s
+        self.connected = connected

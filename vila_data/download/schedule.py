@@ -13,13 +13,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from yarl import URL
-
 from vila_data.download.body import Fetched
 from vila_data.download.config import DownloadConfig
-from vila_data.download.fetch import Fetcher, parse_url
+from vila_data.download.fetch import Fetcher
 from vila_data.download.outcome import FetchError, Redirected
 from vila_data.download.robots import Robots
+from vila_data.download.urls import WebURL, parse_url
 
 MAX_REDIRECTS: Final = 5
 _RETRY_AFTER_CAP_S: Final = 30.0
@@ -32,8 +31,8 @@ class _Job:
     """A URL's way: `number` is its image, `first` its URL in the metadata, `url` where redirects have led it."""
 
     number: int
-    first: URL
-    url: URL
+    first: WebURL
+    url: WebURL
     hops: int = 0
     attempt: int = 0
     spent_s: float = 0.0
@@ -80,10 +79,10 @@ class Schedule:
         self._failure: BaseException | None = None
         self._stopped = False
 
-    def add(self, number: int, url: URL) -> None:
+    def add(self, number: int, url: WebURL) -> None:
         """Queue an image's URL."""
         self.unfinished += 1
-        self._enqueue(url.raw_host or "", number)
+        self._enqueue(url.host, number)
 
     async def wait_below(self, limit: int) -> None:
         """Wait until fewer than `limit` URLs are unfinished.
@@ -173,13 +172,13 @@ class Schedule:
         loop = asyncio.get_running_loop()
         try:
             if self._robots is not None:
-                allowed = await self._robots.allows(job.url)
+                refusal = await self._robots.refusal(job.url)
                 if not host.opened:
                     host.opened = True
                     self._line_up(name, host)
                     self._pump()
-                if not allowed:
-                    return FetchError("robots_txt")
+                if refusal is not None:
+                    return FetchError(refusal)
             started = loop.time()
             outcome = await self._fetcher.request(
                 job.url,
@@ -200,7 +199,7 @@ class Schedule:
         if job.hops > MAX_REDIRECTS:
             return FetchError("too_many_redirects", outcome.http_code)
         job.url = outcome.url
-        self._enqueue(job.url.raw_host or "", job)
+        self._enqueue(job.url.host, job)
         return None
 
     def _retry(self, job: _Job, error: FetchError) -> FetchError | None:
@@ -214,9 +213,7 @@ class Schedule:
         job.attempt += 1
         job.url, job.hops, job.spent_s = job.first, 0, 0.0
         job.http_code = error.http_code or job.http_code
-        asyncio.get_running_loop().call_later(
-            min(pause_s, _RETRY_AFTER_CAP_S), self._enqueue, job.url.raw_host or "", job
-        )
+        asyncio.get_running_loop().call_later(min(pause_s, _RETRY_AFTER_CAP_S), self._enqueue, job.url.host, job)
         return None
 
     def finished(self) -> None:
