@@ -18,7 +18,7 @@ import torch
 
 from tests.batch.made_arrays import made_arrays, made_batch
 from vila_data.batch.arrays import BatchArrays
-from vila_data.batch.packed import CLIP_MEAN, CLIP_STD, PackedBatch, segment_bounds
+from vila_data.batch.packed import PackedBatch, segment_bounds
 from vila_data.core.errors import UsageError
 from vila_data.core.schemas import IGNORED, IMAGE_ID
 
@@ -143,18 +143,8 @@ def test_a_batch_of_padding_alone() -> None:
     assert batch.tokens == batch.fill == len(batch.origins) == len(batch.pixels) == 0
     assert batch.cu_seqlens.tolist() == [0, 64, 128]
     assert batch.trim(8).length == 8
-    assert batch.normalised().shape == (0, 3, 8, 8)
+    assert batch.normalized().shape == (0, 3, 8, 8)
     assert "0 packs in 2 x 64" in repr(batch)
-
-
-def test_normalised() -> None:
-    batch = made_batch(4)
-    levels = batch.pixels.double() / 255
-    expected = (levels - torch.tensor(CLIP_MEAN).double().view(3, 1, 1)) / torch.tensor(CLIP_STD).double().view(3, 1, 1)
-    assert torch.allclose(batch.normalised().double(), expected, atol=1e-5)
-    assert batch.normalised(torch.bfloat16).dtype == torch.bfloat16
-    own = batch.normalised(mean=(0, 0, 0), std=(1, 1, 1))
-    assert torch.allclose(own.double(), levels, atol=1e-6)
 
 
 def test_to_a_device_keeps_lineage_and_places() -> None:
@@ -176,9 +166,11 @@ def test_to_a_device_keeps_lineage_and_places() -> None:
     [
         (lambda batch: batch.trim(0), "multiple_of is 0"),
         (lambda batch: batch.trim(-5), "multiple_of is -5"),
-        (lambda batch: batch.normalised(mean=(0.5,)), "three numbers"),
-        (lambda batch: batch.normalised(std=(1, 0, 1)), "no std of 0"),
-        (lambda batch: batch.vila(rows="pack"), "'pack': it is one of packs, samples"),
+        (lambda batch: batch.normalized(mean=(0.5,), std=1), "mean must be one number or three"),
+        (lambda batch: batch.normalized(mean=0, std=(1, 0, 1)), "std one positive number or three"),
+        (lambda batch: batch.normalized(std=(1, 1, 1)), "pass both mean and std, or neither"),
+        (lambda batch: batch.normalized(torch.uint8), "dtype must be a float type, found torch.uint8"),
+        (lambda batch: batch.vila(rows="pack"), "rows must be one of packs, samples, found 'pack'"),
     ],
 )
 def test_wrong_arguments_are_refused(call: Callable[[PackedBatch], object], said: str) -> None:

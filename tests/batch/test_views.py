@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.batch.made_arrays import VOCABULARY, made_batch
+from tests.batch.made_arrays import MADE_UP, VOCABULARY, made_batch
 from tests.examples.made_batches import MadeSample, pack
+from vila_data.batch.masks import block_mask
 from vila_data.batch.packed import PackedBatch
+from vila_data.batch.views import MASKS
 from vila_data.core.errors import UsageError
 from vila_data.core.schemas import IGNORED, IMAGE_ID
 
@@ -86,7 +88,7 @@ def test_vila_by_pack(seed: int, cut: bool) -> None:
         assert kept(view.labels[row], mask) == [i for n in owned for i in collapsed(batch, n)[1]]
     whole = torch.tensor([not one for one in cut_images(batch)], dtype=torch.bool)
     assert int((view.input_ids == IMAGE_ID).sum()) == len(view.images) == int(whole.sum())
-    assert torch.equal(view.images, batch.normalised()[whole])
+    assert torch.equal(view.images, batch.normalized()[whole])
     samples = [collapsed(batch, sample)[0] for sample in range(len(batch.sample_places))]
     assert view.seqlens.tolist() == [len(ids) + 3 * ids.count(IMAGE_ID) for ids in samples]
     assert view.seqlens.dtype == torch.int32
@@ -141,7 +143,7 @@ def test_text_with_the_image_token_is_refused() -> None:
             view()
     padded = batch.hugging_face(0)  # the pad id is no text, and padding is no image
     assert int((padded.input_ids == 0).sum()) == int((batch.ids == IMAGE_ID).sum()) > 0
-    with pytest.raises(UsageError, match="bool4d, additive, none"):
+    with pytest.raises(UsageError, match="mask must be one of none, bool4d, additive, found 'dense'"):
         batch.hugging_face(IMAGE_TOKEN, mask="dense")  # type: ignore[arg-type]
 
 
@@ -170,7 +172,7 @@ def test_varlen_for_a_model_has_whole_images_alone() -> None:
     for batch in cut_batches():
         plain, view = batch.varlen(), batch.varlen(image_token_id=IMAGE_TOKEN)
         whole = ~torch.tensor(cut_images(batch))
-        assert view.pixels is not None and torch.equal(view.pixels, batch.normalised()[whole])
+        assert view.pixels is not None and torch.equal(view.pixels, batch.normalized()[whole])
         assert torch.equal(view.image_places, plain.image_places[whole])
         assert int((view.ids == IMAGE_TOKEN).sum()) == 4 * int(whole.sum())
         assert not (view.ids == IMAGE_ID).any()
@@ -201,7 +203,8 @@ def test_vila_packs_samples_as_the_batch_has_them() -> None:
     cut = MadeSample((*range(3, 12), IMAGE_ID), blank, last_columns=3)  # truncated to 12 columns
     other = MadeSample((*range(20, 27), IMAGE_ID), blank)
     short = MadeSample((30,), blank[:0], first=0)
-    batch = replace(pack([[cut], [other, short]], 12, 4, side=8), tokens_per_image=4, trains_first_label=True)
+    batch = pack([[cut], [other, short]], 12, 4, side=8)
+    batch = replace(batch, tokens_per_image=4, trains_first_label=True, normalization=MADE_UP)
     view = batch.vila(rows="samples", tokens_per_image=4)
     expanded = [
         int(mask.sum()) + 3 * int((ids == IMAGE_ID).sum())
@@ -265,10 +268,16 @@ def tiny_llava() -> Any:
     return LlavaForConditionalGeneration(config).eval()
 
 
+def image_features(pixels: torch.Tensor) -> Any:
+    """The tokens of each image: in transformers 4.57 what is returned, later a field of it."""
+    found = tiny_llava().get_image_features(pixel_values=pixels)
+    return getattr(found, "pooler_output", found)
+
+
 def embeddings(batch: PackedBatch) -> torch.Tensor:
     """[B, L, D], as if the model truncated: words, and of each image its first tokens, as many as it has columns."""
     found: torch.Tensor = tiny_llava().get_input_embeddings()(batch.ids.clamp(min=0))
-    features = tiny_llava().get_image_features(pixel_values=batch.normalised()).pooler_output
+    features = image_features(batch.normalized())
     for (row, first, columns, _), image in zip(batch.image_places.tolist(), features, strict=True):
         found[row, first : first + columns] = image[:columns]
     return found
@@ -300,7 +309,7 @@ def test_the_loss_with_a_cut_image_is_that_of_truncated_embeddings(trained: bool
         labels = batch.labels if trained else batch.labels.masked_fill(batch.positions == 0, IGNORED)
         view = batch.hugging_face(IMAGE_TOKEN, tokens_per_image=4)
         with torch.no_grad():
-            there = {"attention_mask": view.attention_mask, "position_ids": batch.positions}
+            there = {"attention_mask": block_mask(batch.segments), "position_ids": batch.positions}
             wanted = tiny_llava()(inputs_embeds=embeddings(batch), labels=labels, **there)
             found = tiny_llava()(**view.as_dict())
         assert torch.equal(view.labels, labels)
@@ -317,7 +326,7 @@ def test_the_loss_of_a_sample_with_a_cut_image_in_vilas_rows() -> None:
     for batch in cut_batches():
         view = batch.vila(rows="samples", tokens_per_image=4)
         with torch.no_grad():
-            images = iter(tiny_llava().get_image_features(pixel_values=view.images).pooler_output)
+            images = iter(image_features(view.images))
             for sample, (row, first, columns) in enumerate(batch.sample_places.tolist()):
                 length = int(view.attention_mask[sample].sum())
                 ids, labels = view.input_ids[sample, :length], view.labels[sample, :length]
@@ -340,7 +349,7 @@ def test_the_loss_of_a_sample_with_a_cut_image_in_vilas_rows() -> None:
     assert compared > 10
 
 
-@pytest.mark.parametrize("mask", ["bool4d", "additive"])
+@pytest.mark.parametrize("mask", MASKS)
 def test_logits_in_a_pack_are_those_of_the_sample_alone(mask: Any) -> None:
     batch = made_batch(11, rows=2, length=48)
     assert len(batch.sample_places) > 3
@@ -348,7 +357,7 @@ def test_logits_in_a_pack_are_those_of_the_sample_alone(mask: Any) -> None:
     view = batch.hugging_face(IMAGE_TOKEN, mask=mask)
     with torch.no_grad():
         output = tiny_llava()(**view.as_dict())
-        leaking = tiny_llava()(**(view.as_dict() | {"attention_mask": None})).logits
+        leaking = tiny_llava()(**(view.as_dict() | {"attention_mask": None, "use_cache": True})).logits
         compared = 0
         for sample, (row, first, columns) in enumerate(batch.sample_places.tolist()):
             alone = logits_alone(batch, sample)
@@ -382,7 +391,7 @@ def test_varlen_is_what_varlen_attention_takes() -> None:
     assert named["input_ids"].shape == named["position_ids"].shape == named["labels"].shape == (1, batch.tokens)
     assert not (named["input_ids"] == IMAGE_ID).any()
     table = torch.randn(VOCABULARY + 1, 16)
-    mask = batch.hugging_face(IMAGE_TOKEN)
+    mask = batch.hugging_face(IMAGE_TOKEN, mask="bool4d")
     rows = table[mask.input_ids][:, None]
     dense = torch.nn.functional.scaled_dot_product_attention(rows, rows, rows, attn_mask=mask.attention_mask)[:, 0]
     bounds = named["cu_seq_lens_q"].tolist()
@@ -399,6 +408,6 @@ def test_pixels_of_a_type() -> None:
     view = batch.hugging_face(IMAGE_TOKEN, mask="additive", dtype=torch.bfloat16)
     assert view.pixel_values is not None and view.pixel_values.dtype == torch.bfloat16
     assert view.attention_mask is not None and view.attention_mask.dtype == torch.bfloat16
-    assert batch.hugging_face(IMAGE_TOKEN, mask="none").attention_mask is None
+    assert batch.hugging_face(IMAGE_TOKEN).attention_mask is None
     nothing = replace(batch, pixels=batch.pixels[:0], image_places=batch.image_places[:0])
     assert nothing.varlen().pixels is None

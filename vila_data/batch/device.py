@@ -21,7 +21,7 @@ class DeviceCopies:
     """Copies batches to a device in the order in which they are staged.
 
     On cuda the copies run on a stream of their own, from page-locked memory, beside the step that computes; pixels stay
-    uint8, a quarter of what floats would take (`PackedBatch.normalised` on the device makes them floats). On the CPU
+    uint8, a quarter of what floats would take (`PackedBatch.normalized` on the device makes them floats). On the CPU
     batches pass through as they are.
 
         copies.stage(first)

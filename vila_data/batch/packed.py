@@ -5,10 +5,11 @@ Shapes: B rows of L columns, N images of H x W pixels, S samples, C segments.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,10 +18,8 @@ from torch import Tensor
 
 from vila_data.batch import views
 from vila_data.batch.arrays import BatchArrays, Fault, Origin
+from vila_data.batch.normalization import HOW_TO_SAY, Normalization
 from vila_data.core.errors import UsageError
-
-CLIP_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD: Final = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -36,6 +35,7 @@ class PackedBatch:
     tokens_per_image: columns of a whole image, None if not known; an image with fewer is cut, and is the end of its sample.
     trains_first_label: whether the first token of a sample may have a label, so that the end of the previous sample in
     the row predicts it. True only under semantics `released_code`, because VILA v1.0 does it.
+    normalization: how the model normalizes pixels, as it was passed to the stream; None: the stream was not told.
     """
 
     ids: Tensor
@@ -55,6 +55,7 @@ class PackedBatch:
     step: int
     tokens_per_image: int | None = None
     trains_first_label: bool = False
+    normalization: Normalization | None = None
 
     @classmethod
     def of(
@@ -68,6 +69,7 @@ class PackedBatch:
         step: int,
         tokens_per_image: int | None = None,
         trains_first_label: bool = False,
+        normalization: Normalization | None = None,
         keep: object = None,
     ) -> PackedBatch:
         """The batch over these arrays, without a copy.
@@ -98,6 +100,7 @@ class PackedBatch:
             step=step,
             tokens_per_image=tokens_per_image,
             trains_first_label=trains_first_label,
+            normalization=normalization,
         )
 
     @property
@@ -161,23 +164,43 @@ class PackedBatch:
             longest=int(np.diff(bounds).max(initial=0)),
         )
 
+    def normalized(
+        self,
+        dtype: torch.dtype = torch.float32,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
+    ) -> Tensor:
+        """Pixels as the vision tower takes them, [N, 3, H, W] of `dtype`, computed in float32 where the pixels are.
+
+        Args:
+            mean, std: of RGB from 0 to 1, one number per channel or one for all; by default, `normalization`.
+
+        Raises:
+            UsageError: the stream was not told the normalization and none is passed; mean or std is invalid; dtype is
+                not a float type.
+        """
+        if not dtype.is_floating_point:
+            raise UsageError(f"normalized: dtype must be a float type, found {dtype}; `pixels` has the uint8 values")
+        if (mean is None) != (std is None):
+            raise UsageError("normalized: pass both mean and std, or neither")
+        wanted = self.normalization if mean is None or std is None else Normalization.of(mean, std)
+        if wanted is None:
+            raise UsageError(
+                f"the model's normalization is not known: pass {HOW_TO_SAY} to vila_data.stream, mean and std to "
+                "normalized(), or dtype=torch.uint8 to a view whose model normalizes by itself"
+            )
+        scale, shift = _scale_and_shift(wanted, self.pixels.device)
+        return torch.addcmul(shift, self.pixels.float(), scale).to(dtype)
+
     def normalised(
         self,
         dtype: torch.dtype = torch.float32,
-        mean: Sequence[float] = CLIP_MEAN,
-        std: Sequence[float] = CLIP_STD,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
     ) -> Tensor:
-        """Pixels as the vision tower takes them: (pixels / 255 - mean) / std, [N, 3, H, W] of `dtype`.
-
-        Computed in float32 where the pixels are; mean and std of RGB in 0 to 1, CLIP's unless said.
-
-        Raises:
-            UsageError: mean and std are not three numbers each, or a std is 0.
-        """
-        if len(mean) != 3 or len(std) != 3 or not all(std):
-            raise UsageError(f"normalised: mean {list(mean)}, std {list(std)}: give three numbers each, no std of 0")
-        scale, shift = _scale_and_shift(tuple(mean), tuple(std), self.pixels.device)
-        return torch.addcmul(shift, self.pixels.float(), scale).to(dtype)
+        """The old name of `normalized`, kept for one release."""
+        warnings.warn("normalised() is now normalized()", DeprecationWarning, stacklevel=2)
+        return self.normalized(dtype, mean, std)
 
     def vila(
         self,
@@ -187,22 +210,30 @@ class PackedBatch:
         pad_id: int = 0,
         dtype: torch.dtype = torch.float32,
     ) -> views.VilaView:
-        """Inputs of a VILA or LLaVA model: one placeholder an image. `views.vila` says what the arguments do."""
+        """Inputs of a VILA or LLaVA model: one placeholder per image. `views.vila` explains the arguments."""
         return views.vila(self, rows=rows, tokens_per_image=tokens_per_image, pad_id=pad_id, dtype=dtype)
 
     def hugging_face(
         self,
         image_token_id: int,
         *,
-        mask: Literal["bool4d", "additive", "none"] = "bool4d",
+        mask: Literal["none", "bool4d", "additive"] = "none",
+        attn_implementation: str | None = None,
         tokens_per_image: int | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> views.HuggingFaceView:
-        """Inputs of a transformers LLaVA-style model. `views.hugging_face` says what the arguments do."""
-        return views.hugging_face(self, image_token_id, mask=mask, tokens_per_image=tokens_per_image, dtype=dtype)
+        """Inputs of a transformers LLaVA-style model. `views.hugging_face` explains the arguments."""
+        return views.hugging_face(
+            self,
+            image_token_id,
+            mask=mask,
+            attn_implementation=attn_implementation,
+            tokens_per_image=tokens_per_image,
+            dtype=dtype,
+        )
 
     def varlen(self, *, image_token_id: int | None = None, dtype: torch.dtype = torch.float32) -> views.VarlenView:
-        """All samples behind one another without padding, as FlashAttention takes them; `views.varlen`."""
+        """All samples one after another without padding, as FlashAttention takes them; see `views.varlen`."""
         return views.varlen(self, image_token_id=image_token_id, dtype=dtype)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> PackedBatch:
@@ -234,8 +265,8 @@ def _kept(array: NDArray[Any], keep: object) -> NDArray[Any]:
 
 
 @lru_cache(maxsize=32)
-def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+def _scale_and_shift(wanted: Normalization, device: torch.device) -> tuple[Tensor, Tensor]:
     """Factor and summand of the levels 0 to 255, [1, 3, 1, 1] float32; made once, since making them waits for the GPU."""
-    scale = torch.tensor([1 / (255 * s) for s in std], device=device)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
+    scale = torch.tensor([wanted.rescale / s for s in wanted.std], device=device)
+    shift = torch.tensor([-m / s for m, s in zip(wanted.mean, wanted.std, strict=True)], device=device)
     return scale.view(1, -1, 1, 1), shift.view(1, -1, 1, 1)

@@ -9,19 +9,32 @@ from __future__ import annotations
 
 import threading
 from functools import lru_cache
-from typing import Annotated, Final, Literal, NamedTuple, cast
+from typing import Annotated, Any, Final, Literal, NamedTuple, cast
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
+from vila_data.batch.normalization import Channels, Normalization, channels, read_processor
 from vila_data.core.config import StrictModel
+from vila_data.core.errors import UsageError
 from vila_data.core.image_formats import ImageError, open_pixels
 from vila_data.core.images import covering_scale, decode_scaled, plain_size
 
 Pixels = NDArray[np.uint8]
 Level = Annotated[int, Field(ge=0, le=255)]
+
+
+def _for_each_channel(value: Any) -> Any:
+    found = None if value is None else channels(value)
+    if value is not None and found is None:
+        raise PydanticCustomError("channels", "must be one number or three")
+    return found
+
+
+ForChannels = Annotated[Channels | None, BeforeValidator(_for_each_channel)]
 
 _MAX_PIXELS: Final = 1 << 28  # no stored picture, but a damaged header
 _CROP_SEARCH: Final = 512  # how many source pixels earlier than needed a crop may begin
@@ -33,16 +46,44 @@ _thread = threading.local()
 
 
 class ImageOptions(StrictModel):
-    """How a picture becomes a square of `size_px`.
+    """How an image becomes a square of `size_px`, and how the model normalizes its pixels.
 
-    fit: "pad" (the longer side to size_px, centred on `background`), "resize" (both sides to size_px, the aspect not
-    kept) or "crop" (the shorter side to size_px, the centre taken).
-    background: RGB of padding, and of pictures that cannot be decoded; CLIP's mean unless said.
+    fit: "pad" (the longer side to size_px, centered on `background`), "resize" (both sides to size_px, the aspect ratio
+    is not kept) or "crop" (the shorter side to size_px, the center is taken).
+    background: RGB of padding, and of images that cannot be decoded. By default, the levels that normalize to 0, or
+    CLIP's mean if the normalization is not given.
+    mean, std: the model's normalization of RGB from 0 to 1, one number per channel or one for all.
+    processor: a directory or hub id of the model, whose preprocessor_config.json gives the normalization instead.
     """
 
     size_px: int = Field(336, ge=1, le=16_384)
     fit: Literal["pad", "resize", "crop"] = "pad"
     background: tuple[Level, Level, Level] = (122, 116, 104)
+    mean: ForChannels = None
+    std: ForChannels = None
+    processor: str | None = None
+
+    def normalization(self) -> Normalization | None:
+        """What `mean` and `std`, or the file of `processor`, say; None if neither is given.
+
+        Raises:
+            UsageError: mean and std are not given together, or along with a processor; the processor cannot be read.
+        """
+        if self.processor is not None:
+            if self.mean is not None or self.std is not None:
+                raise UsageError("found processor along with mean or std; pass either a processor, or mean and std")
+            return read_processor(self.processor)
+        if (self.mean is None) != (self.std is None):
+            found, missing = ("mean", "std") if self.std is None else ("std", "mean")
+            raise UsageError(f"found {found} without {missing}; pass both")
+        return None if self.mean is None or self.std is None else Normalization.of(self.mean, self.std)
+
+    def padded_for(self, normalization: Normalization | None) -> ImageOptions:
+        """These options with the background that goes with `normalization`, if it is not given."""
+        level = None if normalization is None else normalization.level_of_mean
+        if level is None or "background" in self.model_fields_set:
+            return self
+        return self.model_copy(update={"background": level})
 
 
 def decode_into(jpeg: bytes | memoryview, options: ImageOptions, out: Pixels) -> None:

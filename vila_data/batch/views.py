@@ -24,7 +24,9 @@ from vila_data.batch.masks import additive_mask, block_mask
 from vila_data.core.errors import UsageError
 from vila_data.core.schemas import IGNORED, IMAGE_ID
 
-MASKS: Final = ("bool4d", "additive", "none")
+MASKS: Final = ("none", "bool4d", "additive")
+MASKS_HOLD_FOR: Final = {"bool4d": ("sdpa",), "additive": ("eager", "sdpa")}
+"""The attention implementations of transformers that keep samples apart with a 4-D mask. "none" holds for all of them."""
 ROWS: Final = ("packs", "samples")
 
 
@@ -40,6 +42,12 @@ class Packed(Protocol):
     @property
     def segments(self) -> Tensor: ...  # noqa: D102
     @property
+    def cu_seqlens(self) -> Tensor: ...  # noqa: D102
+    @property
+    def longest(self) -> int: ...  # noqa: D102
+    @property
+    def pixels(self) -> Tensor: ...  # noqa: D102
+    @property
     def image_places(self) -> Tensor: ...  # noqa: D102
     @property
     def sample_places(self) -> Tensor: ...  # noqa: D102
@@ -47,7 +55,7 @@ class Packed(Protocol):
     def tokens_per_image(self) -> int | None: ...  # noqa: D102
     @property
     def trains_first_label(self) -> bool: ...  # noqa: D102
-    def normalised(self, dtype: torch.dtype = ...) -> Tensor: ...  # noqa: D102
+    def normalized(self, dtype: torch.dtype = ...) -> Tensor: ...  # noqa: D102
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +63,7 @@ class VilaView:
     """Inputs of a VILA or LLaVA model, which puts the images' tokens in itself.
 
     input_ids: int64 [R, M], right padded, one IMAGE_ID (-200) per image; attention_mask: bool [R, M]; labels: int64
-    [R, M]; images: [N, 3, H, W] normalised, in order of rows and columns.
+    [R, M]; images: [N, 3, H, W] normalized, in order of rows and columns.
     seqlens: int32 [S], the samples' lengths once images are expanded, in order: `seqlens_in_batch` of VILA's packing.
     With a row per pack, a cut image is in none of them: its sample ends before it. With a row per sample it is there as
     a whole image, because VILA's model truncates by itself: give it `pack.sequence_length` as its maximum length. So
@@ -80,11 +88,16 @@ class VilaView:
 
 @dataclass(frozen=True, eq=False)
 class HuggingFaceView:
-    """Inputs of a transformers LLaVA-style model.
+    """Inputs of a transformers LLaVA-style model, 4.57 or later.
 
     input_ids: int64 [B, L] with the model's image token at every column of an image, so that there are as many image
-    tokens as features; attention_mask: [B, 1, L, L], bool or additive, None where none was asked for; position_ids,
-    labels: int64 [B, L]; pixel_values: [N, 3, H, W] normalised, None where the view has no image.
+    tokens as features; position_ids, labels: int64 [B, L], positions from 0 in each sample; pixel_values: [N, 3, H, W]
+    normalized, None where the view has no image.
+    attention_mask: None by default. Eager, SDPA and flex attention then keep samples apart because transformers makes
+    its mask from positions that restart, but only without a key-value cache: so `use_cache` is False, and must be
+    passed to the model. FlashAttention takes `cu_seq_lens_q` (and `_k`), int32 [C + 1], the bounds of samples and
+    padding over the B * L columns, and `max_length_q` (and `_k`), int, because it reads positions in a batch of one row only.
+    With a 4-D attention_mask, [B, 1, L, L], these four are None.
     A cut image has no pixels here. Its columns stay, with a text token that nothing attends to and no label.
     """
 
@@ -93,18 +106,23 @@ class HuggingFaceView:
     position_ids: Tensor
     labels: Tensor
     pixel_values: Tensor | None
+    cu_seq_lens_q: Tensor | None
+    cu_seq_lens_k: Tensor | None
+    max_length_q: int | None
+    max_length_k: int | None
+    use_cache: bool = False
 
-    def as_dict(self) -> dict[str, Tensor]:
+    def as_dict(self) -> dict[str, Any]:
         """For `model(**view.as_dict())`: without what is None."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True, eq=False)
 class VarlenView:
-    """All samples behind one another, without padding, for attention that takes their bounds.
+    """All samples one after another, without padding, for attention that takes their bounds.
 
     ids, labels, positions: int64 [T]; cu_seqlens: int32 [S + 1]; max_seqlen: int; image_places: int64 [N, 3], first
-    place in T, tokens, sample; pixels: [N, 3, H, W] normalised, None where the view has no image.
+    place in T, tokens, sample; pixels: [N, 3, H, W] normalized, None where the view has no image.
     A cut image is among them with the tokens that it has, for a model that takes the first tokens of an image. With an
     `image_token_id` it is left out as in HuggingFaceView: its places stay, with a text token and no label.
     """
@@ -118,7 +136,11 @@ class VarlenView:
     pixels: Tensor | None
 
     def as_dict(self) -> dict[str, Any]:
-        """For `model(**view.as_dict())` of a transformers model with FlashAttention: one row of T tokens."""
+        """For `model(**view.as_dict())` of a transformers model, 4.57 or later: one row of T tokens.
+
+        FlashAttention takes the bounds. Eager, SDPA and flex attention make a mask of T x T from the positions, but
+        only without a key-value cache: so `use_cache` is False, and must be passed to the model.
+        """
         named: dict[str, Any] = {
             "input_ids": self.ids[None],
             "labels": self.labels[None],
@@ -127,6 +149,7 @@ class VarlenView:
             "cu_seq_lens_k": self.cu_seqlens,
             "max_length_q": self.max_seqlen,
             "max_length_k": self.max_seqlen,
+            "use_cache": False,
         }
         return named if self.pixels is None else named | {"pixel_values": self.pixels}
 
@@ -145,12 +168,14 @@ def vila(
         rows: "packs" has a row for each pack (R = B); "samples" one for each sample (R = S), for a trainer that packs
             by itself, as VILA does.
         tokens_per_image: the number of tokens that the model makes of an image, to check it; None: no check.
+        dtype: of the pixels; torch.uint8: as they are, for a model that normalizes by itself.
 
     Raises:
-        UsageError: the pack was planned with another number of tokens per image; rows is not one of these.
+        UsageError: the pack was planned with another number of tokens per image; rows is not one of these; the batch
+            has images and the stream was not told the normalization.
     """
     if rows not in ROWS:
-        raise UsageError(f"rows: {rows!r}: it is one of {', '.join(ROWS)}")
+        raise UsageError(f"rows must be one of {', '.join(ROWS)}, found {rows!r}")
     cut = _cut_images(batch, tokens_per_image)
     if rows == "samples":
         cut = None
@@ -184,34 +209,57 @@ def hugging_face(
     batch: Packed,
     image_token_id: int,
     *,
-    mask: Literal["bool4d", "additive", "none"] = "bool4d",
+    mask: Literal["none", "bool4d", "additive"] = "none",
+    attn_implementation: str | None = None,
     tokens_per_image: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> HuggingFaceView:
     """The batch with `image_token_id` at every column of an image. A cut image becomes text tokens without labels.
 
     Args:
-        mask: "bool4d" and "additive" (of `dtype`) keep samples apart in any attention; "none" leaves it to
-            `position_ids`, which transformers' FlashAttention reads.
+        mask: what keeps samples apart.
+            "none": restarting positions, bounds and no cache, see HuggingFaceView. For eager, SDPA, flex and
+            FlashAttention, and for sliding windows.
+            "bool4d": a boolean mask. For SDPA only: eager and flex attention add it to the scores, so samples leak.
+            "additive": a mask of scores. For eager and SDPA.
+            A 4-D mask takes B * L * L values, is used as it is in layers with a sliding window, which then see
+            their whole sample, and is not for FlashAttention.
+        attn_implementation: the model's (`model.config._attn_implementation`), to refuse a mask that does not hold for
+            it; None: no check.
         tokens_per_image: the number of tokens that the model makes of an image, to check it; None: no check.
-        dtype: of the pixels and of an additive mask.
+        dtype: of the pixels and of an additive mask; torch.uint8: pixels as they are, for a model that normalizes by
+            itself, and a mask of float32.
 
     Raises:
         UsageError: the pack was planned with another number of tokens per image; the text has `image_token_id`; mask is
-            not one of these.
+            not one of these or does not hold for `attn_implementation`; the batch has images and the stream was not told
+            the normalization.
     """
     if mask not in MASKS:
-        raise UsageError(f"no mask is called {mask!r}: it is one of {', '.join(MASKS)}")
+        raise UsageError(f"mask must be one of {', '.join(MASKS)}, found {mask!r}")
+    holds_for = MASKS_HOLD_FOR.get(mask)
+    if attn_implementation is not None and holds_for is not None and attn_implementation not in holds_for:
+        raise UsageError(
+            f"mask {mask!r} keeps samples apart with {' and '.join(holds_for)} attention only, found "
+            f"{attn_implementation!r}; use mask='none'"
+        )
     cut = _cut_images(batch, tokens_per_image)
     attention = None
-    if mask != "none":
-        attention = block_mask(batch.segments) if mask == "bool4d" else additive_mask(batch.segments, dtype)
+    if mask == "bool4d":
+        attention = block_mask(batch.segments)
+    elif mask == "additive":
+        attention = additive_mask(batch.segments, dtype if dtype.is_floating_point else torch.float32)
+    bounds, longest = (batch.cu_seqlens, batch.longest) if mask == "none" else (None, None)
     return HuggingFaceView(
         input_ids=_with_image_token(batch, image_token_id, cut),
         attention_mask=attention,
         position_ids=batch.positions,
         labels=_labels(batch, cut),
         pixel_values=_pixels_or_none(batch, cut, dtype),
+        cu_seq_lens_q=bounds,
+        cu_seq_lens_k=bounds,
+        max_length_q=longest,
+        max_length_k=longest,
     )
 
 
@@ -221,9 +269,10 @@ def varlen(batch: Packed, *, image_token_id: int | None = None, dtype: torch.dty
     Args:
         image_token_id: the model's token at every place of an image, for a model that takes whole images only; None:
             IMAGE_ID stays.
+        dtype: of the pixels; torch.uint8: as they are, for a model that normalizes by itself.
 
     Raises:
-        UsageError: the text has `image_token_id`.
+        UsageError: the text has `image_token_id`; the batch has images and the stream was not told the normalization.
     """
     cut = None if image_token_id is None else _cut_images(batch, None)
     row, first, length = batch.sample_places.T
@@ -300,7 +349,9 @@ def _labels(batch: Packed, cut: _Cut | None) -> Tensor:
 
 
 def _pixels(batch: Packed, cut: _Cut | None, dtype: torch.dtype) -> Tensor:
-    pixels = batch.normalised(dtype)
+    """The pixels of images that are not cut. A batch without images needs no normalization."""
+    needed = dtype != torch.uint8 and len(batch.pixels) > 0
+    pixels = batch.normalized(dtype) if needed else batch.pixels.to(dtype)
     return pixels if cut is None else pixels[~cut.images]
 
 
