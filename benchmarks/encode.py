@@ -47,6 +47,7 @@ from vila_data.encode.draft import document_of
 from vila_data.encode.fit import Sample, draft_of, encode_samples
 from vila_data.encode.part import EncodeJob, encode_shard
 from vila_data.encode.tokenizer import TextTokenizer, load_tokenizer
+from vila_data.encode.tokenizer_files import read_tokenizer_files
 
 REPO = Path(__file__).resolve().parents[1]
 SEED = 17
@@ -173,7 +174,7 @@ def encode_all(values: list[Value], config: PackConfig, tokenizer: TextTokenizer
 
 
 def fresh(name: str) -> TextTokenizer:
-    return TextTokenizer(name, transformers.AutoTokenizer.from_pretrained(name))
+    return TextTokenizer(name, read_tokenizer_files(name))
 
 
 def alone(name: str, method: str, stream: Stream) -> Callable[[], int]:

@@ -143,7 +143,8 @@ class Vila(nn.Module):
     def forward(self, batch: PackedBatch) -> Tensor:
         """Sum of the losses of the batch's trained tokens, float32; divide it by their number over all ranks.
 
-        A sample's first token has nothing before it in its sequence, so it is not trained.
+        The first token of a sample has nothing before it in its sequence, so it is not trained, except under the
+        semantics `released_code` (`targets`).
         """
         hidden_BLD = self.hidden(batch)
         targets_BL = targets(batch)
@@ -168,7 +169,7 @@ class Vila(nn.Module):
         must run the same modules, or they wait for each other for ever.
         """
         words_BLD = self.llm.model.embed_tokens(batch.ids.clamp(min=0))
-        pixels = batch.normalised(words_BLD.dtype, self.tower.mean, self.tower.std)
+        pixels = batch.normalized(words_BLD.dtype, self.tower.mean, self.tower.std)
         if not len(pixels):
             blank = pixels.new_zeros(1, 3, self.tower.image_size, self.tower.image_size)
             return words_BLD + 0 * self.image_tokens(blank).sum()
@@ -187,7 +188,7 @@ class Vila(nn.Module):
         return words_BLD.flatten(0, 1).index_copy(0, places, kept_PD).view(-1, length, width)
 
     def image_tokens(self, pixels_NCHW: Tensor) -> Tensor:
-        """embeddings_NTD of normalised pictures; no gradient goes into a tower that is not trained."""
+        """embeddings_NTD of normalized images; no gradient goes into a tower that is not trained."""
         trained = torch.is_grad_enabled() and any(weight.requires_grad for weight in self.tower.parameters())
         with torch.set_grad_enabled(trained):
             features_NTD = self.tower(pixels_NCHW)
@@ -195,8 +196,14 @@ class Vila(nn.Module):
 
 
 def targets(batch: PackedBatch) -> Tensor:
-    """int64[B, L]: what each position has to predict: the next label of its own sample, else IGNORED."""
+    """int64[B, L]: what each position has to predict: the next label of its own sample, else IGNORED.
+
+    Under the semantics `released_code` the end of a sample predicts the first token of the next one in its row, as in
+    VILA v1.0.
+    """
     following = functional.pad(batch.labels[:, 1:], (0, 1), value=IGNORED)
+    if batch.trains_first_label:
+        return following
     same = functional.pad(batch.segments[:, 1:] == batch.segments[:, :-1], (0, 1), value=False)
     return following.masked_fill(~same, IGNORED)
 

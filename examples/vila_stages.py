@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from torch.optim import AdamW
 from vila_model import Vila
@@ -37,8 +38,19 @@ def freeze(model: Vila, stage: Stage, *, train_tower: bool = False) -> None:
 
 
 def optimizer_of(model: nn.Module) -> AdamW:
-    """AdamW without weight decay over what is trained; its rate is set at every step."""
-    return AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=0.0, weight_decay=0.0)
+    """AdamW without weight decay over what is trained; its rate is set at every step.
+
+    Its moments are made now, as AdamW would make them at a weight's first gradient: some weights never have one (the
+    last layer of the tower, a projector before the first image), and a checkpoint has to hold what the next one reads.
+    """
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = AdamW(weights, lr=0.0, weight_decay=0.0)
+    for weight in weights:
+        moments = {
+            name: torch.zeros_like(weight, memory_format=torch.preserve_format) for name in ("exp_avg", "exp_avg_sq")
+        }
+        optimizer.state[weight] = {"step": torch.zeros((), dtype=torch.float32), **moments}
+    return optimizer
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:

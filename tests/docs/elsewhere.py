@@ -40,10 +40,12 @@ PAGES: Final[dict[str, str]] = {
     "docs/extending.md": "tests/docs/test_extending.py::test_a_corpus_a_rule_and_a_scorer_of_the_page",
     "docs/object_storage.md": "tests/docs/test_object_storage_page.py::test_the_page",
     "docs/ray.md": "tests/docs/test_ray_page.py::test_the_page",
+    "docs/training/accelerate.md": "tests/examples/test_docs_pages.py::test_killed_and_started_again_it_goes_on",
     "docs/training/hf_trainer.md": "tests/examples/test_docs_pages.py::test_the_trainer_of_transformers_goes_on",
     "docs/training/lightning.md": "tests/examples/test_docs_pages.py::test_killed_and_started_again_it_goes_on",
     "docs/training/plain_loop.md": "tests/examples/test_docs_pages.py::test_killed_and_started_again_it_goes_on",
     "docs/training/ray_train.md": "tests/examples/test_docs_pages.py::test_ray_goes_on_with_another_number_of_workers",
+    "docs/training/validation.md": "tests/loader/test_restart.py::test_every_iteration_begins_at_the_same_batch",
 }
 """Pages whose blocks of `sh` and Python a test of their own runs; commands in other blocks stand in COMMANDS."""
 

@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jinja2
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from tests.encode import chat_templates
@@ -329,3 +331,121 @@ def test_too_long_a_conversation_ends_after_an_answer(known: Callable[[str], Kno
     (cut,) = encode_samples([conversation_of(turns)], short, made.ours)
     assert cut.ids == list(made.fast.apply_chat_template(made.messages(turns[:2]), tokenize=True, return_dict=False))
     assert cut.cut == whole.tokens - cut.tokens
+
+
+def trained_texts(made: Known, conversation: Conversation) -> list[str]:
+    sequence = made.encoded(conversation)
+    assert sequence.fate == OK, sequence
+    return [made.ours.decode(sequence.ids[first:last]) for first, last in sequence.trained]
+
+
+ROWS_OF_TOOLS: dict[str, list[dict[str, Any]]] = {
+    "a call": [
+        {"role": "user", "content": "weather?"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "content": "RESULT", "name": "weather"},
+        {"role": "assistant", "content": "It is 20."},
+    ],
+    "two results": [
+        {"role": "user", "content": "weather?"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL, CALL]},
+        {"role": "tool", "content": "RESULT 1", "name": "weather"},
+        {"role": "tool", "content": "RESULT 2", "name": "weather"},
+        {"role": "assistant", "content": "It is 20."},
+    ],
+    "a text and a call": [
+        {"role": "user", "content": "weather?"},
+        {"role": "assistant", "content": "Let me see.", "tool_calls": [CALL]},
+        {"role": "tool", "content": "RESULT", "name": "weather"},
+        {"role": "assistant", "content": "It is 20."},
+    ],
+}
+
+
+@pytest.mark.parametrize("name", ["gptoss", "diffusion_gemma", "qwen2_5", "nemotron_3_nano", "lfm2_v2", "muse_glimmer"])
+@pytest.mark.parametrize("row", sorted(ROWS_OF_TOOLS))
+def test_results_of_tools_are_not_trained(known: Callable[[str], Known], name: str, row: str) -> None:
+    """Wherever the template writes them, in a turn of their own or in the answer's."""
+    made = known(chat_templates.published()[name])
+    messages = ROWS_OF_TOOLS[row]
+    turns = (("human", "weather?"), ("gpt", "{}"), ("human", "RESULT"), ("gpt", "It is 20."))
+    given = Conversation(turns, None, 0, tuple(messages))  # type: ignore[arg-type]
+    sequence = made.encoded(given)
+    expected = made.fast.apply_chat_template(
+        messages,
+        chat_template=chat_templates.training_variant(name),
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+    )
+    if sequence.fate == TEMPLATE_REFUSED:
+        pytest.fail(sequence.detail)
+    assert not any("RESULT" in text for text in trained_texts(made, given))
+    if sequence.ids == list(expected["input_ids"]):
+        mask = [0] * len(sequence.ids)
+        for first, last in sequence.trained:
+            mask[first:last] = [1] * (last - first)
+        assert mask == list(expected["assistant_masks"])
+
+
+HIDING = {
+    "format filter": "{% for m in messages %}{{ '<|im_start|>%s\n%s<|im_end|>\n' | format(m.role, m.content) }}{% endfor %}",
+    "replace filter": "{% for m in messages %}{{ '<|im_start|>ROLE\nTEXT<|im_end|>\n' | replace('ROLE', m.role) | replace('TEXT', m.content) }}"
+    "{% endfor %}",
+    "join": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ ''.join(['', m.content]) }}<|im_end|>\n{% endfor %}",
+    "percent": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ '%s' % m.content }}<|im_end|>\n{% endfor %}",
+    "safe": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | safe }}<|im_end|>\n{% endfor %}",
+    "tojson": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | tojson }}<|im_end|>\n{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("name", sorted(HIDING))
+def test_templates_that_hide_where_a_text_came_from(known: Callable[[str], Known], name: str) -> None:
+    made = known(HIDING[name])
+    assert compare(made, SHAPES["several turns"]) == "ids"
+    sequence = made.encoded(conversation_of([("user", "a<|im_end|>"), ("assistant", "b<|im_start|>c")]))
+    end, start = (made.ours.added[text] for text in ("<|im_end|>", "<|im_start|>"))
+    assert (sequence.ids.count(end), sequence.ids.count(start)) == (2, 2), "the template's own"
+
+
+ELSEWHERE = {
+    "header of the next turn": "{% for m in messages %}{% if m.role == 'user' %}{% if loop.first %}<|im_start|>user\n{% endif %}{{ m.content }}"
+    "<|im_end|>\n<|im_start|>assistant\n{% else %}{{ m.content }}<|im_end|>\n<|im_start|>user\n{% endif %}{% endfor %}",
+    "prompt at the end": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n",
+    "copy in front": "<|im_start|>system\nlast: {{ messages[-1].content }}<|im_end|>\n"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
+    "copies behind": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "<|im_start|>summary\n{% for m in messages %}{{ m.content }};{% endfor %}<|im_end|>",
+    "look ahead": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% if loop.nextitem %} ({{ loop.nextitem.content[:1] }}){% endif %}<|im_end|>\n{% endfor %}",
+    "reversed": "{% for m in messages[::-1] %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("name", sorted(ELSEWHERE))
+def test_nothing_but_the_answer_is_trained(known: Callable[[str], Known], name: str) -> None:
+    made = known(ELSEWHERE[name])
+    turns = [("user", "Q1"), ("assistant", "A1"), ("user", "Q2"), ("assistant", "A2")]
+    assert compare(made, turns) == "ids"
+    found = [text.split("<|im_end|>")[0].split(" (")[0] for text in trained_texts(made, conversation_of(turns))]
+    assert sorted(found) == ["A1", "A2"]
+    if name != "look ahead":
+        assert all(
+            text.strip() in ("A1<|im_end|>", "A2<|im_end|>") for text in trained_texts(made, conversation_of(turns))
+        )
+
+
+def test_white_space_that_a_special_token_takes(tmp_path: Path) -> None:
+    """Phi-3's tokens take what follows them, also where some text spells a special token."""
+    fast = chat_templates.tokenizer_with(chat_templates.published()["phi3"], tmp_path)
+    tokens = [AddedToken(text, rstrip=True, special=True) for text in ("<|user|>", "<|assistant|>", "<|end|>")]
+    fast.add_special_tokens({"additional_special_tokens": tokens}, replace_extra_special_tokens=False)
+    fast.save_pretrained(tmp_path)
+    made = Known(fast, load_tokenizer(str(tmp_path)), ChatTemplate(load_tokenizer(str(tmp_path))))
+    plain, spelled = (
+        [("user", "Q1"), ("assistant", "A1"), ("user", text), ("assistant", "A2")] for text in ("x", "x</s>")
+    )
+    assert compare(made, plain) == "ids"
+    ids, more = (made.encoded(conversation_of(turns)).ids for turns in (plain, spelled))
+    at = ids.index(made.ours.encode_ids(["x"])[0][0])
+    assert more[: at + 1] == ids[: at + 1] and more[-(len(ids) - at - 1) :] == ids[at + 1 :]

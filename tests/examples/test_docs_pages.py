@@ -13,6 +13,7 @@ import pytest
 
 from tests.examples import tiny_llava
 from tests.examples.conftest import EXAMPLES
+from tests.examples.loops import LOOPS
 from tests.examples.trainings import TIMEOUT_S, environment
 
 PAGES = EXAMPLES.parent / "docs" / "training"
@@ -21,7 +22,9 @@ TRAINED = re.compile(r'"step": (\d+), "loss": ([\d.e+-]+)')
 
 
 def test_every_page_has_a_test() -> None:
-    assert {page.stem for page in PAGES.glob("*.md")} == {"plain_loop", "hf_trainer", "lightning", "ray_train"}
+    programs = {"plain_loop", "hf_trainer", "lightning", "accelerate", "ray_train"}
+    assert {page.stem for page in PAGES.glob("*.md")} == programs | {"validation"}
+    assert {loop.page for loop in LOOPS} == programs
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,8 @@ def program(page: str, folder: Path) -> Path:
 
 def called(page: str, made: Path, llava: Path, work: Path, *more: str) -> list[str]:
     work.mkdir(exist_ok=True)
-    told = [made / "recipe.yaml", made / "run", llava, work / "out"]
+    recipe = made / "recipe.yaml"
+    told = [recipe, recipe, made / "run", llava, work / "out"]
     return [sys.executable, str(program(page, work)), *map(str, told), *more]
 
 
@@ -70,7 +74,7 @@ def run_until(command: list[str], last: int) -> dict[int, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["plain_loop", "lightning"])
+@pytest.mark.parametrize("page", ["plain_loop", "lightning", "accelerate"])
 def test_killed_and_started_again_it_goes_on(page: str, made_folder: Path, llava: Path, tmp_path: Path) -> None:
     undisturbed = run(called(page, made_folder, llava, tmp_path / "whole"))
     assert len(undisturbed) > 12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -71,6 +72,8 @@ def test_without_the_mask_samples_would_leak() -> None:
 def test_no_sample_is_trained_to_predict_the_next_one() -> None:
     batch = pack([[MadeSample((5, 6, 7), np.zeros((0, 64, 64, 3), np.uint8), first=0)] * 2], 8, PATCHES)
     assert targets(batch).tolist() == [[6, 7, -100, 6, 7, -100, -100, -100]]
+    released = replace(batch, trains_first_label=True)
+    assert targets(released).tolist() == [[6, 7, 5, 6, 7, -100, -100, -100]], "as VILA v1.0 trains"
 
 
 def test_flash_attention_gets_the_bounds_of_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,27 @@ def test_accumulated_steps_are_those_of_one_large_batch(made_folder: Path) -> No
         torch.testing.assert_close(weight, others[name], atol=2e-3, rtol=0)
 
 
+SWITCHES: list[dict[str, Any]] = [{}, {"train_tower": True}, {"accumulate": 2}, {"recompute": True}, {"bf16": True}]
+
+
+@pytest.mark.parametrize(
+    ("stage", "switch"),
+    [
+        *(("align", switch) for switch in SWITCHES[:2]),
+        *(("pretrain", switch) for switch in SWITCHES[:1]),
+        *(("sft", switch) for switch in [*SWITCHES[1:], {"fsdp": True}, {"fsdp": True, "train_tower": True}]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "+".join(value) or "plain",
+)
+def test_every_stage_and_switch_resumes(made_folder: Path, tmp_path: Path, stage: str, switch: dict[str, Any]) -> None:
+    """Some trained weights never get a gradient: the last layer of the tower, which the features do not come from."""
+    whole, _ = trained(made_folder, stage=stage, stop_after=3, **switch)
+    saved = {"stage": stage, "checkpoints": tmp_path, "stop_after": 2} | switch
+    before, _ = trained(made_folder, **saved)
+    after, _ = trained(made_folder, **saved | {"stop_after": 1, "resume": True})
+    assert [step.loss for step in [*before, *after]] == [step.loss for step in whole]
+
+
 def test_the_next_stage_takes_the_weights_of_the_last(made_folder: Path, tmp_path: Path) -> None:
     _, weights = trained(made_folder, stage="align", checkpoints=tmp_path, stop_after=1)
     trainer = Trainer(options(made_folder, stage="sft", init=tmp_path, seed=99))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -21,4 +22,9 @@ def write(folder: Path) -> Path:
     )
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=WORDS, image_seq_length=16)
     LlavaForConditionalGeneration(config).save_pretrained(folder)
+    normalization = {
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(normalization))
     return folder

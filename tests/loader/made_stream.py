@@ -32,7 +32,7 @@ BLEND = {
     "sources": [{"shards": name, "weight": weight} for name, weight in (("docs", 2), ("pairs", 1), ("chat", 1))],
 }
 SIZE_PX = 32
-IMAGE = {"size_px": SIZE_PX, "fit": "pad"}
+IMAGE = {"size_px": SIZE_PX, "fit": "pad", "mean": [0.4815, 0.4578, 0.4082], "std": 0.25}  # CLIP's mean
 CORPORA = {
     "web": {"kind": "mmc4", "files": ["none.jsonl"]},
     "alt": {"kind": "coyo", "files": ["none.parquet"]},

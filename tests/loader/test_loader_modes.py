@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.loader.made_stream import BLEND, encode, opened, recipe_of
+from tests.loader.made_stream import BLEND, TOKENIZER, encode, opened, recipe_of
 from tests.made_run import MadeRun, make_run
 from vila_data.encode.sequence import IGNORED, IMAGE_ID
+from vila_data.encode.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,27 @@ def check_batch(batch: Any, tokens_per_image: int) -> int:
     assert int((batch.ids == IMAGE_ID).sum()) == int(taken)
     assert len(batch.image_places) == len(batch.pixels) and len(batch.sample_places) == len(batch.origins)
     assert int(batch.cu_seqlens[-1]) == batch.ids.numel() and (batch.cu_seqlens.diff() > 0).all()
+    assert batch.tokens_per_image == tokens_per_image
+    for rows, images in (("packs", len(batch.pixels) - cut), ("samples", len(batch.pixels))):
+        view = batch.vila(rows=rows, tokens_per_image=tokens_per_image)
+        assert int((view.input_ids == IMAGE_ID).sum()) == len(view.images) == images
+    named = batch.hugging_face(50_000, tokens_per_image=tokens_per_image)
+    assert int((named.input_ids == 50_000).sum()) == tokens_per_image * (len(batch.pixels) - cut)
     return cut
+
+
+def first_labels(batches: list[Any]) -> list[int]:
+    """Labels of samples' first tokens, which are the same in the batch and in its views."""
+    found = []
+    for batch in batches:
+        row, first, _ = batch.sample_places.T
+        labels = batch.labels[row, first]
+        assert torch.equal(batch.hugging_face(50_000).labels[row, first], labels)
+        assert torch.equal(batch.vila(rows="samples").labels[:, :1].flatten(), labels)
+        starts, later_row = batch.varlen().cu_seqlens[:-1].long(), (first == 0) & (row > 0)
+        assert torch.equal(batch.varlen().labels[starts], labels.masked_fill(later_row, IGNORED))
+        found += labels.tolist()
+    return found
 
 
 @pytest.mark.parametrize("semantics", ["paper", "released_code"])
@@ -54,12 +75,23 @@ def test_fidelity_modes_stream(run: MadeRun, tmp_path: Path, semantics: str) -> 
         sources = [{"shards": name, "weight": 1, "repeat": 1} for name in ("docs", "pairs", "chat")]
         blend = {"weight_counts": "samples", "at_exhaustion": "renormalise", "sources": sources}
     folder = folder_of(run, tmp_path, pack=pack, blend=blend)
-    whole = list(opened(folder, batch_size=4))
-    split = [list(opened(folder, batch_size=4, num_workers=1, rank=rank, world_size=2)) for rank in range(2)]
+    batch_size = 1 if semantics == "released_code" else 4
+    whole = list(opened(folder, batch_size=batch_size))
+    split = [list(opened(folder, batch_size=batch_size, num_workers=1, rank=rank, world_size=2)) for rank in range(2)]
     assert len(whole) > 10 and sum(check_batch(batch, 40) for batch in whole) > 5
     in_turn = [batch for pair in zip(*split, strict=True) for batch in pair]
+    if semantics == "released_code":  # its order depends on the ranks: they meet the same sets at the same steps
+        for pair in zip(*split, strict=True):
+            one, other = (sorted(origin.set for origin in batch.origins) for batch in pair)
+            assert one == other and sum(1 if name != "pairs" else 1 / 4 for name in one) == 4
+        in_turn = list(opened(folder, batch_size=batch_size, num_workers=2))
     for one, other in zip(whole, in_turn, strict=False):
         assert torch.equal(one.ids, other.ids) and torch.equal(one.pixels, other.pixels)
+        assert torch.equal(one.labels, other.labels)
+        assert other.trains_first_label is one.trains_first_label is (semantics == "released_code")
+    firsts = set(first_labels(whole))
+    tokenizer = load_tokenizer(TOKENIZER)
+    assert firsts == ({IGNORED, tokenizer.bos_id} if semantics == "released_code" else {IGNORED})
     if semantics == "paper":
         assert all(len(batch.origins) == batch.packs for batch in whole)
 
@@ -88,4 +120,5 @@ def test_a_nested_blend_with_a_subset_and_total_packs_streams(made_folder: Path,
     assert sum(batch.packs for batch in batches) == 90 and len(batches) == 13 and batches[-1].packs == 6
     assert (batches[-1].segments[6] == 0).all() and (batches[-1].labels[6] == IGNORED).all()
     assert all(not check_batch(batch, 16) for batch in batches)
+    assert set(first_labels(batches)) == {IGNORED}
     assert {origin.pass_ for batch in batches for origin in batch.origins} > {0}

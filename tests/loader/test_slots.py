@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import resource
 import signal
 import socket
@@ -135,6 +136,37 @@ def test_a_failure_of_any_length_fits_a_message(text: str) -> None:
     assert len(message) <= 60_000 and message[:1] == b"X"
     found = WorkerFailure.of_message(message)
     assert found.kind == "DataError" and text.endswith(found.text)
+
+
+HARD_LIMITS = """
+import os, resource, sys
+import vila_data as vd
+
+for limit, workers in ((8, 1), (14, 1), (30, 1), (16, 2)):
+    loader = vd.stream(sys.argv[1], sys.argv[2], rank=0, world_size=1, num_workers=workers, image={"size_px": 32})
+    child = os.fork()
+    if not child:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+        try:
+            list(loader)
+        except vd.RunError as error:
+            print(error, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def test_a_hard_limit_of_descriptors_is_one_sentence(made_folder: Path) -> None:
+    """At the start, in a worker's first batches, and when the trainer holds some."""
+    told = [made_folder / "recipe.yaml", made_folder / "run"]
+    done = subprocess.run([sys.executable, "-c", HARD_LIMITS, *map(str, told)], capture_output=True, text=True)
+    said = done.stdout.splitlines()
+    assert len(said) == 4 and done.stderr == "", done.stdout + done.stderr[-2000:]
+    for line in said:
+        assert re.match(
+            r"stream: .* may open no more files while (it|the trainer) holds \d+ batch(es)?: .*raise `ulimit -n`", line
+        )
+    assert "the process may" in said[0] and "a loader worker may" in said[2]
 
 
 def test_too_few_descriptors_are_one_message(made_folder: Path) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import vila_data as vd
 from tests.loader.made_stream import opened
+from vila_data.batch.normalization import Normalization
 from vila_data.core.errors import UsageError
 
 WRONG: list[tuple[dict[str, Any], str]] = [
@@ -28,6 +30,16 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"image": 224}, "image: found 224: give a mapping of size_px, fit, background"),
     ({"image": {"size": 224}}, "image: unknown key 'size'; nearest: size_px"),
     ({"image": {"fit": "padd"}}, "image: fit: input should be 'pad', 'resize' or 'crop'; found 'padd'"),
+    ({"image": {"mean": 0.5}}, "image: found mean without std; pass both$"),
+    ({"image": {"std": 0.5}}, "image: found std without mean; pass both$"),
+    ({"image": {"mean": [0.5, 0.5], "std": 1}}, "image: mean: must be one number or three; found \\[0.5, 0.5\\]$"),
+    ({"image": {"mean": "clip", "std": 1}}, "image: mean: must be one number or three; found 'clip'$"),
+    ({"image": {"mean": 0.5, "std": [1, 0, 1]}}, "image: mean must be one number or three, and std one positive"),
+    (
+        {"image": {"mean": 0.5, "std": 1, "processor": "x"}},
+        "image: found processor along with mean or std; pass either",
+    ),
+    ({"image": {"processor": "/no/such"}}, "image: processor /no/such: it is neither a directory nor a repository"),
     ({"fault_budget": {"fraction": 2}}, "fault_budget: fraction: .*; found 2"),
     ({"read": {"cachedir": "x"}}, "read: unknown key 'cachedir'; nearest: cache_dir"),
     ({"patience": {"say": 3}}, "patience: unknown key 'say'"),
@@ -70,6 +82,27 @@ def test_numbers_of_numpy_and_paths_are_taken(made_folder: Path, tmp_path: Path)
     opened(made_folder).load_state_dict(state)
     with given:
         assert next(iter(given)).pixels.shape[2:] == (32, 32)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_batches_remember_the_normalization(made_folder: Path, tmp_path: Path, num_workers: int) -> None:
+    """Given as arrays or read from a processor's file, with workers or without; or not known, then uint8 alone."""
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": 0.5, "image_std": [0.5, 0.25, 0.5]}')
+    wanted = Normalization((0.5, 0.5, 0.5), (0.5, 0.25, 0.5))
+    given = {"mean": np.full(3, 0.5), "std": torch.tensor([0.5, 0.25, 0.5])}
+    for told in ({"processor": tmp_path}, given, {}):
+        image = {"size_px": 32, "fit": "pad", **told}
+        with opened(made_folder, image=image, num_workers=num_workers, device="cpu") as loader:
+            batch = next(batch for batch in loader if len(batch.pixels))
+        if not told:
+            assert batch.normalization is None
+            assert batch.vila(dtype=torch.uint8).images.dtype == torch.uint8
+            with pytest.raises(UsageError, match="the model's normalization is not known: pass image="):
+                batch.vila()
+            continue
+        assert batch.normalization == wanted
+        assert torch.equal(batch.vila().images, batch.normalized(mean=0.5, std=(0.5, 0.25, 0.5)))
+        assert (batch.pixels == 127).all((1, 2)).any(), "padding is the mean"
 
 
 @pytest.mark.parametrize("epoch", [-1, 1.5, "3", None])

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 import vila_data as vd
-from tests.view.test_report import HOSTILE
+from tests.view.test_report import CUT, HOSTILE
 from vila_data.view.card import card, code, fenced, front_matter, words
 
 
@@ -55,7 +55,14 @@ def test_its_figures_are_the_runs(sample_run: Path, facts: tuple[dict[str, Any],
                         row = f"| {words(name)}, {stage} | {kind}: {words(reason)} | {unit} | {count:,} |"
                         assert row in text, row
     for name, counts in totals["tokens"].items():
-        assert f"| {words(name)} | {counts['sequences']:,} | {counts['tokens']:,} |" in text
+        row = " | ".join(f"{counts[key]:,}" for key in ("samples", "sequences", "tokens", "text_tokens"))
+        assert f"| {words(name)} | {row} |" in text
+    for source in totals["blend"]["sources"]:
+        whole = source["of_whole"]
+        row = " | ".join(f"{whole[key]:.1%}" for key in ("recipe", "target", "actual"))
+        assert f"{words(source['label'])} | {source['unit']} | {row} |" in text
+    for warning in totals["blend"]["warnings"]:
+        assert f"\n- {words(warning['text'])}\n" in text
     assert not re.search(r"seconds|20\d\d-\d\d", text)
 
 
@@ -67,6 +74,17 @@ def test_figures_stand_to_the_right_and_words_to_the_left(sample_run: Path) -> N
         row = [cell.strip() for cell in lines[number + 1].strip("|").split("|")]
         for rule, cell in zip(lines[number].strip("|").split("|"), row, strict=True):
             assert rule.strip() == ("---:" if re.match(r"-?[\d.]", cell) else "---"), (lines[number - 1], cell)
+
+
+def test_what_encoding_left_out_is_a_share(facts: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    totals, lock = copy.deepcopy(facts)
+    assert "Encoding cut nothing" in card(totals, lock)
+    totals["tokens"]["docs"] |= CUT
+    text = card(totals, lock)
+    keys = words("pack.sequence_length or pack.tokens_per_image")
+    assert f"| docs | {words('tokens cut, in 4 samples')} | {keys} | 33.3% | 40 | 120 |" in text
+    assert f"without a sequence{words(': too_long')} | {keys} | 15.0% | 3 | 20 |" in text
+    assert "| set | left out by encoding | to change it | share | count | of |" in text
 
 
 def test_nothing_is_said_of_no_texts_and_no_hosts(facts: tuple[dict[str, Any], dict[str, Any]]) -> None:

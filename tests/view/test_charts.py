@@ -15,7 +15,7 @@ from markupsafe import Markup
 from vila_data.view.axes import above, many, share, short, size_text, ticks
 from vila_data.view.charts import WIDTH, Mark, bars, curve, histogram
 from vila_data.view.flow import Stage, flow, stages
-from vila_data.view.shares import shares
+from vila_data.view.shares import ShareRow, share_rows, shares
 
 COUNTS = st.lists(st.integers(0, 10**15) | st.sampled_from([0, 0, 1]), min_size=1, max_size=40)
 NAMES = st.text(max_size=80) | st.sampled_from(
@@ -151,9 +151,23 @@ def test_widths_of_a_flow_are_counts() -> None:
     assert bars_[1] / bars_[0] == pytest.approx(0.25)
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), NAMES, NAMES, st.floats(0, 1), st.floats(0, 1)), max_size=12))
-def test_shares(rows: list[tuple[int, str, str, float, float]]) -> None:
-    assert len(table(parsed(shares(rows, title="t")))) == len(rows)
+SHARE = st.floats(0, 1)
+SHARE_ROWS = st.builds(ShareRow, st.integers(0, 3), NAMES, NAMES, st.none() | SHARE, SHARE, SHARE)
+
+
+@given(st.lists(SHARE_ROWS, max_size=12))
+def test_shares(rows: list[ShareRow]) -> None:
+    shown = table(parsed(shares(rows, title="t")))
+    assert [row[-3:] for row in shown] == [list(row.percents()) for row in rows]
+
+
+def test_shares_of_runs_of_before_have_no_recipe() -> None:
+    source = {"label": "a", "path": "sources.0", "unit": "images", "asked": 0.7, "realised": 0.69}
+    inside = source | {"label": "b", "path": "sources.0.blend.sources.0", "asked": 0.5, "realised": 0.5}
+    row, nested = share_rows({"sources": [source, inside]})
+    assert row.percents(1) == ("", "70.0%", "69.0%") and nested.percents(1) == ("", "35.0%", "34.5%")
+    (row,) = share_rows({"sources": [source | {"of_whole": {"recipe": 0.161, "target": 0.7, "actual": 0.69}}]})
+    assert row.percents(1) == ("16.1%", "70.0%", "69.0%")
 
 
 @given(st.floats(-1e15, 1e15), st.floats(1e-9, 1e15))

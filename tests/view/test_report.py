@@ -19,6 +19,7 @@ from tests.browser import DESK, PHONE, chromium, opened
 from vila_data.view.measure_tables import bar_line, print_measures
 from vila_data.view.recipe_text import shown_message, shown_recipe, shown_value
 from vila_data.view.report_page import report_page
+from vila_data.view.tables import print_run
 from vila_data.workflow.recipe import Recipe
 
 HOSTILE = (
@@ -154,12 +155,65 @@ def test_no_table_is_broken_into_letters(browser: Any, sample_run: Path) -> None
         assert len(lines) > 60 and max(lines) == 1
 
 
+CUT = {
+    "images_left_out": 7,
+    "images": 93,
+    "tokens": 80,
+    "tokens_cut": 40,
+    "samples": 20,
+    "samples_cut": 1,
+    "failed:too_long": 3,
+    "failed:template_refused: System role <b>not</b> supported by this chat template, at length": 2,
+}
+
+
 def test_what_encoding_left_out_is_on_the_page(facts: tuple[dict[str, Any], dict[str, Any]]) -> None:
     totals, lock = copy.deepcopy(facts)
-    totals["tokens"]["docs"] |= {"images_left_out": 7, "tokens_cut": 41, "samples_cut": 1, "failed:too_long": 3}
-    rows = re.findall(r"<tr>.*?</tr>", report_page(totals, lock), re.S)
-    (row,) = [row for row in rows if "too_long" in row]
-    assert re.findall(r">([^<]+)</td>", row)[-3:] == ["7", "41 of 4 samples", "3 too_long"]
+    assert "Encoding cut nothing" in report_page(totals, lock)
+    totals["tokens"]["docs"] |= CUT
+    text = report_page(totals, lock).split('id="left-out-title"')[1].split("</table>")[0]
+    assert "<b>not" not in text
+    rows = [re.findall(r">([^<]*)(?:</bdi>)?</t[hd]>", row) for row in re.findall(r"<tr>.*?</tr>", text, re.S)]
+    length = "pack.sequence_length or pack.tokens_per_image"
+    refused = "template_refused: System role &lt;b&gt;not&lt;/b&gt; supported by this chat template, at length"
+    assert rows[1:] == [
+        ["docs", "tokens cut, in 4 samples", "33.3%", "40", "120 tokens", length],
+        ["docs", "images left out", "7.0%", "7", "100 images", f"pack.max_images_per_document, {length}"],
+        ["docs", "without a sequence", "25.0%", "5", "20 samples", ""],
+        ["docs", "without a sequence: too_long", "15.0%", "3", "20 samples", length],
+        [
+            *("docs", f"without a sequence: {refused}", "10.0%", "2", "20 samples"),
+            "the tokenizer&#39;s chat template, or pack.template",
+        ],
+    ]
+
+
+def test_what_encoding_left_out_fits_a_terminal(facts: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    totals = copy.deepcopy(facts[0])
+    totals["tokens"] = {"docs": totals["tokens"]["docs"] | CUT}
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_run(console, totals)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80 and "…" not in text.split("token files")[1]
+    assert re.search(r"│ docs │ tokens cut, in 4 samples +│ 33.3% │ +40 │ +120 tokens │", text)
+    assert "to change template_refused: the tokenizer's chat template, or pack.template" in text
+    assert "to change tokens cut: pack.sequence_length or pack.tokens_per_image" in text
+
+
+def test_three_shares_and_their_warnings_are_shown(facts: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    totals, lock = copy.deepcopy(facts)
+    source = totals["blend"]["sources"][0]
+    source["of_whole"] = {"recipe": 0.161, "target": 0.7111, "actual": 0.711}
+    totals["blend"]["warnings"] = [{"text": f"{source['label']} is 71.1%, not 16.1% <i>: exhausted"}]
+    text = report_page(totals, lock)
+    assert '<td class="n">16.10%</td><td class="n">71.11%</td><td class="n">71.10%</td>' in text
+    assert "actual 71.1%, target 71.1%, recipe 16.1%" in text
+    assert "is 71.1%, not 16.1% &lt;i&gt;: exhausted" in text
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_run(console, totals)
+    shown = console.export_text()
+    assert re.search(r"│ 16.10% │ 71.11% │ 71.10% │", shown)
+    assert re.search(r"warning: .* is 71.1%,\s+not\s+16.1%", shown)
 
 
 def test_files_have_no_hosts(facts: tuple[dict[str, Any], dict[str, Any]]) -> None:

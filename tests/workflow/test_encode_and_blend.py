@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from vila_data.core.store import Store
 from vila_data.encode.tokenizer import load_tokenizer
 from vila_data.encode.tokens import open_tokens
 from vila_data.view.tables import print_run
+from vila_data.workflow.forecast import forecast
 from vila_data.workflow.inspection import check, inspect
 from vila_data.workflow.recipe import Recipe, load_recipe
 
@@ -149,8 +151,13 @@ def test_samples_longer_than_a_sequence_are_cut_and_counted(
     failed = sum(count for name, count in chat.items() if name.startswith("failed:"))
     assert chat["samples_cut"] > 0 and failed > 0 and chat["sequences"] + failed == chat["samples"]
     print_run(Console(width=250), inspect(tmp_path / "run")[1])
-    cut = f"{chat['tokens_cut']:,} of {chat['samples_cut'] + failed:,} samples"
-    assert cut in capsys.readouterr().out
+    cut, of = chat["tokens_cut"], chat["tokens_cut"] + chat["tokens"]
+    row = rf"chat +│ tokens cut, in {chat['samples_cut'] + failed:,} samples +│ +{cut / of:.1%} │ +{cut:,} │ +{of:,} tokens"
+    assert re.search(row, capsys.readouterr().out)
+    told = json.loads((tmp_path / "run" / "run.json").read_text())["tokens"]["chat"]["left_out"]
+    assert (told[0]["unit"], told[0]["count"], told[0]["of"], told[0]["share"]) == ("tokens", cut, of, cut / of)
+    assert told[0]["change"] == "pack.sequence_length or pack.tokens_per_image"
+    assert sum(entry["count"] for entry in told if entry["reason"]) == failed
     assert report.blend is not None
     tokens = open_tokens(Store(str(tmp_path / "run")), "chat", short.pack, load_tokenizer(short.pack.tokenizer))  # type: ignore[arg-type,union-attr]
     lengths = tokens.lengths().column("tokens").to_pylist()
@@ -237,6 +244,24 @@ def test_a_subset_says_what_it_took(finished: Path, sample_stand_ins: Path, tmp_
     assert report.blend is not None
     assert report.blend["subsets"] == [{"name": "chat", "samples": len(rows), "kept": len(rows) - 7, "ids_not_met": 1}]
     assert report.blend["packs"]["samples"] == len(rows) - 7
+
+
+def test_a_share_that_is_not_the_recipes_is_told_with_its_subset(finished: Path, sample_stand_ins: Path) -> None:
+    sources = 'blend.sources=[{shards: chat, weight: 3, subset: {where: "text_chars > 60"}}, {shards: flan, weight: 1}]'
+    changed = recipe(sample_stand_ins, sources)
+    report = vd.run(changed, finished, runner="local", only="blend")
+    assert report.blend is not None
+    (subset,) = report.blend["subsets"]
+    chat, flan = report.blend["warnings"]
+    assert (chat["source"], chat["recipe"], flan["recipe"]) == ("chat", 0.75, 0.25)
+    assert f"its subset takes {subset['kept']:,} of {subset['samples']:,} samples" in chat["text"]
+    assert "blend.sources.0.subset" in chat["change"] and "blend.sources.0.repeat" in flan["change"]
+    value = json.loads((finished / "run.json").read_text())["blend"]
+    assert value["warnings"] == report.blend["warnings"]
+    assert value["sources"][0]["of_whole"]["actual"] == value["sources"][0]["realised"] == chat["actual"]
+    planned = [node for node in forecast(changed, finished)["children"][-1]["children"] if "warning" in node]
+    assert [node["warning"] for node in planned] == value["warnings"]
+    assert planned[0]["label"] == f"warning: {chat['text']}"
 
 
 def test_room_left_by_rule_is_given_no_reason(finished: Path, sample_stand_ins: Path) -> None:

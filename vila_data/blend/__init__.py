@@ -4,6 +4,7 @@ from vila_data.blend.config import BlendConfig, BlendLeaf, BlendSource, InnerBle
 from vila_data.blend.events import BlendEvent
 from vila_data.blend.lengths import Lengths, SourceReader
 from vila_data.blend.planner import BlendPlanner, Block
+from vila_data.blend.recipe_shares import RecipeShare, recipe_shares
 from vila_data.blend.subset import SubsetFilter
 from vila_data.blend.tree import Edge
 
@@ -17,8 +18,10 @@ __all__ = [
     "Edge",
     "InnerBlend",
     "Lengths",
+    "RecipeShare",
     "SourceReader",
     "Subset",
     "SubsetFilter",
     "Unit",
+    "recipe_shares",
 ]

@@ -67,7 +67,7 @@ http_status        an answer other than 200 after redirects; see the column http
 bad_response       headers or encoding that cannot be read (header flood, broken gzip …)
 too_large          body, or local image, above download.max_bytes; or an image that would take far more time or
                    memory to decode than its pixels do (docs/recipe.md)
-robots_txt         robots.txt of the origin disallows the URL
+robots_txt         robots.txt of the origin disallows the URL, or cannot be read
 opted_out          X-Robots-Tag carries a directive of download.opt_out
 not_an_image       the bytes are not a raster image: HTML, a drawing (SVG, PDF, EPS), nothing known
 unsupported_format an image of a format that is not decoded (HEIC, JPEG XL, JPEG 2000, ICO, PPM …); the column

@@ -102,6 +102,10 @@ def _normal(entries: Any) -> tuple[list[Message], list[Any]]:
         message = {key: value for key, value in entry.items() if value is not None} | {"role": role}
         if "content" in message:
             message["content"] = _content(message["content"], number, pictures)
+        for key in _REASONING:
+            if not isinstance(message.get(key, ""), str):
+                found = type(message[key]).__name__
+                raise RowProblem("wrong_type", f"messages: {key} of message {number} is a {found}, not a text")
         _normal_calls(message, number)
         if not _is_json(message):
             raise RowProblem(

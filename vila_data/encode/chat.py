@@ -19,6 +19,7 @@ from vila_data.encode.chat_messages import (
     MARK_ORIGIN,
     QUESTION,
     Message,
+    blank,
     marked,
     normal,
     part,
@@ -149,7 +150,9 @@ class ChatTemplate:
         except REFUSALS as error:
             raise Unwritable(TEMPLATE_REFUSED, _words(error)) from error
         images = self._images(found, conversation)
-        return WrittenChat(found.text, tuple(spans), tuple(images), self._pieces(found, spans, images))
+        return WrittenChat(
+            found.text, tuple(spans), tuple(images), self._pieces(found, messages, conversation.tools, spans, images)
+        )
 
     def messages(self, conversation: Conversation) -> list[Message]:
         """The messages that the template is given: the conversation's own, or made from its turns."""
@@ -202,22 +205,45 @@ class ChatTemplate:
 
     # What only spells a special token.
 
-    def _pieces(self, found: Rendering, spans: Sequence[Span], images: Sequence[Span]) -> tuple[Piece, ...] | None:
+    def _pieces(
+        self, found: Rendering, messages: Sequence[Message], tools: Any, spans: Sequence[Span], images: Sequence[Span]
+    ) -> tuple[Piece, ...] | None:
         special = self._tokenizer.special_spans(found.text)
-        if all(found.is_own(*place) for place in special):
+        text = self._only_spelled(found, special, messages, tools)
+        if not text:
             return None
-        own = [place for place in special if found.is_own(*place) and place not in images]
-        marked = sorted([*((place, False) for place in own), *((place, True) for place in images)])
-        cuts = sorted(
-            {0, len(found.text), *(at for place, _ in marked for at in place), *(at for span in spans for at in span)}
-        )
-        kinds = dict(marked)
+        kinds = {place: place in images for place in [*(place for place in special if place not in text), *images]}
+        cuts = sorted({0, len(found.text), *(at for place in (*kinds, *spans) for at in place)})
+        starts = {start: (stop, kind) for (start, stop), kind in kinds.items()}
+        trained = sorted(spans)
         made: list[Piece] = []
+        span, until, kind = 0, 0, False
         for start, stop in pairwise(cuts):
-            trained = any(first <= start and stop <= last for first, last in spans)
-            kind = next((image for place, image in kinds.items() if place[0] <= start and stop <= place[1]), None)
-            made.append(Piece(found.text[start:stop], trained, special=kind is False, image=kind is True))
+            if start in starts:
+                until, kind = starts[start]
+            while span < len(trained) and trained[span][1] <= start:
+                span += 1
+            is_trained = span < len(trained) and trained[span][0] <= start
+            is_token = start < until
+            made.append(
+                Piece(found.text[start:stop], is_trained, special=is_token and not kind, image=is_token and kind)
+            )
         return tuple(made)
+
+    def _only_spelled(
+        self, found: Rendering, special: Sequence[Span], messages: Sequence[Message], tools: Any
+    ) -> set[Span]:
+        """The spellings of special tokens that came from messages.
+
+        Where a template hides where a text came from, writing the same messages with those spellings blanked shows it.
+        """
+        text = {place for place in special if not found.is_own(*place)}
+        blanked = [blank(message, self._tokenizer.special_spans) for message in messages]
+        if special and blanked != list(messages):
+            other = self._render(blanked, tools).text
+            if len(other) == len(found.text):
+                text |= {place for place in special if other[slice(*place)] != found.text[slice(*place)]}
+        return text
 
 
 def _words(error: Exception) -> str:

@@ -8,9 +8,11 @@ template has no such loop, the characters that came from the answer say where it
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from itertools import pairwise
 from typing import Any, Final, Protocol
 
 from vila_data.encode.chat_messages import (
@@ -45,12 +47,45 @@ _TRAINED_HEADERS: Final = {
 publishes for it (trl 1.16, chat_templates/) trains more of the header than the generation prompt leaves open."""
 
 
+_RESULT: Final = re.compile(r"<[^<>]*(?:response|result|output|observation)[^<>]*>", re.IGNORECASE)
+"""What begins a tool's result, where a template writes it in an answer's turn."""
+
+
 class Unwritable(Exception):
     """A conversation that its template cannot write; `reason` is a fate, the message the template's own words."""
 
     def __init__(self, reason: str, words: str) -> None:
         self.reason = reason
         super().__init__(words)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What a template wrote, by message.
+
+    turns: its turns; runs: the characters that came from it, in order. begins: the message whose turn begins at a place.
+    answers: messages that are answers.
+    """
+
+    turns: dict[int, list[Span]]
+    runs: dict[int, list[Span]]
+    begins: dict[int, int]
+    answers: frozenset[int]
+
+    @staticmethod
+    def of(found: Rendering, answers: Collection[int]) -> _Written:
+        turns: dict[int, list[Span]] = {}
+        runs: dict[int, list[Span]] = {}
+        for number, start, stop in found.turns:
+            turns.setdefault(number, []).append((start, stop))
+        for start, stop, origin in found.runs:
+            runs.setdefault(origin, []).append((start, stop))
+        begins = {start: number for number, start, _ in found.turns}
+        return _Written(turns, runs, begins, frozenset(answers))
+
+    def own(self, number: int, start: int, stop: int) -> list[Span]:
+        """The message's characters between two places."""
+        return [run for run in self.runs.get(number, ()) if start <= run[0] and run[1] <= stop]
 
 
 class Writes(Protocol):
@@ -95,38 +130,59 @@ class Answers:
             twin = self._render(messages, tools, self._training)
             if twin.text == found.text:
                 return _checked(twin.generations, answers)
+        written = _Written.of(found, answers)
         spans: list[Span] = []
         before = 0
         for number in answers:
-            span = self._turn_span(found, number, messages) or self._traced_span(found, number, before)
-            if span is None or span[0] < before:
-                raise Unwritable(ANSWER_NOT_FOUND, f"message {number}: the template does not write this answer")
+            span = self._turn_span(found, written, number, messages) or self._traced_span(
+                found, written, number, before
+            )
+            if span is None:
+                raise Unwritable(
+                    ANSWER_NOT_FOUND, f"message {number}: where this answer is in the template's text is not clear"
+                )
             if span[1] > span[0]:
                 spans.append(span)
-            before = span[1]
-        if answers and answers[-1] == len(messages) - 1 and found.text[before:].strip(" "):
-            spans.append((before, len(found.text)))  # what the template puts behind the last answer
-        return [part for span in spans for part in self._without_others(found, span, set(answers))]
+            before = max(before, span[1])
+        spans.sort()
+        if any(one[1] > other[0] for one, other in pairwise(spans)):
+            raise Unwritable(ANSWER_NOT_FOUND, "the template's text has answers inside one another")
+        if answers and answers[-1] == len(messages) - 1 and self._is_ending(found.text[before:]):
+            spans.append((before, len(found.text)))
+        return [part for span in spans for part in self._without_others(found, span, written.answers)]
 
-    def _turn_span(self, found: Rendering, number: int, messages: list[Message]) -> Span | None:
+    def _is_ending(self, text: str) -> bool:
+        """Whether a text behind the last answer, after the loop, is special tokens alone."""
+        special = self._tokenizer.special_spans(text)
+        edges = [0, *(at for place in special for at in place), len(text)]
+        return bool(special) and not any(
+            text[start:stop].strip() for start, stop in zip(edges[::2], edges[1::2], strict=True)
+        )
+
+    def _turn_span(self, found: Rendering, written: _Written, number: int, messages: list[Message]) -> Span | None:
         """The answer's turn without its header; None where the template does not write one turn after another."""
-        turns = [(start, stop) for message, start, stop in found.turns if message == number]
-        own = [(start, stop) for start, stop, origin in found.runs if origin == number]
+        turns = written.turns.get(number, [])
         if len(turns) > 1:
-            turns = [turn for turn in turns if own and turn[0] <= own[0][0] and own[-1][1] <= turn[1]]
+            turns = [turn for turn in turns if written.own(number, *turn)]
+        if len(turns) > 1:  # the template repeats what was said: the turn is where it has its header
+            turns = [turn for turn in turns if self._header.strip() and found.text.startswith(self._header, turn[0])]
         if len(turns) != 1:
             return None
         start, stop = turns[0]
-        if own and not (start <= own[0][0] and own[-1][1] <= stop):
+        own = written.own(number, start, stop)
+        if not own and written.runs.get(number):
             return None
         begin = self._after_header(found.text, start, own[0][0] if own else stop, stop)
         if begin is None:
             return None
-        if not own and has_text(messages[number]) and not self._depends_on(found, number, messages):
+        if own:
+            return begin, self._with_end(found, written, own[-1][1], stop)
+        if has_text(messages[number]) and not self._depends_on(found, number, messages):
             return None
-        return begin, self._with_end(found, own[-1][1] if own else begin, stop)
+        bare = found.text[begin:stop].rstrip(" ")
+        return begin, begin + len(bare) if self._ending and bare.endswith(self._ending) else stop
 
-    def _with_end(self, found: Rendering, own: int, stop: int) -> int:
+    def _with_end(self, found: Rendering, written: _Written, own: int, stop: int) -> int:
         """Where an answer ends whose own characters end at `own` and whose turn ends at `stop`.
 
         That is with its turn; or with what the template puts behind a last answer, where more follows in the turn; or
@@ -135,10 +191,9 @@ class Answers:
         ending = self._ending
         if ending and own + len(ending) <= stop and found.text.startswith(ending, own):
             return own + len(ending)
-        if not self._tokenizer.special_spans(found.text[own:stop]):
-            following = self._tokenizer.special_spans(found.text[stop:])
-            if following and following[0][0] == 0:
-                return stop + following[0][1]
+        asks_next = stop in written.begins and written.begins[stop] not in written.answers
+        if asks_next and not self._tokenizer.special_spans(found.text[own:stop]):
+            return self._tokenizer.special_at(found.text, stop) or stop
         return stop
 
     def _after_header(self, text: str, start: int, first: int, stop: int) -> int | None:
@@ -180,11 +235,8 @@ class Answers:
 
     def _common_beginning(self) -> str:
         probes = [[self._in_form(message) for message in probe(QUESTION, text)] for text in (ANSWER, OTHER_ANSWER)]
-        one, other = (self._render(messages) for messages in probes)
-        start = next((start for message, start, _ in one.turns if message == 1), None)
-        if start is None:
-            start = max([stop for _, stop, origin in one.runs if origin == 0], default=0)
-        return one.text[start : max(start, _shared(one.text, other.text))].rstrip(" ")
+        one, other = (_turn_of_answer(self._render(messages)) for messages in probes)
+        return one[: _shared(one, other)].rstrip(" ")
 
     @cached_property
     def _ending(self) -> str:
@@ -193,8 +245,18 @@ class Answers:
         own = max([stop for _, stop, origin in found.runs if origin == 1], default=None)
         if own is None:
             return ""
-        stop = next((stop for message, _, stop in found.turns if message == 1), len(found.text))
-        return found.text[own:stop].rstrip(" ")
+        stop = next((stop for message, _, stop in found.turns if message == 1 and stop >= own), len(found.text))
+        ending = found.text[own:stop]
+        asked = min([start for start, _, origin in found.runs if origin == 0], default=0)
+        return self._without_header(ending, found.text[:asked]).rstrip(" ")
+
+    def _without_header(self, ending: str, before_question: str) -> str:
+        """An ending without the next question's header, where the template writes it with the answer."""
+        at = len(ending) - _shared(ending[::-1], before_question[::-1])
+        special = self._tokenizer.special_spans(ending)
+        at = next((stop for start, stop in special if start < at < stop), at)
+        is_edge = at == 0 or ending[at - 1].isspace() or any(at in place for place in special)
+        return ending[:at] if is_edge and ending[at:].strip() else ending
 
     def _depends_on(self, found: Rendering, number: int, messages: list[Message]) -> bool:
         """Whether the template would have written something else if the answer had said more."""
@@ -209,12 +271,17 @@ class Answers:
 
         return any(self._render(said_more(*more)).text != found.text for more in (("", ANSWER), (ANSWER, "")))
 
-    def _traced_span(self, found: Rendering, number: int, before: int) -> Span | None:
-        """The characters that came from the answer, the space before them, and the token that ends them."""
-        own = [(start, stop) for start, stop, origin in found.runs if origin == number]
+    def _traced_span(self, found: Rendering, written: _Written, number: int, before: int) -> Span | None:
+        """The characters that came from the answer, the space before them, and the token that ends them.
+
+        None where there are none, or others' between them.
+        """
+        own = written.runs.get(number)
         if not own:
             return None
         start, stop = own[0][0], own[-1][1]
+        if any(run[2] != number and run[2] < MARK_ORIGIN for run in found.runs_in(start, stop)):
+            return None
         at = found.text.rfind(self._header, before, start) if self._header else -1
         if at >= 0 and found.is_own(at, start):
             start = at + len(self._header)
@@ -222,15 +289,15 @@ class Answers:
             start -= 1
         if self._ending and found.text.startswith(self._ending, stop):
             return start, stop + len(self._ending)
-        following = self._tokenizer.special_spans(found.text[stop:])
-        if following and not found.text[stop : stop + following[0][0]].strip():
-            stop += following[0][1]
-        return start, stop
+        behind = stop
+        while behind < len(found.text) and found.text[behind].isspace():
+            behind += 1
+        return start, self._tokenizer.special_at(found.text, behind) or stop
 
-    def _without_others(self, found: Rendering, span: Span, answers: set[int]) -> Iterator[Span]:
+    def _without_others(self, found: Rendering, span: Span, answers: Collection[int]) -> Iterator[Span]:
         """A span without what came from messages that are no answers, such as a tool's result in an answer's turn."""
         start, stop = span
-        inside = [run for run in found.runs if run[0] < stop and start < run[1]]
+        inside = found.runs_in(start, stop)
         others = [run for run in inside if run[2] not in answers and run[2] < MARK_ORIGIN]
         if not others:
             yield span
@@ -238,11 +305,18 @@ class Answers:
         for first, last, _ in others:
             own = [run[1] for run in inside if run[2] in answers and run[1] <= first and run[1] > start]
             if own:
-                yield start, own[-1]
+                result = _RESULT.search(found.text, own[-1], first)
+                yield start, result.start() if result is not None else own[-1]
             following = [run[0] for run in inside if run[2] in answers and run[0] >= last]
             start = following[0] if following else last
         if start < stop and any(run[2] in answers and run[1] > start for run in inside):
             yield start, stop
+
+
+def _turn_of_answer(found: Rendering) -> str:
+    """The turn of the second message, or all that comes after the first one's text."""
+    turns = [found.text[start:stop] for number, start, stop in found.turns if number == 1]
+    return turns[0] if turns else found.text[max([stop for _, stop, origin in found.runs if origin == 0], default=0) :]
 
 
 def _checked(spans: Sequence[Span], answers: Sequence[int]) -> list[Span]:

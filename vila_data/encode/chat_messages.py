@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from vila_data.core.records import IMAGE_MARK
+from vila_data.encode.rendering import NAMES
 from vila_data.encode.traced import Traced, joined
 
 Message = dict[str, Any]
@@ -15,6 +16,7 @@ QUESTION, ANSWER, OTHER_ANSWER = "Qzjv7", "Wxkp3", "Yhmb8"
 """What probes of a template say."""
 MARK_ORIGIN: Final = 1 << 30
 """Origins of characters from here on are placeholders of images, not text."""
+_BLANK: Final = "\ue000"
 _THOUGHT: Final = re.compile(r"<think>.*?</think>", re.DOTALL)
 
 
@@ -69,3 +71,20 @@ def has_text(message: Mapping[str, Any]) -> bool:
     if not isinstance(content, str):
         content = "".join(part.get("text", "") for part in content)
     return bool(_THOUGHT.sub("", content).strip())
+
+
+def blank(value: Any, spans: Callable[[str], Sequence[tuple[int, int]]]) -> Any:
+    """A message in which each stretch that `spans` finds in a text is characters that mean nothing; names are kept."""
+    if isinstance(value, dict):
+        return {key: item if key in NAMES else blank(item, spans) for key, item in value.items()}
+    if isinstance(value, list):
+        return [blank(item, spans) for item in value]
+    if not isinstance(value, str):
+        return value
+    found = spans(value)
+    if not found:
+        return value
+    edges = [0, *(at for place in found for at in place), len(value)]
+    parts = [value[start:stop] for start, stop in zip(edges[::2], edges[1::2], strict=True)]
+    blanks = [_BLANK * (stop - start) for start, stop in found]
+    return joined([part for pair in zip(parts, [*blanks, ""], strict=True) for part in pair])

@@ -25,7 +25,7 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from vila_data.encode.traced import Run, Traced, join, joined
+from vila_data.encode.traced import Run, Traced, join, joined, origins_in
 
 REFUSALS: Final = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
 """What a template raises that refuses its messages."""
@@ -46,11 +46,19 @@ class Rendering:
     turns: tuple[tuple[int, int, int], ...]
     generations: tuple[tuple[int, int], ...]
 
+    def runs_in(self, start: int, stop: int) -> list[Run]:
+        """The runs that have a character between two places, in order."""
+        at = max(0, bisect_right(self.runs, (start,)) - 1)
+        found: list[Run] = []
+        while at < len(self.runs) and self.runs[at][0] < stop:
+            if self.runs[at][1] > start:
+                found.append(self.runs[at])
+            at += 1
+        return found
+
     def is_own(self, start: int, stop: int) -> bool:
         """Whether the template wrote these characters itself: none came from a message."""
-        at = bisect_right(self.runs, (start,))
-        before = at > 0 and self.runs[at - 1][1] > start
-        return not before and (at == len(self.runs) or self.runs[at][0] >= stop)
+        return not self.runs_in(start, stop)
 
 
 @dataclass
@@ -65,8 +73,8 @@ class _Watch:
 
 
 _watching: ContextVar[_Watch] = ContextVar("watch")
-_LOOP: Final = "__loop__"
-_MARK: Final = "__pass__"
+NAMES: Final = frozenset(("role", "type", "name", "id", "tool_call_id"))
+"""Keys whose texts are names: a template may repeat them in another message's turn."""
 
 
 def _enter(target: Any, loop: int) -> str:
@@ -163,7 +171,9 @@ class _Environment(ImmutableSandboxedEnvironment):
 def _tojson(
     value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    origins = origins_in(value)
+    return Traced.whole(text, origins.pop()) if len(origins) == 1 and origins != {-1} else text
 
 
 def _raise_exception(message: str) -> str:
@@ -179,19 +189,26 @@ def _do_join(values: Iterable[Any], d: str = "", attribute: Any = None) -> str:
 def _tracing(filtering: Callable[..., Any]) -> Callable[..., Any]:
     """A filter whose text comes from where the text that it was given came from."""
 
+    at = int(hasattr(filtering, "jinja_pass_arg"))  # behind the context that some filters are given
+
     @wraps(filtering)
     def traced(*values: Any, **named: Any) -> Any:
         found = filtering(*values, **named)
-        given = next((value for value in values if isinstance(value, Traced)), None)
-        return given._like(found) if given is not None and type(found) is str else found
+        given = values[at] if at < len(values) else None
+        return given.like(found) if isinstance(given, Traced) and type(found) is str else found
 
     return traced
+
+
+def _do_replace(text: str, old: str, new: str, count: int | None = None) -> str:
+    given = text if isinstance(text, Traced) else Traced(str(text))
+    return given.replace(str(old), str(new), -1 if count is None else count)
 
 
 def _environment() -> _Environment:
     environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Loops, _Generation, loopcontrols])
     environment.filters |= {name: _tracing(filtering) for name, filtering in environment.filters.items()}
-    environment.filters |= {"tojson": _tojson, "join": _do_join, "string": str}
+    environment.filters |= {"tojson": _tojson, "join": _do_join, "replace": _do_replace, "string": str}
     environment.globals |= {
         "raise_exception": _raise_exception,
         "dict": dict,
@@ -259,7 +276,7 @@ def render(
 
 
 def _traced_message(message: Mapping[str, Any], number: int) -> dict[str, Any]:
-    return {key: value if key == "role" else _traced(value, number) for key, value in message.items()}
+    return {key: value if key in NAMES else _traced(value, number) for key, value in message.items()}
 
 
 def _traced(value: Any, number: int) -> Any:
@@ -268,7 +285,7 @@ def _traced(value: Any, number: int) -> Any:
     if isinstance(value, str):
         return Traced.whole(value, number)
     if isinstance(value, Mapping):
-        return {key: item if key == "type" else _traced(item, number) for key, item in value.items()}
+        return {key: item if key in NAMES else _traced(item, number) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_traced(item, number) for item in value]
     return value

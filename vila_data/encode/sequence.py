@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from typing import Final, NamedTuple
 
@@ -101,7 +101,9 @@ def _piecewise(pieces: Sequence[Piece], tokenizer: TextTokenizer) -> tuple[list[
     """A chunk in which text spells special tokens: only those of the template become tokens."""
     ids: list[int] = []
     trained: Places = []
-    for (special, image), group in groupby(pieces, key=lambda piece: (piece.special, piece.image)):
+    for (special, image), group in groupby(
+        _stripped(pieces, tokenizer), key=lambda piece: (piece.special, piece.image)
+    ):
         together = [piece for piece in group if piece.text]
         text = "".join(piece.text for piece in together)
         if image:
@@ -113,3 +115,21 @@ def _piecewise(pieces: Sequence[Piece], tokenizer: TextTokenizer) -> tuple[list[
         trained += [(len(ids) + first, len(ids) + last) for first, last in places]
         ids += encoded.ids
     return ids, trained
+
+
+def _stripped(pieces: Sequence[Piece], tokenizer: TextTokenizer) -> list[Piece]:
+    """The pieces without the white space that a special token beside them takes."""
+    found = list(pieces)
+    for at, piece in enumerate(found):
+        if not (piece.special or piece.image):
+            continue
+        before, after = tokenizer.strips.get(piece.text, (False, False))
+        for step, wanted in ((-1, before), (1, after)):
+            next_to = at + step
+            while wanted and 0 <= next_to < len(found) and not (found[next_to].special or found[next_to].image):
+                text = found[next_to].text
+                found[next_to] = replace(found[next_to], text=text.rstrip() if step < 0 else text.lstrip())
+                if found[next_to].text:
+                    break
+                next_to += step
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Final
@@ -29,28 +30,30 @@ class Encoded:
     (`dropped` 1).
     """
 
-    __slots__ = ("_dropped", "_encoding", "_shift", "ids")
+    __slots__ = ("_dropped", "_encoding", "_offsets", "_shift", "_starts", "ids")
 
     def __init__(self, encoding: Encoding, shift: int = 0, dropped: int = 0) -> None:
         self.ids: list[int] = encoding.ids[dropped:]
         self._encoding, self._shift, self._dropped = encoding, shift, dropped
+        self._offsets: list[tuple[int, int]] | None = None
+        self._starts: list[int] = []
 
     def tokens_of(self, start: int, stop: int) -> tuple[int, int] | None:
         """(first, last + 1) of the tokens that hold the characters from `start` to `stop`; None where no token does."""
         at, end = start + self._shift, stop + self._shift
-        find = self._encoding.char_to_token
-        first = next((token for char in range(at, end) if (token := find(char)) is not None), None)
-        if first is None:
+        if self._offsets is None:
+            self._offsets = self._encoding.offsets
+            self._starts = [first for first, _ in self._offsets]
+        held = range(bisect_left(self._starts, at), bisect_left(self._starts, end))
+        first, last = held.start, held.stop  # tokens that begin inside, and one that began before and reaches in
+        while first and self._offsets[first - 1][1] > at:
+            first -= 1
+        tokens = [token for token in (first, last - 1) if token < last]
+        if not tokens:
             return None
-        last = next(token for char in range(end - 1, at - 1, -1) if (token := find(char)) is not None)
-        count = len(self._encoding.ids)
-        while last + 1 < count and self._start(last + 1) < end:  # one character may take several tokens
-            last += 1
-        return max(0, first - self._dropped), last + 1 - self._dropped
-
-    def _start(self, token: int) -> int:
-        chars = self._encoding.token_to_chars(token)
-        return int(chars[0]) if chars is not None else 0
+        while first < last and self._offsets[first][1] <= self._offsets[first][0]:
+            first += 1
+        return (max(0, first - self._dropped), last - self._dropped) if first < last else None
 
 
 class TextTokenizer:
@@ -62,6 +65,8 @@ class TextTokenizer:
                     never this id.
     tokens:         spelling of special tokens by name, as chat templates see them.
     templates:      chat templates (Jinja) by name.
+    added:          ids of tokens that are found in texts as they are spelled; strips: whether such a token takes the white
+                    space before it, and after it.
     """
 
     def __init__(self, name: str, files: TokenizerFiles) -> None:
@@ -91,6 +96,7 @@ class TextTokenizer:
         self._special_ids = frozenset(special)
         self._lone_space = self._armed.token_to_id("▁") if self._has_prefix else None
         self.added = {token.content: key for key, token in added.items()}
+        self.strips = {token.content: (token.lstrip, token.rstrip) for token in added.values()}
         spellings = sorted([*special.values(), *filter(None, [self._unknown])], key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, spellings))) if spellings else None
         if not set(self._armed.get_vocab(with_added_tokens=False)) - set(self.added):
@@ -163,6 +169,11 @@ class TextTokenizer:
     def special_spans(self, text: str) -> list[tuple[int, int]]:
         """(start, stop) characters of each spelling of a special token in a text, in order."""
         return [match.span() for match in self._special.finditer(text)] if self._special is not None else []
+
+    def special_at(self, text: str, at: int) -> int | None:
+        """Where a special token ends that a text spells at a place; None: none does."""
+        match = self._special.match(text, at) if self._special is not None else None
+        return match.end() if match is not None else None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens spelled out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from operator import index
 from typing import SupportsIndex
@@ -31,11 +32,13 @@ class Traced(str):
         return cls(text, [(0, len(text), origin)] if text else ())
 
     def _part(self, start: int, stop: int) -> Traced:
-        runs = [
-            (max(first, start) - start, min(last, stop) - start, origin)
-            for first, last, origin in self._runs
-            if max(first, start) < min(last, stop)
-        ]
+        runs: list[Run] = []
+        for at in range(max(0, bisect_right(self._runs, (start,)) - 1), len(self._runs)):
+            first, last, origin = self._runs[at]
+            if first >= stop:
+                break
+            if max(first, start) < min(last, stop):
+                runs.append((max(first, start) - start, min(last, stop) - start, origin))
         return Traced(str.__getitem__(self, slice(start, stop)), runs)
 
     def __str__(self) -> str:
@@ -118,18 +121,18 @@ class Traced(str):
     def replace(self, old: str, new: str, count: SupportsIndex = -1, /) -> Traced:
         """As of str; what is put in comes from where the text that it replaces came from."""
         if not old:
-            return self._like(str.replace(self, old, new, int(count)))
+            return self.like(str.replace(self, old, new, int(count)))
         made: list[str] = []
         at = 0
         for part in str.split(self, old, int(count)):
             if made:
-                made.append(self._part(at, at + len(old))._like(new))
+                made.append(self._part(at, at + len(old)).like(new))
                 at += len(old)
             made.append(self._part(at, at + len(part)))
             at += len(part)
         return joined(made)
 
-    def _like(self, text: str) -> Traced:
+    def like(self, text: str) -> Traced:
         """Another text from where this one came from; the template's own if that is more than one place, or unclear."""
         origins = {origin for _, _, origin in self._runs}
         known = len(origins) == 1 and sum(last - first for first, last, _ in self._runs) == len(self)
@@ -174,13 +177,17 @@ class Traced(str):
 
 
 def joined(parts: Iterable[str]) -> Traced:
-    """Texts one after another, each with its origins."""
+    """Texts one after another, each with its origins; neighbors of one origin are one run."""
     runs: list[Run] = []
     texts: list[str] = []
     at = 0
     for part in parts:
         if isinstance(part, Traced):
-            runs += [(first + at, last + at, origin) for first, last, origin in part._runs]
+            for first, last, origin in part._runs:
+                if runs and runs[-1][1] == first + at and runs[-1][2] == origin:
+                    runs[-1] = (runs[-1][0], last + at, origin)
+                else:
+                    runs.append((first + at, last + at, origin))
         texts.append(part)
         at += len(part)
     return Traced("".join(texts), runs)
@@ -191,3 +198,14 @@ def join(separator: str, parts: Iterable[str]) -> Traced:
     given = list(parts)
     between = [part for text in given for part in (separator, text)][1:]
     return joined(between)
+
+
+def origins_in(value: object) -> set[int]:
+    """Origins of the texts in a value, however deep; -1 for text of no origin."""
+    if isinstance(value, Traced):
+        return {origin for _, _, origin in value._runs} if value._runs or not value else {-1}
+    if isinstance(value, dict):
+        return set().union(*map(origins_in, value.values()))
+    if isinstance(value, (list, tuple)):
+        return set().union(*map(origins_in, value))
+    return set()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vila_data.batch.arrays import BatchArrays, Fault, Origin
 from vila_data.batch.layout import BatchSize
+from vila_data.batch.normalization import Normalization
 from vila_data.batch.pixels import ImageOptions, decode_into, fill_background
 from vila_data.core.errors import DataError, StorageError
 from vila_data.core.images import ImageError
@@ -19,6 +20,7 @@ from vila_data.core.layout import shard_stem
 from vila_data.core.schemas import IGNORED
 from vila_data.core.store import Store
 from vila_data.encode.token_set import TokenSample, TokenSet
+from vila_data.loader.descriptors import is_out_of_descriptors
 from vila_data.loader.expand import Expansion
 from vila_data.order.share import BatchPlan
 from vila_data.ranges.reader import RangeReader, Span
@@ -49,12 +51,19 @@ class SampleSource:
 
 
 class Rows(NamedTuple):
-    """What a batch's rows look like. tokens_per_image: columns that an image takes; pad_id: ids of padding."""
+    """What a batch's rows look like.
+
+    tokens_per_image: columns that an image takes; pad_id: ids of padding; trains_first_label: whether a label at the
+    first token of a sample stays; normalization: the model's, for the batch to remember (batch.packed.PackedBatch).
+    """
 
     rows: int
     length: int
     tokens_per_image: int
     pad_id: int
+    trains_first_label: bool = False
+    as_packed: bool = False  # a row for each pack of the batch; `rows` is the most
+    normalization: Normalization | None = None
 
 
 @dataclass
@@ -101,6 +110,8 @@ class Assembler:
                 sample = held.tokens.sample(shard, row)
                 one = Expansion.of(sample, self._rows.tokens_per_image, tokens=tokens, images=images)
             except (DataError, StorageError) as error:
+                if is_out_of_descriptors(error):
+                    raise  # the sample is whole: the process is what lacks something
                 where = f"{self._store.location(tar)}: row {row}"
                 prepared.faults.append(Fault(where, "", "tokens", str(error), len(prepared.samples)))
                 prepared.samples.append(None)
@@ -118,11 +129,10 @@ class Assembler:
         """Fill the arrays that `allocate` gives; what breaks is added to `prepared.faults`."""
         rows, plan = self._rows, prepared.plan
         sums = np.diff(np.concatenate([np.zeros(1, np.int64), np.cumsum(plan.samples.tokens)])[plan.ends], prepend=0)
-        tails = rows.rows - int(np.count_nonzero(sums == rows.length))
+        count = max(1, len(plan.ends)) if rows.as_packed else rows.rows
+        tails = count - int(np.count_nonzero(sums == rows.length))
         samples = len(prepared.samples)
-        arrays = allocate(
-            BatchSize(rows.rows, rows.length, prepared.images, samples, samples + tails, self._image.size_px)
-        )
+        arrays = allocate(BatchSize(count, rows.length, prepared.images, samples, samples + tails, self._image.size_px))
         began = time.perf_counter()
         self._lay_out(plan, sums, arrays)
         self._fill(prepared, arrays)
@@ -132,7 +142,7 @@ class Assembler:
 
     def _lay_out(self, plan: BatchPlan, sums: NDArray[np.int64], arrays: BatchArrays) -> None:
         """Write what follows from the lengths alone: positions, segments, their bounds, where samples stand."""
-        rows, length, _, pad_id = self._rows
+        rows, length, pad_id = len(arrays.ids_BL), self._rows.length, self._rows.pad_id
         tokens = plan.samples.tokens.astype(np.int64)
         sizes = np.diff(plan.ends, prepend=0)
         row_of = np.repeat(np.arange(len(sizes)), sizes)
@@ -166,6 +176,8 @@ class Assembler:
                 ids[:], labels[:] = self._rows.pad_id, IGNORED
             else:
                 images += [(row, first + begin, taken, member) for begin, taken in one.write(ids, labels)]
+                if not self._rows.trains_first_label:
+                    labels[:1] = IGNORED
         if images:
             arrays.image_places[:] = images
 
@@ -198,6 +210,8 @@ class Assembler:
         try:
             jpeg = self._ranges.read(span)
         except StorageError as error:
+            if is_out_of_descriptors(error):
+                raise
             fill_background(self._image, out)
             return ("read", str(error)), time.perf_counter() - began
         reading = time.perf_counter() - began

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vila_data.core.errors import RunError
+from vila_data.loader.descriptors import out_of_descriptors
 from vila_data.loader.slots import BATCH, SLOT
 
 
@@ -37,6 +37,11 @@ class SlotLender:
         self._returned: deque[int] = deque()
 
     @property
+    def lent(self) -> int:
+        """How many slots are lent."""
+        return len(self._lent)
+
+    @property
     def exhausted(self) -> bool:
         """Whether every slot that there is is lent, as far as the worker knows."""
         return len(self._lent) == len(self._maps)
@@ -52,12 +57,12 @@ class SlotLender:
             try:
                 self._maps[number] = mmap.mmap(fd, 0)
             except OSError as error:
-                raise _out_of_descriptors(len(self._lent)) from error
+                raise out_of_descriptors(len(self._lent)) from error
             finally:
                 os.close(fd)
         memory = self._maps.get(number)
         if memory is None or len(memory) < size + header_size:
-            raise _out_of_descriptors(len(self._lent))
+            raise out_of_descriptors(len(self._lent))
         header = pickle.loads(memory[size : size + header_size])  # written by our own worker
         buffer = np.frombuffer(memory, np.uint8, size)
         self._lent.add(number)
@@ -91,10 +96,3 @@ class SlotLender:
     def close(self) -> None:
         """Forget the slots; memory that is still lent stays mapped until its views are gone."""
         self._maps = {}
-
-
-def _out_of_descriptors(lent: int) -> RunError:
-    return RunError(
-        f"stream: the process may open no more files while it holds {lent} batches: hold fewer of them (clone what is "
-        "kept), or raise `ulimit -n`"
-    )

@@ -91,6 +91,11 @@ class OrderedSlots(SlotWriter):
         finally:
             self._allocating = False
 
+    @property
+    def used(self) -> int:
+        """Slots that hold a batch which the other side has, or which is being made."""
+        return len(self._slots) - len(self._free)
+
     def say_end(self) -> None:
         """Say that the stretch's epoch is over."""
         self._say(END.pack(b"E", self._stretch))

@@ -24,6 +24,7 @@ from vila_data.batch.layout import BatchSize
 from vila_data.blend import Lengths
 from vila_data.core import errors
 from vila_data.core.errors import RunError
+from vila_data.loader.descriptors import is_out_of_descriptors, out_of_descriptors
 from vila_data.loader.feed import BatchHeader, FeedSpec
 from vila_data.loader.lease import Lent, SlotLender
 from vila_data.loader.orders import DROPPED, END, Order, dropped_slots, orders_message
@@ -133,11 +134,14 @@ class WorkerPool:
     It begins where the spec says. The processes stay until `close`: while an epoch is consumed, the beginning of the
     next one is ordered already, and `go_to` finds it made. step: of the batch that comes next, counted from where the
     pool went last. replaced: numbers of workers that died and whose place was taken, until somebody takes them out.
+    repeats: the epoch after an epoch is that epoch again.
     """
 
-    def __init__(self, spec: FeedSpec, lengths: Sequence[Lengths], count: int, patience: Patience) -> None:
+    def __init__(
+        self, spec: FeedSpec, lengths: Sequence[Lengths], count: int, patience: Patience, *, repeats: bool = False
+    ) -> None:
         self._spec = replace(spec, stride=count, limit_bytes=spec.limit_bytes // count)
-        self._count, self._patience = count, patience
+        self._count, self._patience, self._epochs_ahead = count, patience, 0 if repeats else 1
         self._owner = os.getpid()
         self._interrupted = False
         self._deaths = 0
@@ -145,8 +149,12 @@ class WorkerPool:
         self.step, self._over = 0, False
         self._begin(Order(0, spec.epoch, spec.start, 0))
         self._workers: list[_Process] = []
-        self._lengths = FileIO(share_lengths(list(lengths)))
+        try:
+            self._lengths = FileIO(share_lengths(list(lengths)))
+        except OSError as error:
+            raise (out_of_descriptors(0) if is_out_of_descriptors(error) else error) from error
         self._end = weakref.finalize(self, _end, self._workers, self._lengths)
+        self._end.atexit = False  # the loader ends it, before a thread that iterates is stopped
         try:
             for number in range(count):
                 self._workers.append(self._start(number, number))
@@ -236,7 +244,7 @@ class WorkerPool:
 
     def _begin(self, order: Order) -> None:
         """Take an order for what `get` gives from now on."""
-        self._now, self._next = order, Order(order.stretch + 1, order.epoch + 1, Position(), 0)
+        self._now, self._next = order, Order(order.stretch + 1, order.epoch + self._epochs_ahead, Position(), 0)
         self._after, self.step, self._over = order.start, 0, False
 
     def _order(self, *orders: Order) -> None:
@@ -256,7 +264,12 @@ class WorkerPool:
         start = Position(self._now.start.packs, self._after.plan)
         now = replace(self._now, start=start, first_step=first_step)
         orders = (now, replace(self._next, first_step=number))
-        return _Process(number, self._spec, orders, self._lengths.fileno())
+        try:
+            return _Process(number, self._spec, orders, self._lengths.fileno())
+        except OSError as error:
+            if not is_out_of_descriptors(error):
+                raise
+            raise out_of_descriptors(sum(worker.lender.lent for worker in self._workers)) from error
 
     def _replace(self, worker: _Process) -> _Process:
         """Take a dead worker's place: what it had not delivered is made again, the same."""

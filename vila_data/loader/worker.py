@@ -23,6 +23,7 @@ import numpy as np
 from vila_data.blend import Lengths
 from vila_data.core.errors import VilaDataError
 from vila_data.loader.assemble import STAGES
+from vila_data.loader.descriptors import is_out_of_descriptors, out_of_descriptors
 from vila_data.loader.feed import Feed, FeedSpec
 from vila_data.loader.orders import Order, OrderedSlots, Overtaken
 from vila_data.loader.slots import HungUp
@@ -131,8 +132,11 @@ class Worker:
             raise
         except Exception as error:  # noqa: BLE001 - told to the trainer's process, which raises it
             self._end_feed()
-            expected = isinstance(error, VilaDataError)
-            kind, text = (type(error).__name__, str(error)) if expected else ("", traceback.format_exc())
+            told: Exception = error
+            if is_out_of_descriptors(error):
+                told = out_of_descriptors(self._slots.used, "a loader worker", "the trainer")
+            expected = isinstance(told, VilaDataError)
+            kind, text = (type(told).__name__, str(told)) if expected else ("", traceback.format_exc())
             self._slots.say_failure(kind, text)
 
     def _end_feed(self) -> None:

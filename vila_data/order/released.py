@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vila_data.blend import BlendConfig, Block, Edge, Lengths
+from vila_data.blend import BlendConfig, Block, Edge, Lengths, RecipeShare
 from vila_data.blend.events import BlendEvent, EventLog
 from vila_data.blend.lengths import CHUNK_ROWS, Run
 from vila_data.blend.planner import BLOCK_SAMPLES
@@ -292,6 +292,15 @@ def packed_micro_batches(run: Run, ends: Array) -> tuple[Packs, Array]:
     kept = np.cumsum(members >= 0, dtype=np.int64)[packs.ends - 1]
     bounds: Array = kept[np.diff(kept, prepend=0) > 0]
     return Packs(bounds, members[members >= 0]), np.searchsorted(bounds, ends, side="left") + 1
+
+
+def released_shares(config: BlendConfig, lengths: Sequence[Lengths]) -> dict[str, RecipeShare]:
+    """What `recipe_shares` gives of other semantics: v1.0 weighs nothing, so a set's share is that of all its samples,
+    as often as it is repeated, before any is left out. lengths: of each of the blend's sources."""
+    pairs = zip(config.sources, lengths, strict=True)
+    samples = [held.totals[0] * (config.passes(source)[1] or 1) for source, held in pairs]
+    shares = [count / sum(samples) for count in samples]
+    return {f"sources.{index}": RecipeShare(share, share) for index, share in enumerate(shares)}
 
 
 def check_released(config: BlendConfig) -> None:

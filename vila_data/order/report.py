@@ -1,19 +1,32 @@
-"""What an epoch's plan came to: shares asked for and realised, passes, events, and packs."""
+"""Report of an epoch's plan: shares of the recipe, in effect and actual; passes, events, and packs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vila_data.blend import BlendEvent, Block, Edge, Lengths, Unit
+from vila_data.blend import BlendEvent, Block, Edge, Lengths, RecipeShare, Unit
 from vila_data.blend.lengths import Run
 from vila_data.blend.merge import units_of
+from vila_data.blend.recipe_shares import blend_of
 from vila_data.order.windows import Windows
 from vila_data.pack import PackReport, Packs
+
+
+@dataclass(frozen=True)
+class WholeShare:
+    """Shares of the whole blend: that of the source in its blend times those of all blends around it, each in its unit.
+
+    recipe: by the weights as written; target: by the weights in effect at each pack; actual: what the packs hold.
+    """
+
+    recipe: float
+    target: float
+    actual: float
 
 
 @dataclass(frozen=True)
@@ -23,6 +36,8 @@ class SourceShare:
     unit: what its blend counts; asked, realised: its share in that unit of its blend, asked as in force pack by pack;
     worst_window: the largest difference of the two over any 1,000 steps, as a share; passes: samples given over
     samples of a pass, None of a blend; of the blend inside a blend, samples, images and tokens are those below it.
+    recipe: its share of its blend by the weights as written, before any source is exhausted; weights that change are
+    averaged over the epoch's steps.
     """
 
     label: str
@@ -35,6 +50,8 @@ class SourceShare:
     images: int
     tokens: int
     passes: float | None
+    recipe: float
+    of_whole: WholeShare
 
 
 @dataclass(frozen=True)
@@ -66,8 +83,14 @@ class BlendReport:
 class Tally:
     """Adds up blocks for the report."""
 
-    def __init__(self, edges: Sequence[Edge], lengths: Sequence[Lengths], packs_a_step: int) -> None:
-        self._edges, self._lengths = tuple(edges), lengths
+    def __init__(
+        self,
+        edges: Sequence[Edge],
+        lengths: Sequence[Lengths],
+        recipe: Mapping[str, RecipeShare],
+        packs_a_step: int,
+    ) -> None:
+        self._edges, self._lengths, self._recipe = tuple(edges), lengths, recipe
         self._below = _membership([edge.leaves for edge in self._edges], len(lengths))
         self._around = _membership([edge.siblings for edge in self._edges], len(lengths))
         self._packs_a_step = packs_a_step
@@ -110,10 +133,13 @@ class Tally:
 
     def report(self, events: Sequence[BlendEvent], unlisted: dict[str, int]) -> BlendReport:
         """The report of the blocks so far."""
-        sources = tuple(self._source(index, edge) for index, edge in enumerate(self._edges))
-        worst = max((entry.worst_window for entry, edge in zip(sources, self._edges, strict=True) if edge.top))
+        sources: dict[str, SourceShare] = {}
+        for index, edge in enumerate(self._edges):  # a blend comes before its sources
+            around = sources.get(blend_of(edge.path))
+            sources[edge.path] = self._source(index, edge, around.of_whole if around else WholeShare(1.0, 1.0, 1.0))
+        worst = max((entry.worst_window for entry, edge in zip(sources.values(), self._edges, strict=True) if edge.top))
         return BlendReport(
-            sources,
+            tuple(sources.values()),
             self._packs_a_step,
             self._windows.windows,
             worst,
@@ -123,23 +149,28 @@ class Tally:
             self._packs,
         )
 
-    def _source(self, index: int, edge: Edge) -> SourceShare:
+    def _source(self, index: int, edge: Edge, around: WholeShare) -> SourceShare:
         total = self._totals[index]
         samples, images, tokens = (int(count) for count in self._held @ self._below[index])
         passes = None
         if edge.leaf is not None:
             passes = samples / self._lengths[edge.leaf].totals[0]
+        asked = float(self._asked[index] / total) if total else 0.0
+        realised = float(self._given[index] / total) if total else 0.0
+        recipe = self._recipe[edge.path]
         return SourceShare(
             label=edge.label,
             path=edge.path,
             unit=edge.unit,
-            asked=float(self._asked[index] / total) if total else 0.0,
-            realised=float(self._given[index] / total) if total else 0.0,
+            asked=asked,
+            realised=realised,
             worst_window=float(self._windows.worst[index]),
             samples=samples,
             images=images,
             tokens=tokens,
             passes=passes,
+            recipe=recipe.of_blend,
+            of_whole=WholeShare(recipe.of_whole, around.target * asked, around.actual * realised),
         )
 
 

@@ -9,14 +9,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vila_data.blend import BlendConfig, BlendPlanner, Block, Edge, Lengths
+from vila_data.blend import BlendConfig, BlendPlanner, Block, Edge, Lengths, recipe_shares
 from vila_data.blend.events import EventLog
 from vila_data.blend.lengths import Run
 from vila_data.blend.planner import BLOCK_SAMPLES
 from vila_data.blend.seeded import order
 from vila_data.core.errors import DataError, UsageError
 from vila_data.encode.config import PackConfig
-from vila_data.order.released import ReleasedBlend, ReleasedPlanner, packed_micro_batches
+from vila_data.order.released import ReleasedBlend, ReleasedPlanner, packed_micro_batches, released_shares
 from vila_data.order.report import BlendReport, Tally
 from vila_data.order.spread import alike, mixed, spread
 from vila_data.pack import PackReport, Packs, one_each, pack_block
@@ -92,7 +92,8 @@ class PackSequence:
         self._blend, self._pack, self._seed, self._epoch = blend, pack, seed, epoch
         _check_images(blend, pack, lengths)
         self._planner = _planner(blend, pack, lengths, seed, epoch)
-        self._tally = Tally(self._planner.edges, lengths, packs_a_step)
+        shares = released_shares(blend, lengths) if pack.semantics == "released_code" else recipe_shares(blend)
+        self._tally = Tally(self._planner.edges, lengths, shares, packs_a_step)
         self._packs = 0
 
     def __iter__(self) -> Iterator[PlannedPacks]:

@@ -18,8 +18,8 @@ from vila_data.view.axes import plain, share, short, size_text
 from vila_data.view.flow import stages
 from vila_data.view.hosts import only_files
 from vila_data.view.recipe_text import shown_recipe
-from vila_data.view.shares import named_sources
-from vila_data.view.token_rows import LEFT_OUT, left_out
+from vila_data.view.shares import SHARE_HEADINGS, SHARE_NOTE, share_rows
+from vila_data.view.token_rows import left_out
 
 _TASKS: Final = {
     "interleaved": ("image-text-to-text", "text-generation"),
@@ -200,16 +200,9 @@ def _composition(totals: Mapping[str, Any]) -> list[str]:
     lines += _table(("corpus", "of what was kept", "mean", "most lie in"), rows, 2)
     if totals["tokens"]:
         lines += ["", "Tokens, images expanded:", ""]
-        counted = [
-            (
-                words(name),
-                *(f"{counts[key]:,}" for key in ("sequences", "tokens", "text_tokens")),
-                *left_out(counts)[:2],
-                words(left_out(counts)[2]),
-            )
-            for name, counts in totals["tokens"].items()
-        ]
-        lines += _table(("set", "sequences", "tokens", "text tokens", *LEFT_OUT), counted)
+        columns = ("samples", "sequences", "tokens", "text_tokens")
+        counted = [(words(name), *(f"{counts[key]:,}" for key in columns)) for name, counts in totals["tokens"].items()]
+        lines += [*_table(("set", "samples", "sequences", "tokens", "text tokens"), counted), "", *_left_out(totals)]
     for name, found in totals["measures"]["languages"].items():
         if found["measured"] and not found["sampled"]:
             continue
@@ -226,15 +219,27 @@ def _composition(totals: Mapping[str, Any]) -> list[str]:
     if totals["blend"]:
         lines += ["", "Blend, one epoch:", ""]
         shares = [
-            ("↳ " * source["path"].count(".blend.") + words(name), source["unit"], *_asked(source))
-            for name, source in named_sources(totals["blend"])
+            ("↳ " * row.depth + words(row.name), row.unit, *row.percents(1)) for row in share_rows(totals["blend"])
         ]
-        lines += _table(("source", "weight counts", "asked", "realised"), shares, 2)
+        lines += [*_table(SHARE_HEADINGS, shares, 2), "", SHARE_NOTE]
+        told = totals["blend"].get("warnings", [])
+        if told:
+            lines += ["", "Shares that differ from the recipe's by more than 10% of it:", ""]
+            lines += [f"- {words(warning['text'])}" for warning in told]
     return lines
 
 
-def _asked(source: Mapping[str, Any]) -> tuple[str, str]:
-    return f"{source['asked']:.1%}", f"{source['realised']:.1%}"
+def _left_out(totals: Mapping[str, Any]) -> list[str]:
+    """What encoding cut, a row each."""
+    rows = [
+        (words(name), words(row.what), words(row.change), share(row.count, row.of), f"{row.count:,}", f"{row.of:,}")
+        for name, counts in totals["tokens"].items()
+        for row in left_out(counts)
+    ]
+    if not rows:
+        return ["Encoding cut nothing: every sample is in a sequence, with all its tokens and images."]
+    headings = ("set", "left out by encoding", "to change it", "share", "count", "of")
+    return _table(headings, rows, 3)
 
 
 def _range(value: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from vila_data.view.axes import plain
+from vila_data.view.axes import many, plain, share
 
 
 def page(template: str, *, title: str, scripts: Sequence[str] = (), styles: Sequence[str] = (), **values: Any) -> str:
@@ -83,6 +83,8 @@ def _environment() -> Environment:
     )
     environment.filters["web_address"] = web_address
     environment.filters["plain"] = plain
+    environment.filters["many"] = many
+    environment.filters["share"] = share
     environment.filters["number"] = lambda value: f"{value:,}"
     environment.filters["percent"] = lambda value: f"{value:.1%}"
     return environment

@@ -16,9 +16,9 @@ from vila_data.view.hosts import only_files
 from vila_data.view.overview import overview
 from vila_data.view.page import page
 from vila_data.view.recipe_text import shown_recipe
-from vila_data.view.shares import named_sources, shares
+from vila_data.view.shares import share_rows, shares
 from vila_data.view.speed_rows import speed_rows
-from vila_data.view.token_rows import LEFT_OUT, left_out
+from vila_data.view.token_rows import left_out
 
 _TITLES: Final = {
     "shorter_side": "Picture size",
@@ -52,11 +52,11 @@ def report_page(totals: Mapping[str, Any], lock: Mapping[str, Any]) -> str:
         totals=totals,
         tiles=_tiles(totals),
         overview=overview(totals),
-        left_out={name: left_out(counts) for name, counts in totals["tokens"].items()},
-        left_out_headings=LEFT_OUT,
+        left_out=[(name, row) for name, counts in totals["tokens"].items() for row in left_out(counts)],
         corpora=[_corpus(name, totals, lock) for name in totals["funnel"]],
         lengths=[_histogram(value["tokens"], f"Tokens a sequence: {name}") for name, value in measures["sets"].items()],
         blend=_blend(totals["blend"]) if totals["blend"] else [],
+        share_warnings=totals["blend"].get("warnings", []) if totals["blend"] else [],
         speed=speed_rows(totals),
         limit=lock["limit"],
         fingerprints=lock["fingerprints"],
@@ -143,6 +143,9 @@ def _names(measured: Mapping[str, Any]) -> list[Markup]:
         found.append(bars(rows, title=about, of="images", total=hosts["images"]))
     if failed["images"]:
         found.append(bars(list(failed["classes"].items()), title="Failures by class", tone="failed-fill", of="images"))
+    if failed.get("formats"):
+        rows = list(failed["formats"].items())[:8]
+        found.append(bars(rows, title="Formats that are not decoded", tone="failed-fill", of="images"))
     if failed["http_codes"]:
         codes = [(f"HTTP {code}", count) for code, count in failed["http_codes"].items()]
         found.append(bars(codes[:8], title="Answers of failed downloads", tone="failed-fill", of="images"))
@@ -188,15 +191,7 @@ def _histogram(value: Mapping[str, Any] | None, title: str, kept: bool = False) 
 
 def _blend(blend: Mapping[str, Any]) -> list[Markup]:
     """Shares, and how full the packs are."""
-    found = [
-        shares(
-            [
-                (source["path"].count(".blend."), name, source["unit"], source["asked"], source["realised"])
-                for name, source in named_sources(blend)
-            ],
-            title="Shares of an epoch",
-        )
-    ]
+    found = [shares(share_rows(blend), title="Shares of an epoch")]
     for key, title in (("samples_a_pack", "Samples a pack"), ("images_a_pack", "Images a pack")):
         counted = {int(number): count for number, count in blend["packs"][key]["histogram"].items()}
         if counted:

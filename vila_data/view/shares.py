@@ -1,8 +1,9 @@
-"""A blend's shares: what was asked for beside what an epoch gives."""
+"""A blend's shares: those of the recipe, those in effect over an epoch, and those of its packs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from markupsafe import Markup
@@ -10,46 +11,84 @@ from markupsafe import Markup
 from vila_data.view.axes import cut, plain
 from vila_data.view.charts import WIDTH, figure, svg
 
-_ROW: Final = 46
+_ROW: Final = 60
 _INDENT: Final = 18
-_ASKED: Final = (
-    "Asked: the weights in force, pack by pack; when a source ends, others take its share as the recipe says."
+SHARE_HEADINGS: Final = ("source", "weight counts", "recipe", "target", "actual")
+SHARE_NOTE: Final = (
+    "Recipe: the weights as written, averaged over the epoch. Target: the weights in effect at each pack; when a source "
+    "is exhausted, the others take its share. Actual: what the packs hold. All are shares of the whole blend: a nested "
+    "source's share, in its own unit, times that of the blend it is in."
 )
 
 
-def shares(rows: Sequence[tuple[int, str, str, float, float]], *, title: str) -> Markup:
-    """Two bars a source: asked, and realised.
+@dataclass(frozen=True)
+class ShareRow:
+    """A source's shares of the whole blend. depth: how many blends it is inside; recipe: None in a run.json of an
+    earlier version, which does not say it."""
 
-    rows: (depth in the tree, source, what its weight counts, asked, realised), shares from 0 to 1 of the source above.
-    """
-    parts = []
-    for index, (depth, name, unit, asked, realised) in enumerate(rows):
-        x, y = depth * _INDENT, 4 + index * _ROW
-        wide = WIDTH - x
-        parts.append(
-            Markup(
-                '<g><title>{}</title><text x="{}" y="{}"><tspan class="strong">{}</tspan> of the {}</text>'
-                '<text x="{}" y="{}" text-anchor="end">{}</text>'
-                '<rect class="groove" x="{}" y="{}" width="{}" height="15" rx="3"/>'
-                '<rect class="f0" x="{}" y="{}" width="{}" height="9" rx="3"/>'
-                '<rect class="f7" x="{}" y="{}" width="{}" height="4" rx="2"/></g>'
-            ).format(
-                plain(f"{name}: {asked:.2%} of the {unit} asked, {realised:.2%} realised"),
-                *(x, y + 12, cut(name, 34), plain(unit), WIDTH, y + 12, f"{realised:.1%} · asked {asked:.1%}"),
-                *(x, y + 18, wide, x, y + 18, round(wide * min(1.0, realised), 2)),
-                *(x, y + 29, round(wide * min(1.0, asked), 2)),
-            )
-        )
-    said = f"{title}: " + ", ".join(f"{name} {realised:.1%}, asked {asked:.1%}" for _, name, _, asked, realised in rows)
-    table = [(name, unit, f"{asked:.2%}", f"{realised:.2%}") for _, name, unit, asked, realised in rows]
+    depth: int
+    name: str
+    unit: str
+    recipe: float | None
+    target: float
+    actual: float
+
+    def percents(self, digits: int = 2) -> tuple[str, str, str]:
+        """Recipe, target and actual in percent."""
+        recipe = "" if self.recipe is None else f"{self.recipe:.{digits}%}"
+        return recipe, f"{self.target:.{digits}%}", f"{self.actual:.{digits}%}"
+
+
+def share_rows(blend: Mapping[str, Any]) -> list[ShareRow]:
+    """A row a source. blend: that of run.json."""
+    rows: dict[str, ShareRow] = {}
+    for name, source in named_sources(blend):
+        whole = source.get("of_whole")
+        if whole is None:
+            around = rows.get(source["path"].rpartition(".blend.")[0])
+            target, actual = (around.target, around.actual) if around else (1.0, 1.0)
+            whole = {"recipe": None, "target": target * source["asked"], "actual": actual * source["realised"]}
+        rows[source["path"]] = ShareRow(source["path"].count(".blend."), name, source["unit"], **whole)
+    return list(rows.values())
+
+
+def shares(rows: Sequence[ShareRow], *, title: str) -> Markup:
+    """Three bars a source: actual, and below it target and recipe."""
+    parts = [_bars(row, 4 + index * _ROW) for index, row in enumerate(rows)]
+    said = f"{title}: " + "; ".join(f"{row.name} {_said(row)}" for row in rows)
+    table = [(row.name, row.unit, *row.percents()) for row in rows]
     return figure(
         title,
         svg(max(30, 6 + _ROW * len(rows)), said, parts),
-        ("source", "weight counts", "asked", "realised"),
+        SHARE_HEADINGS,
         table,
-        note=_ASKED,
-        legend=[("f0", "realised"), ("f7", "asked")],
+        note=SHARE_NOTE,
+        legend=[("f0", "actual"), ("f7", "target"), ("f5", "recipe")],
     )
+
+
+def _bars(row: ShareRow, y: int) -> Markup:
+    x = row.depth * _INDENT
+    wide = WIDTH - x
+    bars = [("f0", 33, 9, row.actual), ("f7", 44, 4, row.target), ("f5", 49, 4, row.recipe or 0.0)]
+    return Markup(
+        '<g><title>{}</title><text x="{}" y="{}"><tspan class="strong">{}</tspan> of the {}</text>'
+        '<text class="soft" x="{}" y="{}">{}</text><rect class="groove" x="{}" y="{}" width="{}" height="20" rx="3"/>{}</g>'
+    ).format(
+        plain(f"{row.name}, of the {row.unit}: {_said(row, 2)}"),
+        *(x, y + 12, cut(row.name, 34), plain(row.unit), x, y + 27, _said(row), x, y + 33, wide),
+        Markup("").join(
+            Markup('<rect class="{}" x="{}" y="{}" width="{}" height="{}" rx="2"/>').format(
+                tone, x, y + top, round(wide * min(1.0, share), 2), height
+            )
+            for tone, top, height, share in bars
+        ),
+    )
+
+
+def _said(row: ShareRow, digits: int = 1) -> str:
+    recipe, target, actual = row.percents(digits)
+    return f"actual {actual}, target {target}" + f", recipe {recipe}" * bool(recipe)
 
 
 def named_sources(blend: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -7,12 +7,13 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 
 from vila_data.view.axes import many, share
 from vila_data.view.search_table import plain
-from vila_data.view.shares import named_sources
-from vila_data.view.token_rows import LEFT_OUT, left_out
+from vila_data.view.shares import SHARE_HEADINGS, share_rows
+from vila_data.view.token_rows import changes, left_out
 
 _WIDTH_ELSEWHERE = 200
 
@@ -32,7 +33,7 @@ def print_run(console: Console, value: dict[str, Any]) -> None:
     if value["sets"]:
         console.print(_sets_table(value["sets"]))
     if value.get("tokens"):
-        console.print(_tokens_table(value["tokens"]))
+        _print_tokens(console, value["tokens"])
     if value.get("blend"):
         _print_blend(console, value["blend"])
     if value.get("seconds"):
@@ -126,32 +127,51 @@ def _sets_table(sets: dict[str, Any]) -> Table:
     return table
 
 
-def _tokens_table(sets: dict[str, Any]) -> Table:
+def _print_tokens(console: Console, sets: dict[str, Any]) -> None:
+    """Token files, and what of the samples is not in them."""
     table = Table(title="token files", title_justify="left")
     columns = ("samples", "sequences", "tokens", "text_tokens", "trained_tokens", "images")
-    for heading in ("set", *columns, *LEFT_OUT):
+    for heading in ("set", *columns):
         table.add_column(heading.replace("_", " "), justify="left" if heading == "set" else "right")
     for name, counts in sets.items():
-        table.add_row(name, *(f"{counts[column]:,}" for column in columns), *left_out(counts))
-    return table
+        table.add_row(name, *(f"{counts[column]:,}" for column in columns))
+    console.print(table)
+    found = [(name, row) for name, counts in sets.items() for row in left_out(counts)]
+    if not found:
+        console.print("encoding cut nothing: every sample is in a sequence, with all its tokens and images")
+        return
+    table = Table(title="left out by encoding", title_justify="left")
+    for heading in ("set", "what", "share", "count", "of"):
+        figures = heading in ("share", "count", "of")
+        table.add_column(heading, justify="right" if figures else "left", no_wrap=figures)
+    for name, row in found:
+        table.add_row(name, plain(row.what), share(row.count, row.of), f"{row.count:,}", many(row.of, row.unit))
+    console.print(table)
+    for what, keys in changes(row for _, row in found):
+        console.print(f"to change {what}: {keys}", highlight=False, markup=False)
 
 
 def _print_blend(console: Console, value: dict[str, Any]) -> None:
     """One epoch of a blend: shares, what happened to its sources, and the packs."""
-    table = Table(title="blend, one epoch", title_justify="left")
-    columns = ("source", "weight counts", "asked", "realised", "samples", "images", "tokens", "passes")
-    for heading in columns:
-        table.add_column(heading, justify="left" if heading in columns[:2] else "right")
-    for name, source in named_sources(value):
+    table = Table(title="blend, one epoch: shares of the whole blend", title_justify="left")
+    for heading in SHARE_HEADINGS:
+        table.add_column(heading, justify="left" if heading in SHARE_HEADINGS[:2] else "right")
+    rows = share_rows(value)
+    for row in rows:
+        table.add_row("  " * row.depth + escape(row.name), row.unit, *row.percents())
+    console.print(table)
+    table = Table(title="blend, one epoch: amounts", title_justify="left")
+    for heading in ("source", "samples", "images", "tokens", "passes"):
+        table.add_column(heading, justify="left" if heading == "source" else "right")
+    for row, source in zip(rows, value["sources"], strict=True):
         table.add_row(
-            "  " * source["path"].count(".blend.") + escape(name),
-            source["unit"],
-            f"{source['asked']:.2%}",
-            f"{source['realised']:.2%}",
+            "  " * row.depth + escape(row.name),
             *(f"{source[unit]:,}" for unit in ("samples", "images", "tokens")),
             "" if source["passes"] is None else f"{source['passes']:.2f}",
         )
     console.print(table)
+    for warning in value.get("warnings", ()):
+        console.print(Text.assemble(("warning: ", "bold yellow"), plain(warning["text"])))
     for subset in value["subsets"]:
         strangers = f"; {subset['ids_not_met']:,} listed ids are not in it" if subset["ids_not_met"] else ""
         kept = f"{subset['kept']:,} of {subset['samples']:,} samples"

@@ -1,22 +1,26 @@
-"""A recipe's blend as a tree to print: shares asked for, samples, images, tokens and fingerprints."""
+"""A recipe's blend as a tree to print: shares of the recipe, samples, images, tokens, fingerprints, and warnings."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from vila_data.blend.config import BlendSource, InnerBlend
 from vila_data.blend.labels import labels
 from vila_data.blend.lengths import Lengths
+from vila_data.blend.recipe_shares import RecipeShare, recipe_shares
 from vila_data.core.store import Store
 from vila_data.encode.tokenizer import TextTokenizer
 from vila_data.encode.tokens import encoding_fingerprint
-from vila_data.order.sources import read_blended_sets
+from vila_data.order.sources import BlendedSets, read_blended_sets
 from vila_data.shard.manifest import read_manifest
+from vila_data.workflow.blending import epoch_warnings
 from vila_data.workflow.encoding import committed_tokens, ready_tokenizer
 from vila_data.workflow.recipe import Recipe
 
 Node = dict[str, Any]
+MOST_PLANNED: Final = 1_000_000
+"""Samples of an epoch that `plan` goes through for its shares: a few seconds."""
 
 
 def blend_node(store: Store | None, recipe: Recipe) -> Node:
@@ -24,18 +28,21 @@ def blend_node(store: Store | None, recipe: Recipe) -> Node:
     assert recipe.blend is not None and recipe.pack is not None
     lengths: Iterator[Lengths | None] = iter(lambda: None, 0)
     state = "; to be encoded"
+    warnings: list[Node] = []
     if store is not None and all(read_manifest(store, name) for name in recipe.blended_sets()):
         tokenizer = ready_tokenizer(recipe.pack)
         names = recipe.blended_sets()
         if len(committed_tokens(store, recipe.pack, tokenizer, names)) == len(names):
-            lengths = iter(read_blended_sets(store, recipe.blend, recipe.pack, tokenizer).lengths)
+            sets = read_blended_sets(store, recipe.blend, recipe.pack, tokenizer)
+            lengths = iter(sets.lengths)
             state = _fingerprints(recipe, tokenizer)
+            warnings = _warnings(recipe, sets)
     pack = recipe.pack
     total = f", {recipe.blend.total_packs:,} packs" if recipe.blend.total_packs else ""
     return {
         "label": f"blend{total}: {pack.semantics} packs of {pack.sequence_length:,} tokens, {pack.tokens_per_image} an "
         f"image{state}",
-        "children": _sources(recipe.blend, "", lengths, labels(recipe.blend)),
+        "children": _sources(recipe.blend, "", lengths, labels(recipe.blend), recipe_shares(recipe.blend)) + warnings,
     }
 
 
@@ -44,14 +51,39 @@ def _fingerprints(recipe: Recipe, tokenizer: TextTokenizer) -> str:
     return f"; tokenizer {tokenizer.fingerprint}, encoding {encoding_fingerprint(recipe.pack, tokenizer)}"
 
 
-def _sources(blend: InnerBlend, place: str, lengths: Iterator[Lengths | None], names: Mapping[str, str]) -> list[Node]:
+def _warnings(recipe: Recipe, sets: BlendedSets) -> list[Node]:
+    """A node for each source whose share of an epoch is not the recipe's."""
+    found = epoch_warnings(recipe, sets, MOST_PLANNED)
+    if found is None:
+        return [
+            {
+                "label": f"shares of an epoch of more than {MOST_PLANNED:,} samples are not planned here: run the recipe "
+                "with --only blend, then inspect shows them"
+            }
+        ]
+    return [{"label": f"warning: {warning['text']}", "warning": warning} for warning in found]
+
+
+def _sources(
+    blend: InnerBlend,
+    place: str,
+    lengths: Iterator[Lengths | None],
+    names: Mapping[str, str],
+    whole: Mapping[str, RecipeShare],
+) -> list[Node]:
     return [
-        _source(blend, source, f"{place}sources.{index}", lengths, names) for index, source in enumerate(blend.sources)
+        _source(blend, source, f"{place}sources.{index}", lengths, names, whole)
+        for index, source in enumerate(blend.sources)
     ]
 
 
 def _source(
-    blend: InnerBlend, source: BlendSource, place: str, lengths: Iterator[Lengths | None], names: Mapping[str, str]
+    blend: InnerBlend,
+    source: BlendSource,
+    place: str,
+    lengths: Iterator[Lengths | None],
+    names: Mapping[str, str],
+    whole: Mapping[str, RecipeShare],
 ) -> Node:
     shares = []
     for start in sorted({0.0, *(change for each in blend.sources for change in each.changes)}):
@@ -59,14 +91,16 @@ def _source(
         shares.append(f"{share:.2%}" + (f" from {start:.0%} of the steps" if start else ""))
     least, most = blend.passes(source)
     passes = f"{least} pass" if least == most == 1 else f"{least} to {most if most else 'any number of'} passes"
-    label = f"{names[place]}: {', '.join(shares)} of {blend.weight_counts}; {passes}, then {blend.rule(source)}"
+    inside = f" ({whole[place].of_whole:.2%} of the whole blend)" if ".blend." in place else ""
+    label = f"{names[place]}: {', '.join(shares)} of {blend.weight_counts}{inside}; {passes}, then {blend.rule(source)}"
     if source.blend is not None:
-        return {"label": label, "children": _sources(source.blend, f"{place}.blend.", lengths, names)}
+        return {"label": label, "children": _sources(source.blend, f"{place}.blend.", lengths, names, whole)}
     if source.subset is not None:
         given = {key: value for key, value in source.subset.model_dump().items() if value is not None}
         label += "; " + ", ".join(f"{key} {value!r}" for key, value in given.items())
     found = next(lengths)
     node: Node = {"label": label, "set": source.name, "weight_counts": blend.weight_counts, "shares": shares}
+    node["recipe_share"] = whole[place].of_whole
     if found is not None:
         samples, images, tokens = found.totals
         node |= {"samples": samples, "images": images, "tokens": tokens, "lengths": found.fingerprint}

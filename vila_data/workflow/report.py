@@ -11,6 +11,7 @@ from vila_data.core.fates import Funnel
 from vila_data.core.receipts import Receipt
 from vila_data.core.store import Store
 from vila_data.shard.manifest import Manifest
+from vila_data.view.token_rows import left_out
 from vila_data.workflow.plan import CorpusPlan
 
 RUN_JSON = "run.json"
@@ -62,7 +63,10 @@ class RunReport:
                 }
                 for name, found in self.sets.items()
             },
-            "tokens": self.tokens,
+            "tokens": {
+                name: counts | {"left_out": [entry.as_dict() for entry in left_out(counts)]}
+                for name, counts in self.tokens.items()
+            },
             "blend": self.blend,
             "measures": self.measures,
             "seconds": self.seconds,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import operator
 import os
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from pydantic import ValidationError
 
+from vila_data.batch.normalization import Normalization
 from vila_data.batch.pixels import ImageOptions
 from vila_data.core.config import StrictModel
 from vila_data.core.cpus import cpu_count
@@ -24,7 +26,10 @@ from vila_data.loader.faults import FaultBudget
 from vila_data.loader.feed import FeedSpec
 from vila_data.loader.loader import LoaderOptions, StreamLoader
 from vila_data.loader.pool import Patience
+from vila_data.loader.ranks import Ranks, ranks_here
 from vila_data.loader.state import StreamIdentity
+from vila_data.order.released import released_blend, rows_at_most
+from vila_data.order.sequence import PackSequence
 from vila_data.order.share import Share
 from vila_data.order.sources import read_blended_sets
 from vila_data.ranges.reader import ReadOptions
@@ -34,6 +39,7 @@ from vila_data.workflow.recipe import Recipe, load_recipe
 
 Model = TypeVar("Model", bound=StrictModel)
 _MOST_WORKERS = 8
+log = logging.getLogger("vila_data.loader")
 
 
 def stream(
@@ -54,20 +60,27 @@ def stream(
     prefetch_mb: int = 512,
     patience: Patience | Mapping[str, float] | None = None,
     report_every_s: float = 60.0,
+    restart: bool = False,
+    check_ranks: bool = True,
 ) -> StreamLoader:
     """A loader of the packed batches of a recipe's blend, from the shards and token files of a finished run.
 
     run: folder or fsspec URL. tokenizer: the recipe's unless given (a path, a hub id or a fast Hugging Face tokenizer);
-    it must be the one that the run was encoded with. rank, world_size: of torch.distributed where it is initialised,
-    else of the environment's RANK and WORLD_SIZE, else 0 of 1. batch_size: packs of a batch. num_workers: processes, one
-    less than there are CPUs (1 to 8) unless given; 0: none. image: size_px and fit of pictures. device: batches arrive
-    there, copied beside the computation. prefetch_mb: 10^6 bytes of finished batches that wait at most. patience: say_s
-    and end_s, seconds that a batch is waited for.
+    it must be the one that the run was encoded with. rank, world_size: of torch.distributed where it is initialized,
+    else of the environment's RANK and WORLD_SIZE, else 0 of 1. When an iteration begins they are compared with
+    torch.distributed's, which a loader takes over that was told none; check_ranks: whether given ones must agree (False
+    where several ranks read the same share, as under tensor parallelism). restart: every iteration begins at the same
+    batch, the first of `epoch`, as a validation needs it. batch_size: packs of a batch, or its micro-batches under
+    semantics `released_code`. num_workers: processes, one less than there are CPUs (1 to 8) unless given; 0: none.
+    image: size_px, fit, background, and the model's normalization: mean and std of RGB from 0 to 1, or processor, its
+    directory or hub id. device: batches arrive there, copied beside the computation. prefetch_mb: 10^6 bytes of
+    finished batches that wait at most. patience: say_s and end_s, seconds that a batch is waited for.
 
     Raises:
         UsageError: the recipe has no pack or blend, its sets are not in the run or not encoded with this tokenizer, or
             the call makes no sense.
     """
+    ranks = _ranks(rank, world_size, _flag("check_ranks", check_ranks))
     batch_size, epoch = _whole("batch_size", batch_size, 1), _whole("epoch", epoch, 0)
     prefetch_mb = _whole("prefetch_mb", prefetch_mb, 0)
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, find_corpora=False)
@@ -79,10 +92,12 @@ def stream(
         fault_budget=_model(FaultBudget, fault_budget, "fault_budget"),
         patience=_patience(patience),
         report_every_s=_seconds("report_every_s", report_every_s),
+        ranks=ranks,
+        restart=_flag("restart", restart),
     )
     how = _How(
-        share=Share(*_place(rank, world_size), batch_size),
-        image=_model(ImageOptions, image, "image"),
+        Share(ranks.rank, ranks.world_size, batch_size),
+        *_image(image),
         read=_model(ReadOptions, read, "read"),
         limit_bytes=prefetch_mb * 1_000_000,
     )
@@ -96,6 +111,7 @@ class _How:
 
     share: Share
     image: ImageOptions
+    normalization: Normalization | None
     read: ReadOptions
     limit_bytes: int
 
@@ -109,10 +125,25 @@ def _open(
         raise UsageError(f"{recipe.name}: the recipe has no `{missing}:`, so there is nothing to stream")
     words = _tokenizer(tokenizer, recipe.pack)
     sets = read_blended_sets(store, recipe.blend, recipe.pack, words)
-    rows = Rows(how.share.batch_size, recipe.pack.sequence_length, recipe.pack.tokens_per_image, words.pad_id)
+    pack = recipe.pack
+    views = [found.shards.view for found in sets.sets]
+    blend = released_blend(recipe.blend, pack, views, how.share.world_size)
+    if pack.semantics == "released_code":
+        left_out = PackSequence(blend, pack, sets.lengths, seed=seed, epoch=epoch).report().events
+        for event in left_out if how.share.rank == 0 else ():
+            log.warning("blend: %s: %s", event.source, event.followed)
+    rows = Rows(
+        rows_at_most(blend, pack, how.share.batch_size),
+        pack.sequence_length,
+        pack.tokens_per_image,
+        words.pad_id,
+        as_packed=pack.semantics == "released_code",
+        trains_first_label=pack.semantics == "released_code",
+        normalization=how.normalization,
+    )
     spec = FeedSpec(
         store=store.url,
-        blend=recipe.blend,
+        blend=blend,
         pack=recipe.pack,
         sets=tuple(sets.sets),
         seed=seed,
@@ -161,8 +192,18 @@ def _model(kind: type[Model], value: Any, what: str) -> Model:
 
 
 def _plain(value: Any) -> Any:
-    """A number of numpy or torch as Python's, a path as text."""
-    return value.item() if hasattr(value, "item") else str(value)
+    """Numbers of numpy or torch as Python's, a path as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def _image(value: ImageOptions | Mapping[str, Any] | None) -> tuple[ImageOptions, Normalization | None]:
+    """The options, with the background that goes with the normalization; and the normalization, if they say it."""
+    options = _model(ImageOptions, value, "image")
+    try:
+        normalization = options.normalization()
+    except UsageError as error:
+        raise UsageError(f"stream: image: {error}") from error
+    return options.padded_for(normalization), normalization
 
 
 def _patience(value: Patience | Mapping[str, float] | None) -> Patience:
@@ -212,18 +253,16 @@ def _device(device: torch.device | str) -> torch.device:
     return found
 
 
-def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """(rank, world size) as given, or as the process knows them."""
+def _ranks(rank: int | None, world_size: int | None, checked: bool) -> Ranks:
+    """Rank and world size as given, or as the process knows them."""
     if (rank is None) != (world_size is None):
         raise UsageError("stream: give both rank and world_size, or neither")
-    if rank is not None and world_size is not None:
-        return _whole("rank", rank, 0), _whole("world_size", world_size, 1)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    said = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
-    if all(value is None for value in said.values()) or (said["RANK"] is None and said["WORLD_SIZE"] == "1"):
-        return 0, 1
-    if not all(value is not None and value.isdecimal() for value in said.values()):
-        found = ", ".join(f"{name}={value}" if value is not None else f"no {name}" for name, value in said.items())
-        raise UsageError(f"stream: the environment has {found}: set both to whole numbers, or give rank and world_size")
-    return int(said["RANK"] or 0), int(said["WORLD_SIZE"] or 1)
+    if rank is None or world_size is None:
+        return ranks_here(os.environ)
+    return Ranks(_whole("rank", rank, 0), _whole("world_size", world_size, 1), "arguments", checked)
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError(f"stream: {name} {value!r}: give True or False")
+    return value

@@ -58,6 +58,7 @@ class CorpusMeasures:
         self._hosts, self._failed_hosts = TopNames(), TopNames()
         self._errors: dict[str, int] = {}
         self._codes: dict[str, int] = {}
+        self._formats: dict[str, int] = {}
         self._failed = 0
 
     def add(self, store: Store, part: Part, scored: bool) -> None:
@@ -84,6 +85,8 @@ class CorpusMeasures:
         self._aspect.add((width[ok] / height[ok]), kept[ok])
         self._bytes.add(_floats(images.column("bytes"))[ok], kept[ok])
         self._add_hosts(images, ok)
+        if "unsupported_format" in self._errors:
+            self._add_formats(_read(store, part.images_table(), ["error", "detail"]))
         self._add_records(records, of_records, of_images.column("row").to_numpy()[kept])
 
     def _add_hosts(self, images: pa.Table, ok: NDArray[np.bool_]) -> None:
@@ -99,6 +102,12 @@ class CorpusMeasures:
                 name = str(entry["values"])
                 found[name] = found.get(name, 0) + entry["counts"]
         _count(self._failed_hosts, pc.binary_join_element_wise(errors, hosts.filter(failed), "\t"))
+
+    def _add_formats(self, images: pa.Table) -> None:
+        """Count the formats that are not decoded."""
+        named = images.filter(pc.equal(images.column("error"), "unsupported_format")).column("detail")
+        for entry in pc.value_counts(named.drop_null()).to_pylist():
+            self._formats[entry["values"]] = self._formats.get(entry["values"], 0) + entry["counts"]
 
     def _add_records(self, records: pa.Table, fates: pa.Table, rows: NDArray[np.int32]) -> None:
         """Images and text of records that are such; rows: the record's row of each kept image."""
@@ -133,6 +142,7 @@ class CorpusMeasures:
             "failures": {
                 "images": self._failed,
                 "classes": dict(sorted(self._errors.items(), key=lambda entry: (-entry[1], entry[0]))),
+                "formats": dict(sorted(self._formats.items(), key=lambda entry: (-entry[1], entry[0]))),
                 "http_codes": dict(sorted(self._codes.items(), key=lambda entry: (-entry[1], entry[0]))),
                 "short_by": self._failed_hosts.short_by,
                 "top": self._top_failures(),

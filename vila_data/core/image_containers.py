@@ -1,0 +1,280 @@
+"""PNG, GIF, WebP and TIFF as containers: the parts that a decoder needs, and the metadata beside them.
+
+Decoders get the picture alone: what else is in the file (frames, text, directories) can then cost nothing.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from vila_data.core.fates import ImageError
+
+PNG_START: Final = b"\x89PNG\r\n\x1a\n"
+_MOST_PARTS: Final = 65_536  # chunks of a file
+_MOST_METADATA: Final = 8 << 20  # bytes of a compressed profile or text, when it is inflated
+_RAW_EXIF: Final = b"Raw profile type exif\0"
+_PNG_XMP: Final = b"XML:com.adobe.xmp\0"
+
+
+@dataclass(frozen=True, slots=True)
+class Still:
+    """One still picture out of a container.
+
+    data:    the file of it alone.
+    profile: its ICC profile, as bytes; b"" where there is one that cannot be read.
+    canvas:  (width, height) of the whole picture where `data` is a part of it at `place`; None: it is all.
+    """
+
+    data: bytes
+    profile: bytes | None = None
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    canvas: tuple[int, int] | None = None
+    place: tuple[int, int] = (0, 0)
+
+
+def png_still(data: bytes) -> Still:
+    """A PNG's default image: IHDR, PLTE, tRNS, IDAT and IEND.
+
+    Raises:
+        ImageError: too_large: tens of thousands of chunks.
+    """
+    pieces, profile, exif, raw_exif, xmp = [PNG_START], None, None, None, None
+    for kind, start, stop in _png_chunks(data):
+        content = data[start + 8 : stop - 4]
+        if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
+            pieces.append(data[start:stop])
+        elif kind == b"iCCP":
+            profile = _inflated(content.partition(b"\0")[2][1:]) or b""
+        elif kind == b"eXIf":
+            exif = content
+        elif kind == b"zTXt" and content.startswith(_RAW_EXIF):
+            raw_exif = _raw_profile(_inflated(content[len(_RAW_EXIF) + 1 :]) or b"")
+        elif kind == b"tEXt" and content.startswith(_RAW_EXIF):
+            raw_exif = _raw_profile(content[len(_RAW_EXIF) :])
+        elif kind == b"iTXt" and content.startswith(_PNG_XMP):
+            rest = content[len(_PNG_XMP) :]
+            text = rest[2:].partition(b"\0")[2].partition(b"\0")[2]
+            xmp = (_inflated(text) if rest[:1] == b"\1" else text) or xmp
+    return Still(b"".join(pieces), profile, raw_exif if exif is None else exif, xmp)
+
+
+def png_depth(data: bytes) -> int:
+    """Bits of a sample, as IHDR says."""
+    return data[24] if len(data) > 24 else 8
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    at, count = len(PNG_START), 0
+    while at + 8 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, at)
+        stop = at + 12 + size
+        yield kind, at, min(stop, len(data))
+        if kind == b"IEND":
+            return
+        at, count = stop, count + 1
+        if count > _MOST_PARTS:
+            raise ImageError("too_large", "tens of thousands of PNG chunks")
+
+
+def _inflated(content: bytes) -> bytes | None:
+    """Zlib data of a bounded size; None where it is broken or larger."""
+    inflate = zlib.decompressobj()
+    try:
+        text = inflate.decompress(content, _MOST_METADATA)
+    except zlib.error:
+        return None
+    return text if inflate.eof else None
+
+
+def _raw_profile(text: bytes) -> bytes | None:
+    """ImageMagick's spelling: a name, a length, hex digits."""
+    try:
+        return bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode("ascii"))
+    except ValueError:
+        return None
+
+
+def gif_still(data: bytes) -> Still:
+    """A GIF's first frame with its color tables and its graphic control; comments and other frames are left out.
+
+    Raises:
+        ImageError: too_large: its blocks are tiny, so that they are too many.
+    """
+    if len(data) < 13:
+        return Still(data)
+    at = 13 + _color_table(data[10])
+    pieces, control = [data[:at]], b""
+    budget = _MOST_PARTS + len(data) // 64
+    while at < len(data):
+        start, kind = at, data[at]
+        if kind == 0x21:
+            at, budget = _sub_blocks(data, at + 2, budget)
+            if data[start + 1 : start + 2] == b"\xf9":
+                control = data[start:at]
+        elif kind == 0x2C and at + 10 <= len(data):
+            at, budget = _sub_blocks(data, at + 10 + _color_table(data[at + 9]) + 1, budget)
+            pieces += [control, data[start:at], b"\x3b"]
+            break
+        else:
+            at += 1  # rubbish between blocks, as decoders take it
+            if kind == 0x3B:
+                break
+            budget -= 1
+        if budget < 0:
+            raise ImageError("too_large", "hundreds of thousands of GIF blocks")
+    return Still(b"".join(pieces))
+
+
+def _color_table(flags: int) -> int:
+    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def _sub_blocks(data: bytes, at: int, budget: int) -> tuple[int, int]:
+    """The end of a chain of sub-blocks, and what is left of `budget`."""
+    while at < len(data) and budget >= 0:
+        size = data[at]
+        at, budget = at + 1 + size, budget - 1
+        if size == 0:
+            break
+    return at, budget
+
+
+def webp_still(data: bytes) -> Still:
+    """A WebP's picture, or the first frame of an animation.
+
+    Raises:
+        ImageError: too_large: tens of thousands of chunks; undecodable_image: it has no picture.
+    """
+    parts: dict[bytes, bytes] = {}
+    for kind, content in _riff_chunks(data, 12):
+        if kind not in parts:
+            parts[kind] = content
+    profile, exif, xmp = parts.get(b"ICCP"), parts.get(b"EXIF"), parts.get(b"XMP ")
+    frame = parts.get(b"ANMF")
+    canvas, place = None, (0, 0)
+    header = parts.get(b"VP8X", b"")
+    size = (_u24(header, 4) + 1, _u24(header, 7) + 1) if len(header) >= 10 else None
+    if frame is not None and size is not None and len(frame) >= 16 and not parts.keys() & {b"VP8 ", b"VP8L"}:
+        canvas, place = size, (2 * _u24(frame, 0), 2 * _u24(frame, 3))
+        parts = dict(_riff_chunks(frame, 16))
+    if b"VP8L" in parts:
+        return Still(_riff([(b"VP8L", parts[b"VP8L"])]), profile, exif, xmp, canvas, place)
+    if b"VP8 " not in parts:
+        raise ImageError("undecodable_image", "no picture in it")
+    vp8 = parts[b"VP8 "]
+    chunks = [(b"VP8 ", vp8)]
+    if b"ALPH" in parts and len(vp8) >= 10:
+        width, height = (struct.unpack_from("<H", vp8, at)[0] & 0x3FFF for at in (6, 8))
+        extended = struct.pack("<II", 0x10, width - 1 & 0xFFFFFF)[:7] + struct.pack("<I", height - 1 & 0xFFFFFF)[:3]
+        chunks = [(b"VP8X", extended), (b"ALPH", parts[b"ALPH"]), *chunks]
+    return Still(_riff(chunks), profile, exif, xmp, canvas, place)
+
+
+def webp_size(still: Still) -> tuple[int, int]:
+    """(width, height) of the picture as a whole; (0, 0) where its header is broken."""
+    if still.canvas is not None:
+        return still.canvas
+    kind, content = next(
+        ((kind, content) for kind, content in _riff_chunks(still.data, 12) if kind != b"ALPH"), (b"", b"")
+    )
+    if kind == b"VP8X":
+        return _u24(content, 4) + 1, _u24(content, 7) + 1
+    if kind == b"VP8L" and len(content) >= 5 and content[0] == 0x2F:
+        bits = int.from_bytes(content[1:5], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 " and len(content) >= 10 and content[3:6] == b"\x9d\x01\x2a":
+        width, height = struct.unpack_from("<HH", content, 6)
+        return width & 0x3FFF, height & 0x3FFF
+    return 0, 0
+
+
+def _riff_chunks(data: bytes, at: int) -> Iterator[tuple[bytes, bytes]]:
+    count = 0
+    while at + 8 <= len(data):
+        kind, size = struct.unpack_from("<4sI", data, at)
+        yield kind, data[at + 8 : at + 8 + size]
+        at, count = at + 8 + size + (size & 1), count + 1
+        if count > _MOST_PARTS:
+            raise ImageError("too_large", "tens of thousands of WebP chunks")
+
+
+def _riff(chunks: list[tuple[bytes, bytes]]) -> bytes:
+    body = b"".join(
+        kind + struct.pack("<I", len(content)) + content + b"\0" * (len(content) & 1) for kind, content in chunks
+    )
+    return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
+
+
+def _u24(data: bytes, at: int) -> int:
+    return int.from_bytes(data[at : at + 3], "little")
+
+
+_TIFF_BYTES: Final = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+    17: 8,
+    18: 8,
+}
+_TIFF_NUMBERS: Final = {1: "B", 3: "H", 4: "I", 16: "Q"}
+PHOTOMETRIC: Final = 262
+_WIDTH, _HEIGHT, _BITS, _SAMPLES, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 258, 277, 322, 323
+_SMALLEST_TILE: Final = 1 << 20  # pixels that a tile may have whatever the picture's size
+_MOST_BITS: Final = 256  # of a pixel
+
+
+def tiff_numbers(data: bytes) -> tuple[dict[int, int], bytes]:
+    """{tag: first value} of the whole numbers in a TIFF's first directory, {} where it cannot be read, and the TIFF.
+
+    In the TIFF that is given back, deep gray whose 0 is white says that its 0 is black: Pillow reads no other.
+
+    Raises:
+        ImageError: too_large: its values overlap, or its tiles or pixels are far larger than the picture.
+    """
+    order = "<" if data[:2] == b"II" else ">"
+    big = data[2:4] in (b"+\0", b"\0+")
+    numbers: dict[int, int] = {}
+    total = photometric = 0
+    try:
+        (at,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
+        (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, at)
+        at += 8 if big else 2
+        for _ in range(min(count, _MOST_PARTS)):
+            tag, kind, values = struct.unpack_from(order + ("HHQ" if big else "HHI"), data, at)
+            place = at + (12 if big else 8)
+            size = values * _TIFF_BYTES.get(kind, 0)
+            if size > (8 if big else 4):
+                total += size
+                (place,) = struct.unpack_from(order + ("Q" if big else "I"), data, place)
+            if tag == PHOTOMETRIC and kind == 3:
+                photometric = place if order == "<" else place + 1
+            if kind in _TIFF_NUMBERS and values:
+                numbers.setdefault(tag, struct.unpack_from(order + _TIFF_NUMBERS[kind], data, place)[0])
+            at += 20 if big else 12
+    except (struct.error, OverflowError):
+        return {}, data
+    tile = numbers.get(_TILE_WIDTH, 0) * numbers.get(_TILE_HEIGHT, 0)
+    pixels = numbers.get(_WIDTH, 0) * numbers.get(_HEIGHT, 0)
+    if total > len(data) + _SMALLEST_TILE or tile > max(_SMALLEST_TILE, 4 * pixels):
+        raise ImageError("too_large", "a TIFF whose tags or tiles are larger than it is")
+    if numbers.get(_BITS, 1) * numbers.get(_SAMPLES, 1) > _MOST_BITS:
+        raise ImageError("too_large", "a TIFF with huge pixels")
+    if photometric and numbers.get(PHOTOMETRIC) == 0 and numbers.get(_BITS, 1) > 8 and numbers.get(_SAMPLES, 1) == 1:
+        data = data[:photometric] + b"\1" + data[photometric + 1 :]
+    return numbers, data
