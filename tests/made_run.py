@@ -150,11 +150,11 @@ def _image_row(tar: TarWriter, part: Part, row: int, one: Item, number: int) -> 
     ref, jpeg = one.record.images[number], one.jpegs[number]
     head = (row, one.record.record_id, number, ref.url)
     if jpeg is None:
-        return (*head, "failed", "timeout", *[None] * 9, ref.matched_text_index, None)
+        return (*head, "failed", "timeout", *[None] * 9, ref.matched_text_index, None, None)
     placed = tar.add(f"{record_key(part.corpus, part.index, row)}.{number}.jpg", jpeg)
     width, height = Image.open(io.BytesIO(jpeg)).size
     stored = (hashlib.sha256(jpeg).hexdigest(), width, height, len(jpeg), width, height, len(jpeg), "0" * 16)
-    return (*head, "ok", None, 200, *stored, ref.matched_text_index, placed.offset)
+    return (*head, "ok", None, 200, *stored, ref.matched_text_index, placed.offset, None)
 
 
 def _score_row(row: int, one: Item, number: int) -> tuple[Any, ...]:

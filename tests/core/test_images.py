@@ -179,8 +179,7 @@ def test_too_many_pixels_are_refused_from_the_header_and_without_warnings() -> N
 def test_a_text_chunk_bomb_is_bounded() -> None:
     content = b"Comment\0\0" + zlib.compress(bytes(50_000_000))
     bomb = struct.pack(">I", len(content)) + b"zTXt" + content + struct.pack(">I", zlib.crc32(b"zTXt" + content))
-    with pytest.raises(ImageError):
-        stored(png_header(10, 10, bomb))
+    assert stored(png_header(10, 10, bomb)).width == 10
 
 
 def test_a_progressive_file_of_endless_scans_is_refused() -> None:
@@ -188,7 +187,7 @@ def test_a_progressive_file_of_endless_scans_is_refused() -> None:
     scan = data.rindex(b"\xff\xda")
     with pytest.raises(ImageError) as caught:
         stored(data[:-2] + data[scan:-2] * 400 + b"\xff\xd9")
-    assert caught.value.error_class == "undecodable_image"
+    assert caught.value.error_class == "too_large"
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])

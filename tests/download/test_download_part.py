@@ -29,6 +29,7 @@ from vila_data.corpora.pictures import read_picture
 from vila_data.download.config import DownloadConfig
 from vila_data.download.part import download_part
 
+BROKEN_PROFILE = b"\xff\xe2\0\x16ICC_PROFILE\0\1\1broken"
 PICTURES = [jpeg(420 + 10 * seed, 380, seed) for seed in range(8)]
 
 
@@ -271,7 +272,8 @@ def test_a_disk_that_fails_leaves_no_receipt(tmp_path: Path, monkeypatch: pytest
 
 def test_an_empty_part_has_empty_outputs(tmp_path: Path) -> None:
     receipt = download_part(Store(str(tmp_path)), part(0), [], DownloadConfig(), "in")
-    assert receipt.counts == {"records": {}, "images": {}, "bytes_fetched": 0, "bytes_stored": 0}
+    nothing: dict[str, object] = {"records": {}, "images": {}, "unsupported_formats": {}, "profiles_ignored": 0}
+    assert receipt.counts == {**nothing, "bytes_fetched": 0, "bytes_stored": 0}
     assert pq.read_table(tmp_path / part(0).images_table()).num_rows == 0
     assert list(walk_file(io.BytesIO((tmp_path / part(0).images_tar()).read_bytes()), "tar")) == []
 
@@ -376,3 +378,17 @@ def test_img2dataset_takes_no_documents(origin: Origin, tmp_path: Path) -> None:
     pytest.importorskip("img2dataset")
     with pytest.raises(UsageError, match="pair corpora only"):
         run(origin, tmp_path, mixed_records(base(origin), 3), engine="img2dataset")
+
+
+def test_formats_and_profiles_are_named_in_the_table_and_counted(tmp_path: Path) -> None:
+    heic, broken = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40), PICTURES[0][:2] + BROKEN_PROFILE + PICTURES[0][2:]
+    bodies = [heic, b"P6\n1 1\n255\nabc", heic, broken, PICTURES[1], b"<html>"]
+    records = [pair(at, "", data=body) for at, body in enumerate(bodies)]
+    receipt = download_part(Store(str(tmp_path)), part(0), records, DownloadConfig(), "in")
+    rows = pq.read_table(tmp_path / part(0).images_table()).to_pylist()
+    assert [(row["error"], row["detail"]) for row in rows] == [
+        ("unsupported_format", "heic"), ("unsupported_format", "ppm"), ("unsupported_format", "heic"),
+        (None, "profile_ignored"), (None, None), ("not_an_image", None),
+    ]  # fmt: skip
+    assert receipt.counts["unsupported_formats"] == {"heic": 2, "ppm": 1} and receipt.counts["profiles_ignored"] == 1
+    assert receipt.counts["images"]["failed:unsupported_format"] == 3

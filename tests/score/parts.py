@@ -63,13 +63,13 @@ def write_part(store: Store, items: Sequence[Item | None], corpus: str = "docs",
                 for number, (ref, content) in enumerate(zip(item.record.images, item.jpegs, strict=True)):
                     head = (row, item.record.record_id, number, ref.url)
                     if content is None:
-                        images.append((*head, "failed", "timeout", *[None] * 9, ref.matched_text_index, None))
+                        images.append((*head, "failed", "timeout", *[None] * 9, ref.matched_text_index, None, None))
                         continue
                     member = tar.add(f"{key}.{number}.jpg", content)
                     width, height = Image.open(BytesIO(content)).size
                     sha = hashlib.sha256(content).hexdigest()
                     facts = (sha, width, height, len(content), width, height, len(content), "0" * 16)
-                    images.append((*head, "ok", None, 200, *facts, ref.matched_text_index, member.offset))
+                    images.append((*head, "ok", None, 200, *facts, ref.matched_text_index, member.offset, None))
                 counts = (len(item.jpegs), len(item.record.texts), sum(map(len, item.record.texts)), len(data))
                 block = (start, tar.position - start)
                 records.append((row, item.record.record_id, "ok", None, None, *counts, *block, None))

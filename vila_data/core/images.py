@@ -3,13 +3,13 @@
 JPEG, the common case, is decoded by libjpeg-turbo at the power of two just above the
 target (1/1, 1/2, 1/4, 1/8 are the scales with SIMD code) and resized from there;
 whatever that path does not take (other formats, CMYK, damaged files) goes through
-Pillow, whose word is final.
+core.image_formats, whose word is final.
 """
 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, cast
 
 import cv2
@@ -17,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from vila_data.core.image_formats import ImageError, jpeg_facts, open_pixels
+from vila_data.core.color import BrokenProfile, ToSrgb, to_srgb
+from vila_data.core.image_formats import ImageError, open_pixels
+from vila_data.core.jpeg_segments import JpegFacts, check_scans, clean_jpeg, jpeg_facts, worth_keeping
 
 __all__ = [
     "ImageError",
@@ -27,6 +29,7 @@ __all__ = [
     "decode_scaled",
     "normalise",
     "perceptual_hash",
+    "pixels_to_store",
     "plain_size",
     "target_size",
 ]
@@ -37,7 +40,6 @@ _JPEG_START: Final = b"\xff\xd8\xff"
 _PLAIN: Final = ("YCbCr", "RGB", "Gray")
 _SCALES: Final = (3, 2, 1, 0)  # log2 of the scaled decoder's denominators
 _HASH_SIDE: Final = 32
-_SCAN_WORK: Final = 4_000_000_000  # scans x pixels; a progressive file of thousands of scans is an attack
 _KEPT_BUFFER: Final = 32 << 20  # bytes of decoding buffer that a thread keeps
 _LINEAR_RATIO: Final = 2.0  # bilinear sampling skips source pixels above this ratio
 
@@ -49,7 +51,8 @@ _thread = threading.local()
 class StoredImage:
     """A picture as it is stored: sizes in pixels, `phash` 16 hex digits.
 
-    original_width, original_height: as served, EXIF orientation applied.
+    original_width, original_height: as served, orientation applied.
+    profile_ignored: it came with a color profile that is broken, or of another color space.
     """
 
     jpeg: bytes
@@ -58,6 +61,7 @@ class StoredImage:
     original_width: int
     original_height: int
     phash: str
+    profile_ignored: bool = False
 
 
 def normalise(
@@ -71,23 +75,36 @@ def normalise(
     """Verify served bytes and make them the JPEG that is stored.
 
     The shorter side becomes `shorter_side_px` and the other floor(N * long / short)
-    (None: the size stays). A plain JPEG that needs no change keeps its bytes, after a
-    full entropy decode. Orientation is applied, transparency laid on white, the first
-    frame of an animation taken.
+    (None: the size stays). A plain sRGB JPEG that needs no change keeps its tables and
+    scans, to the byte, after a full entropy decode; metadata and what follows the image
+    are left out. Colors are converted to sRGB, orientation is applied, transparency laid
+    on white, the first frame of an animation taken.
 
     Raises:
-        ImageError: not_an_image, too_many_pixels (from the header, before decoding),
-            truncated_image or undecodable_image.
+        ImageError: not_an_image, unsupported_format, too_many_pixels (from the header, before decoding),
+            too_large (it would take far more than its pixels do), truncated_image or undecodable_image.
     """
     plan = _Plan(max_pixels, shorter_side_px, only_if_larger, jpeg_quality)
-    if data[:3] == _JPEG_START:
-        try:
-            stored = _normalise_jpeg(data, plan)
-        except ValueError:  # the strict decoder's warning: Pillow decides whether it matters
-            stored = None
-        if stored is not None:
-            return stored
-    return _normalise_any(data, plan)
+    ready = _prepared(data, plan)
+    if isinstance(ready, StoredImage):
+        return ready
+    height, width = ready.pixels.shape[:2]
+    jpeg: bytes = simplejpeg.encode_jpeg(ready.pixels, jpeg_quality, "RGB", "420")
+    gray = cast(Pixels, cv2.cvtColor(ready.pixels, cv2.COLOR_RGB2GRAY))
+    phash = perceptual_hash(gray)
+    return StoredImage(jpeg, width, height, ready.original_width, ready.original_height, phash, ready.profile_ignored)
+
+
+def pixels_to_store(
+    data: bytes, *, max_pixels: int, shorter_side_px: int | None = 336, only_if_larger: bool = True
+) -> Pixels:
+    """Pixels [H, W, 3] uint8 RGB that `normalise` encodes; of a JPEG whose bytes it keeps, what they decode to.
+
+    Raises:
+        ImageError: as `normalise`.
+    """
+    ready = _prepared(data, _Plan(max_pixels, shorter_side_px, only_if_larger, 90))
+    return decode_rgb(ready.jpeg) if isinstance(ready, StoredImage) else ready.pixels
 
 
 def decode_rgb(jpeg: bytes, min_side: int | None = None) -> Pixels:
@@ -165,42 +182,74 @@ class _Plan:
         return target_size(width, height, self.shorter_side_px, self.only_if_larger)
 
 
-def _normalise_jpeg(data: bytes, plan: _Plan) -> StoredImage | None:
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A picture before encoding: its pixels upright, resized and in sRGB."""
+
+    pixels: Pixels
+    original_width: int
+    original_height: int
+    profile_ignored: bool
+
+
+def _prepared(data: bytes, plan: _Plan) -> _Ready | StoredImage:
+    """The picture before encoding, or as it is stored where its bytes are kept."""
+    if data[:3] == _JPEG_START:
+        try:
+            found = _prepare_jpeg(data, plan)
+        except ValueError:  # the strict decoder's warning: Pillow decides whether it matters
+            found = None
+        if found is not None:
+            return found
+    rgb, facts = open_pixels(data, max_pixels=plan.max_pixels, min_side=plan.shorter_side_px)
+    return _upright_at_size(rgb, facts.width, facts.height, facts.orientation, plan, facts.profile_ignored)
+
+
+def _prepare_jpeg(data: bytes, plan: _Plan) -> _Ready | StoredImage | None:
     """The fast path; None where Pillow is needed. ValueError: the strict decoder found something odd."""
+    facts = jpeg_facts(data)
+    if facts.profile_broken:  # the strict decoder would complain of it
+        data = clean_jpeg(data, facts)
+        facts = replace(jpeg_facts(data), orientation=facts.orientation, profile_broken=True)
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     if height * width > plan.max_pixels:
-        raise ImageError("too_many_pixels")
+        raise ImageError("too_many_pixels", f"{width} x {height}")
     if colours not in _PLAIN:
         return None
-    facts = jpeg_facts(data)
-    if facts.many_scans and data.count(b"\xff\xda") * height * width > _SCAN_WORK:
-        raise ImageError("undecodable_image")
-    orientation = facts.orientation
+    check_scans(data, facts, width * height)
+    convert, ignored = _conversion(facts, colours)
     target = plan.size(width, height)
-    if target == (width, height) and orientation == 1:
-        gray = _decode(data, height, width, covering_scale(height, width, 2 * _HASH_SIDE, 2 * _HASH_SIDE), "GRAY")
-        return StoredImage(data, width, height, width, height, perceptual_hash(gray[:, :, 0]))
+    if target == (width, height) and facts.orientation == 1 and convert is None:
+        jpeg = clean_jpeg(data, facts)
+        if worth_keeping(jpeg, facts, width * height):
+            scale = covering_scale(height, width, 2 * _HASH_SIDE, 2 * _HASH_SIDE)
+            phash = perceptual_hash(_decode(jpeg, height, width, scale, "GRAY")[:, :, 0])
+            return StoredImage(jpeg, width, height, width, height, phash, ignored)
     scale = covering_scale(height, width, target[1], target[0])
-    rgb = _decode(data, height, width, scale, "RGB")
-    return _store(rgb, width, height, orientation, plan)
+    rgb = _decode(data, height, width, scale, "RGB", exact=scale == 0)
+    if convert is not None:
+        rgb = convert.pixels(rgb)
+    return _upright_at_size(rgb, width, height, facts.orientation, plan, ignored)
 
 
-def _normalise_any(data: bytes, plan: _Plan) -> StoredImage:
-    rgb, (width, height, orientation) = open_pixels(data, max_pixels=plan.max_pixels, min_side=plan.shorter_side_px)
-    return _store(rgb, width, height, orientation, plan)
+def _conversion(facts: JpegFacts, colours: str) -> tuple[ToSrgb | None, bool]:
+    """What makes a JPEG's colors sRGB, and whether its profile is ignored."""
+    if facts.profile is None:
+        return None, facts.profile_broken
+    try:
+        return to_srgb(facts.profile, "L" if colours == "Gray" else "RGB"), False
+    except BrokenProfile:
+        return None, True
 
 
-def _store(rgb: Pixels, width: int, height: int, orientation: int, plan: _Plan) -> StoredImage:
-    """Resize decoded pixels of a `width` x `height` picture, turn them upright and encode them."""
+def _upright_at_size(rgb: Pixels, width: int, height: int, orientation: int, plan: _Plan, ignored: bool) -> _Ready:
+    """Resize decoded pixels of a `width` x `height` picture and turn them upright."""
     upright = _upright(_resize(rgb, *plan.size(width, height)), orientation)
     if orientation >= 5:
         width, height = height, width
-    out_height, out_width = upright.shape[:2]
-    if max(out_height, out_width) > 65_500:
+    if max(upright.shape[:2]) > 65_500:
         raise ImageError("too_many_pixels")  # JPEG cannot say it
-    jpeg: bytes = simplejpeg.encode_jpeg(upright, plan.jpeg_quality, "RGB", "420")
-    gray = cv2.cvtColor(upright, cv2.COLOR_RGB2GRAY)
-    return StoredImage(jpeg, out_width, out_height, width, height, perceptual_hash(cast(Pixels, gray)))
+    return _Ready(upright, width, height, ignored)
 
 
 def _scaled(side: int, scale: int) -> int:
@@ -214,9 +263,13 @@ def _decode(
     scale: int,
     colours: str,
     own: bool = False,
+    exact: bool = False,
     into: Pixels | None = None,
 ) -> Pixels:
-    """Strict decode at 1/2**scale: [H, W, 3] or [H, W, 1] uint8, in this thread's buffer unless `own` or `into`."""
+    """Strict decode at 1/2**scale: [H, W, 3] or [H, W, 1] uint8, in this thread's buffer unless `own` or `into`.
+
+    exact: with smooth chroma, as the pixels are not resized.
+    """
     out_height, out_width = _scaled(height, scale), _scaled(width, scale)
     size = out_height * out_width * (1 if colours == "GRAY" else 3)
     pixels: Pixels = simplejpeg.decode_jpeg(
@@ -225,7 +278,7 @@ def _decode(
         min_height=out_height,
         min_width=out_width,
         min_factor=1,
-        fastupsample=not own,  # as near to the reference once it is resized, and 5% faster
+        fastupsample=not own and not exact,  # as near to the reference once it is resized, and 5% faster
         buffer=into if into is not None else None if own or size > _KEPT_BUFFER else _buffer(size),
     )
     if pixels.shape[:2] != (out_height, out_width):

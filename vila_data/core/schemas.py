@@ -30,6 +30,7 @@ DOWNLOAD_IMAGES: Final = pa.schema(
         pa.field("phash", pa.string()),  # 64 bits, hex
         pa.field("matched_text_index", pa.int32()),  # as published
         pa.field("offset", pa.int64()),  # of the JPEG's bytes in the part's tar
+        pa.field("detail", pa.string()),  # an unsupported format's name, a limit, or profile_ignored; else null
     ]
 )
 """download/<corpus>/part-NNNNN.parquet: one row an image, in record and image order."""

@@ -16,6 +16,7 @@ from vila_data.core.receipts import Outputs
 from vila_data.core.schemas import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS
 from vila_data.core.tarcodec import TarWriter
 from vila_data.download.intake import Intake
+from vila_data.download.results import PROFILE_IGNORED
 
 _ROWS: Final = 1024  # rows of a row group
 
@@ -52,6 +53,8 @@ class Assembly:
         self._outputs = outputs
         self._record_fates: Counter[str] = Counter()
         self._image_fates: Counter[str] = Counter()
+        self._formats: Counter[str] = Counter()
+        self._profiles_ignored = 0
         self._bytes_stored = 0
         self._next_image = 0
 
@@ -72,10 +75,12 @@ class Assembly:
         records.close()
 
     def counts(self) -> dict[str, Any]:
-        """Fates of records and images, and bytes; nothing that depends on timing."""
+        """Fates of records and images, formats that are not decoded, and bytes; nothing that depends on timing."""
         return {
             "records": dict(sorted(self._record_fates.items())),
             "images": dict(sorted(self._image_fates.items())),
+            "unsupported_formats": dict(sorted(self._formats.items())),
+            "profiles_ignored": self._profiles_ignored,
             "bytes_fetched": self._intake.results.bytes_fetched,
             "bytes_stored": self._bytes_stored,
         }
@@ -114,6 +119,9 @@ class Assembly:
             jpeg = self._intake.bodies.read(result.offset, result.size)
             offset = tar.add(f"{key}.{index}.jpg", jpeg).offset
             self._bytes_stored += result.size
+        if result.error == "unsupported_format":
+            self._formats[result.detail or "unknown"] += 1
+        self._profiles_ignored += result.error is None and result.detail == PROFILE_IGNORED
         self._image_fates["ok" if result.error is None else f"failed:{result.error}"] += 1
         return {
             "row": row,
@@ -133,6 +141,7 @@ class Assembly:
             "phash": result.phash,
             "matched_text_index": image["matched_text_index"],
             "offset": offset,
+            "detail": result.detail,
         }
 
     def _add_bad_record(self, row: int, content: bytes, records: _Table) -> None:

@@ -20,18 +20,20 @@ from vila_data.core.records import BadRecord, ImageRef, Record, canonical_json, 
 from vila_data.corpora.pictures import read_picture
 from vila_data.download.body import BodyMemory, Fetched
 from vila_data.download.config import DownloadConfig
-from vila_data.download.fetch import Fetcher, Network, parse_url
+from vila_data.download.fetch import Fetcher, Network
 from vila_data.download.outcome import FetchError
 from vila_data.download.results import Results
 from vila_data.download.robots import Robots
 from vila_data.download.schedule import Schedule
 from vila_data.download.spool import Spool
+from vila_data.download.urls import parse_url
 
 Progress = Callable[[int], None]
 
 _BATCH: Final = 32  # records read at once
 _LOOKAHEAD: Final = 16_384  # URLs known and unfinished
 _FILE: Final = b"\0file:"  # before a local image's path, so that no URL is taken for one
+_DETAILED: Final = ("unsupported_format", "too_many_pixels", "too_large")  # of others the decoder's words would be it
 _FRAME: Final = struct.Struct("<?I")  # whether it is a record, bytes of JSON
 
 
@@ -185,7 +187,9 @@ def store_body(
             jpeg_quality=resize.jpeg_quality if resize else 90,
         )
     except ImageError as error:
-        intake.results.fail(number, error.error_class, http_code, None if data is None else len(data))
+        size = None if data is None else len(data)
+        detail = error.detail if size is not None and error.error_class in _DETAILED else None
+        intake.results.fail(number, error.error_class, http_code, size, detail)
         return
     offset = intake.bodies.append(image.jpeg)
     digest = hashlib.sha256(image.jpeg).digest()
@@ -221,7 +225,7 @@ async def fetch_all(
             await decoding.submit(number, outcome.body.take, outcome.http_code)
 
     async with Fetcher(config, network, memory) as fetcher:
-        robots = Robots(fetcher, intake.rules, config.timeout_s) if config.robots_txt else None
+        robots = Robots(fetcher, intake.rules, config, network.backoff_s) if config.robots_txt else None
         schedule = Schedule(config, fetcher, robots, intake.url, deliver, network.backoff_s)
         decoding = Decoding(intake, config, finished)
         reading = ThreadPoolExecutor(1, thread_name_prefix="vila-read")

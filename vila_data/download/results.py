@@ -10,13 +10,20 @@ from typing import Final
 from vila_data.core.fates import IMAGE_ERRORS
 from vila_data.core.images import StoredImage
 
+PROFILE_IGNORED: Final = "profile_ignored"
+"""Detail of a stored picture whose color profile is broken or of another color space."""
+
 _PENDING: Final = -2
 _OK: Final = -1
 
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """What became of one distinct image; sizes in pixels and bytes, `offset` in the spool of bodies."""
+    """What became of one distinct image; sizes in pixels and bytes, `offset` in the spool of bodies.
+
+    detail: more than the error's class: the name of a format that is not decoded, a limit; of a stored image
+            PROFILE_IGNORED or None.
+    """
 
     error: str | None
     http_code: int | None
@@ -29,6 +36,7 @@ class ImageResult:
     original_height: int | None = None
     size: int = 0
     offset: int = 0
+    detail: str | None = None
 
 
 class Results:
@@ -42,6 +50,7 @@ class Results:
         self._sides = array("i")  # width, height, original width, original height
         self._place = array("q")  # offset, size
         self._digests = bytearray()  # sha256, then phash: 40 bytes an image
+        self._details: dict[int, str] = {}  # few images have one
         self.bytes_fetched = 0
 
     def __len__(self) -> int:
@@ -66,8 +75,17 @@ class Results:
         self._digests.extend(bytes(40))
         return len(self._error) - 1
 
-    def fail(self, number: int, error: str, http_code: int | None = None, original_bytes: int | None = None) -> None:
+    def fail(
+        self,
+        number: int,
+        error: str,
+        http_code: int | None = None,
+        original_bytes: int | None = None,
+        detail: str | None = None,
+    ) -> None:
         """Note a failure; `original_bytes` where a whole body came."""
+        if detail:
+            self._details[number] = detail
         self._error[number] = IMAGE_ERRORS.index(error)
         self._http_code[number] = min(http_code or 0, 32_767)
         self._original_bytes[number] = -1 if original_bytes is None else original_bytes
@@ -84,6 +102,8 @@ class Results:
         """Note a stored picture, `offset` being its place in the spool of bodies."""
         self.fail(number, IMAGE_ERRORS[0], http_code, original_bytes)
         self._error[number] = _OK
+        if image.profile_ignored:
+            self._details[number] = PROFILE_IGNORED
         sides = (image.width, image.height, image.original_width, image.original_height)
         self._sides[4 * number : 4 * number + 4] = array("i", sides)
         self._place[2 * number : 2 * number + 2] = array("q", (offset, len(image.jpeg)))
@@ -102,7 +122,7 @@ class Results:
         original = None if original == -1 else original
         http_code = self._http_code[number] or None
         if code != _OK:
-            return ImageResult(IMAGE_ERRORS[code], http_code, original)
+            return ImageResult(IMAGE_ERRORS[code], http_code, original, detail=self._details.get(number))
         width, height, original_width, original_height = self._sides[4 * number : 4 * number + 4]
         offset, size = self._place[2 * number : 2 * number + 2]
         digests = self._digests[40 * number : 40 * number + 40]
@@ -118,4 +138,5 @@ class Results:
             original_height=original_height,
             size=size,
             offset=offset,
+            detail=self._details.get(number),
         )
