@@ -11,10 +11,10 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from datetime import date
 import types
 import typing
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 

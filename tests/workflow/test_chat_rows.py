@@ -52,7 +52,13 @@ def recipe(folder: Path, template: str, **pack: Any) -> Any:
         "name": "chats",
         "corpora": {"chats": {"kind": "text", "files": ["rows.jsonl"]}},
         "shards": {"chats": {"corpus": "chats", "view": "conversations"}},
-        "pack": {"tokenizer": str(folder / "tokenizer"), "sequence_length": 512, "tokens_per_image": 8, "template": "chat"} | pack,
+        "pack": {
+            "tokenizer": str(folder / "tokenizer"),
+            "sequence_length": 512,
+            "tokens_per_image": 8,
+            "template": "chat",
+        }
+        | pack,
         "blend": {"weight_counts": "samples", "sources": [{"shards": "chats", "weight": 1}]},
     }
     (folder / "recipe.yaml").write_text(json.dumps(value))
@@ -66,7 +72,11 @@ def token_table(out: Path) -> pa.Table:
 
 def test_each_refused_row_costs_itself(tmp_path: Path) -> None:
     report = vd.run(recipe(tmp_path, chat_templates.published()["gemma"]), tmp_path / "run", runner="local")
-    assert report.funnel["chats"]["download"]["records"] == {"kept": 5, "failed:missing_field": 1, "failed:wrong_type": 1}
+    assert report.funnel["chats"]["download"]["records"] == {
+        "kept": 5,
+        "failed:missing_field": 1,
+        "failed:wrong_type": 1,
+    }
     failed = {key: count for key, count in report.tokens["chats"].items() if key.startswith("failed:")}
     assert failed == {
         "failed:template_refused: System role not supported": 1,
@@ -96,8 +106,12 @@ def test_the_date_of_a_template_stays(tmp_path: Path) -> None:
     note.write_text(json.dumps({"date": "2020-02-29"}) + "\n")
     next(out.rglob("chats-000000.arrow")).unlink()
     vd.run(chats, out, runner="local")
-    assert all(tokenizer.decode(ids).startswith("2020-02-29") for ids in token_table(out).column("ids").to_pylist() if ids)
+    assert all(
+        tokenizer.decode(ids).startswith("2020-02-29") for ids in token_table(out).column("ids").to_pylist() if ids
+    )
     fixed = tmp_path / "fixed"
     vd.run(recipe(tmp_path, DATED, date="2024-07-26"), fixed, runner="local")
     assert not list(fixed.rglob("date.json"))
-    assert all(tokenizer.decode(ids).startswith("2024-07-26") for ids in token_table(fixed).column("ids").to_pylist() if ids)
+    assert all(
+        tokenizer.decode(ids).startswith("2024-07-26") for ids in token_table(fixed).column("ids").to_pylist() if ids
+    )
