@@ -43,6 +43,7 @@ check: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/download.py $(if $(PHOTOS),--photos $(PHOTOS) --json benchmarks/results/download.json)
 	$(if $(PHOTOS),$(BIN)/python benchmarks/lay_down.py --photos $(PHOTOS) --json benchmarks/results/lay_down.json && $(BIN)/python docs/costs.py)
+	$(BIN)/python benchmarks/pictures.py $(if $(PHOTOS),--photos $(PHOTOS)) --json benchmarks/results/pictures.json
 	$(BIN)/python benchmarks/score.py --json benchmarks/results/score.json
 	$(BIN)/python benchmarks/score.py --backend transformers --random-vit-b-32 --pairs 48 --repeats 3 --records \
 	  --json benchmarks/results/score.json
