@@ -18,7 +18,7 @@ from PIL import Image
 from tests.batch.made_arrays import MADE_UP, made_batch
 from tests.batch.tiny_models import IMAGE_TOKEN
 from vila_data.batch.normalization import Normalization, normalization_of, read_processor
-from vila_data.batch.packed import PackedBatch
+from vila_data.batch.packed import PackedBatch, _scale_and_shift
 from vila_data.batch.pixels import ImageOptions
 from vila_data.core.errors import UsageError
 
@@ -40,6 +40,16 @@ def test_normalized_is_the_formula() -> None:
         assert torch.allclose(own.double(), levels, atol=1e-6)
     with pytest.warns(DeprecationWarning, match=r"normalized\(\)"):
         assert torch.equal(batch.normalised(torch.float32, MADE_UP.mean, MADE_UP.std), batch.normalized())
+
+
+def test_normalized_does_not_depend_on_the_default_type() -> None:
+    wanted = made_batch(4).normalized()
+    _scale_and_shift.cache_clear()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(made_batch(4).normalized(torch.float32), wanted)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_a_view_never_guesses() -> None:

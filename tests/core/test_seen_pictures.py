@@ -289,3 +289,70 @@ def test_a_turned_gray_profile_is_seen() -> None:
     assert (image.width, image.height) == (80, 120)
     seen = seen_with(Image.open(io.BytesIO(data)), icc).transpose(Image.Transpose.ROTATE_270).resize((80, 120))
     assert np.abs(flat(Image.open(io.BytesIO(image.jpeg))) - flat(seen)).mean() < 4
+
+
+def tiff_of(samples: np.ndarray, sample_format: int) -> bytes:
+    """An uncompressed gray TIFF, little-endian, one strip."""
+    height, width = samples.shape
+    data = samples.tobytes()
+    fields = {256: width, 257: height, 258: samples.itemsize * 8, 259: 1, 262: 1, 273: 0, 277: 1, 278: height}
+    fields |= {279: len(data), 339: sample_format}
+    fields[273] = 8 + 2 + 12 * len(fields) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(fields)) + entries + struct.pack("<I", 0) + data
+
+
+RAMP = np.tile(np.linspace(0, 1, 256), (64, 1))
+
+
+@pytest.mark.parametrize(
+    ("samples", "sample_format"),
+    [
+        ((RAMP * 1.02).astype("<f4"), 3),
+        (RAMP.astype("<f4"), 3),
+        ((RAMP * 255).astype("<f4"), 3),
+        ((RAMP * 32_767).astype("<i2"), 2),
+        ((RAMP * 65_535).astype("<u2"), 1),
+        ((RAMP * (2**32 - 1)).astype("<u4"), 1),
+        ((RAMP * (2**31 - 1)).astype("<i4"), 2),
+    ],
+    ids=["float beyond white", "float", "float of levels", "signed 16", "16", "32", "signed 32"],
+)
+def test_deep_gray_has_its_whole_range(samples: np.ndarray, sample_format: int) -> None:
+    got = pixels_to_store(tiff_of(samples, sample_format), max_pixels=LIMIT, shorter_side_px=None)
+    assert np.abs(got[:, :, 0].astype(int) - np.clip(np.rint(RAMP * 255), 0, 255)).max() <= 5
+
+
+def test_a_deep_png_is_transparent_where_all_its_bits_say_so() -> None:
+    """(200, 200, 200) of 65,535 is not the transparent (0, 0, 0), though its upper bits are the same."""
+    for color, seen in (((200, 200, 200), 0), ((0, 0, 0), 255)):
+        rows = (b"\0" + struct.pack(">3H", *color) * 64) * 64
+        chunks = [
+            png_chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 64, 16, 2, 0, 0, 0)),
+            png_chunk(b"tRNS", bytes(6)),
+            png_chunk(b"IDAT", zlib.compress(rows)),
+            png_chunk(b"IEND", b""),
+        ]
+        data = b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+        got = pixels_to_store(data, max_pixels=LIMIT, shorter_side_px=None)
+        assert got.min() == got.max() == seen
+
+
+def test_the_last_adobe_segment_decides() -> None:
+    """As libjpeg has it."""
+    plain = saved(CHART, "JPEG", quality=90)
+    at = plain.index(b"\xff\xdb")
+    adobe = [segment(0xEE, b"Adobe" + struct.pack(">HHHB", 100, 0, 0, transform)) for transform in (1, 0)]
+    for first, last in (adobe, adobe[::-1]):
+        data = plain[:2] + first + last + plain[at:]
+        kept = stored(data, None).jpeg
+        assert np.array_equal(simplejpeg.decode_jpeg(kept), simplejpeg.decode_jpeg(data))
+
+
+def test_a_webp_has_only_the_metadata_that_it_announces() -> None:
+    data = saved(CHART, "WEBP", exif=exif_of(6))
+    at = data.index(b"VP8X") + 8
+    assert data[at] & 0x08
+    silent = data[:at] + bytes([data[at] & ~0x08]) + data[at + 1 :]
+    turned, still = (pixels_to_store(one, max_pixels=LIMIT, shorter_side_px=None).shape for one in (data, silent))
+    assert turned[:2] == still[1::-1] == CHART.size

@@ -99,6 +99,10 @@ async def early_hints(request: Request) -> None:
     await request.raw(b"HTTP/1.1 100 Continue\r\n\r\n" + repeated(GOOD, len(GOOD), len(GOOD)))
 
 
+async def interim_flood(request: Request) -> None:
+    await request.raw(b"HTTP/1.1 100 C\r\n\r\n" * 1000 + repeated(GOOD, len(GOOD)))
+
+
 async def dripped_head(request: Request) -> None:
     head_bytes = repeated(b"", len(GOOD), len(GOOD))
     for at in range(0, len(head_bytes), 5):
@@ -186,6 +190,7 @@ def cases(port: int, closed: int) -> dict[str, Case]:
         "lengths-differ": (lengths(len(GOOD), len(GOOD) - 1), None, "bad_response", None, 1),
         "lengths-differ-listed": (lengths(f"{len(GOOD)}, 1"), None, "bad_response", None, 1),
         "early-hints": (early_hints, None, None, 200, 1),
+        "interim-flood": (interim_flood, None, "bad_response", None, 1),
         "dripped-head": (dripped_head, None, None, 200, 1),
         "broken-gzip": (answers(GOOD, Content_Encoding="gzip"), None, "bad_response", 200, 1),
         "flood": (header_flood, None, "bad_response", None, 1),

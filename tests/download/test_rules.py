@@ -78,9 +78,17 @@ def test_directives_apply_to_everyone_unless_an_agent_is_named() -> None:
                    "max-image-preview: none", "max-image-preview:none, all", "vila-data: max-image-preview: none",
                    "unavailable_after: none"):  # fmt: skip
         assert not opted_out([header], opt_out), header
+    for header in ("tdm-reservation: 1, noai", "rating: adult, noai", "robots: noindex"):
+        assert opted_out([header], opt_out), f"{header}: no crawler's name, so it is for everyone"
     assert not opted_out(["none"], frozenset({"noai"})), "none means noindex and nofollow"
     assert opted_out(["none"], frozenset({"nofollow"}))
     assert opted_out(["otherbot: noai", "noai"], opt_out), "a second header is for everyone again"
+
+
+def test_a_gzip_file_of_several_members_is_read_whole() -> None:
+    content = gzip.compress(b"User-agent: *\n") + gzip.compress(b"Disallow: /a\n")
+    assert allowed(text_of(content, 1000), "/a", "/x") == [False, True]
+    assert len(text_of(gzip.compress(b"#\n" * 100_000) * 3, 1000)) <= 1000
 
 
 def test_a_robots_txt_that_is_cut_loses_half_a_line_and_no_more() -> None:

@@ -267,6 +267,7 @@ def _kept(array: NDArray[Any], keep: object) -> NDArray[Any]:
 @lru_cache(maxsize=32)
 def _scale_and_shift(wanted: Normalization, device: torch.device) -> tuple[Tensor, Tensor]:
     """Factor and summand of the levels 0 to 255, [1, 3, 1, 1] float32; made once, since making them waits for the GPU."""
-    scale = torch.tensor([wanted.rescale / s for s in wanted.std], device=device)
-    shift = torch.tensor([-m / s for m, s in zip(wanted.mean, wanted.std, strict=True)], device=device)
+    scale = torch.tensor([wanted.rescale / s for s in wanted.std], dtype=torch.float32, device=device)
+    shifts = [-m / s for m, s in zip(wanted.mean, wanted.std, strict=True)]
+    shift = torch.tensor(shifts, dtype=torch.float32, device=device)
     return scale.view(1, -1, 1, 1), shift.view(1, -1, 1, 1)

@@ -144,6 +144,9 @@ def _sub_blocks(data: bytes, at: int, budget: int) -> tuple[int, int]:
     return at, budget
 
 
+_WEBP_FLAGS: Final = {b"ICCP": 0x20, b"EXIF": 0x08, b"XMP ": 0x04}
+
+
 def webp_still(data: bytes) -> Still:
     """A WebP's picture, or the first frame of an animation.
 
@@ -151,10 +154,13 @@ def webp_still(data: bytes) -> Still:
         ImageError: too_large: tens of thousands of chunks; undecodable_image: it has no picture.
     """
     parts: dict[bytes, bytes] = {}
-    for kind, content in _riff_chunks(data, 12):
+    end = 8 + int.from_bytes(data[4:8], "little")
+    for kind, content in _riff_chunks(data[:end] if 12 < end < len(data) else data, 12):
         if kind not in parts:
             parts[kind] = content
-    profile, exif, xmp = parts.get(b"ICCP"), parts.get(b"EXIF"), parts.get(b"XMP ")
+    flags = parts.get(b"VP8X", b"\0")[:1]  # what it does not announce is not part of the image
+    announced = {kind: parts.get(kind) if flags and flags[0] & bit else None for kind, bit in _WEBP_FLAGS.items()}
+    profile, exif, xmp = (announced[kind] for kind in (b"ICCP", b"EXIF", b"XMP "))
     frame = parts.get(b"ANMF")
     canvas, place = None, (0, 0)
     header = parts.get(b"VP8X", b"")
@@ -234,7 +240,9 @@ _TIFF_BYTES: Final = {
 }
 _TIFF_NUMBERS: Final = {1: "B", 3: "H", 4: "I", 16: "Q"}
 PHOTOMETRIC: Final = 262
-_WIDTH, _HEIGHT, _BITS, _SAMPLES, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 258, 277, 322, 323
+BITS_PER_SAMPLE: Final = 258
+SAMPLE_FORMAT: Final = 339
+_WIDTH, _HEIGHT, _SAMPLES, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 277, 322, 323
 _SMALLEST_TILE: Final = 1 << 20  # pixels that a tile may have whatever the picture's size
 _MOST_BITS: Final = 256  # of a pixel
 
@@ -273,8 +281,13 @@ def tiff_numbers(data: bytes) -> tuple[dict[int, int], bytes]:
     pixels = numbers.get(_WIDTH, 0) * numbers.get(_HEIGHT, 0)
     if total > len(data) + _SMALLEST_TILE or tile > max(_SMALLEST_TILE, 4 * pixels):
         raise ImageError("too_large", "a TIFF whose tags or tiles are larger than it is")
-    if numbers.get(_BITS, 1) * numbers.get(_SAMPLES, 1) > _MOST_BITS:
+    if numbers.get(BITS_PER_SAMPLE, 1) * numbers.get(_SAMPLES, 1) > _MOST_BITS:
         raise ImageError("too_large", "a TIFF with huge pixels")
-    if photometric and numbers.get(PHOTOMETRIC) == 0 and numbers.get(_BITS, 1) > 8 and numbers.get(_SAMPLES, 1) == 1:
+    if (
+        photometric
+        and numbers.get(PHOTOMETRIC) == 0
+        and numbers.get(BITS_PER_SAMPLE, 1) > 8
+        and numbers.get(_SAMPLES, 1) == 1
+    ):
         data = data[:photometric] + b"\1" + data[photometric + 1 :]
     return numbers, data

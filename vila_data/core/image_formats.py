@@ -19,8 +19,10 @@ from PIL import Image
 
 from vila_data.core.fates import ImageError
 from vila_data.core.image_containers import (
+    BITS_PER_SAMPLE,
     PHOTOMETRIC,
     PNG_START,
+    SAMPLE_FORMAT,
     Still,
     gif_still,
     png_depth,
@@ -67,6 +69,7 @@ _TRUNCATED: Final = ("truncated", "premature end", "unexpected end", "end of fil
 _REDUCED_FROM: Final = 1 << 22  # pixels from which a picture is averaged down while it becomes RGB
 _RLE: Final = (1, 2)  # compressions of a BMP that OpenCV reads: Pillow does it in Python
 _WHITE_IS_ZERO: Final = 0
+_SIGNED: Final = 2
 
 
 class PictureFacts(NamedTuple):
@@ -247,7 +250,7 @@ def _open_png(data: bytes) -> _Opened:
         elif loaded.mode == "1" and isinstance(key, int):
             key = 255 if key else 0
         elif isinstance(key, tuple) and depth == 16:
-            key = tuple(value >> 8 for value in key)
+            return array_raster(_deep_by_opencv(still.data))  # Pillow has dropped the bits that tell the key apart
         return image_raster(loaded, key)
 
     return _Opened(*image.size, load, still.profile, orientation_of(still.exif, still.xmp))
@@ -304,7 +307,9 @@ def _open_tiff(data: bytes) -> _Opened:
     image = _plugin("TIFF", data)
 
     def load(_: int | None) -> Raster:
-        return image_raster(_loaded(image), negate=numbers.get(PHOTOMETRIC) == _WHITE_IS_ZERO)
+        negate = numbers.get(PHOTOMETRIC) == _WHITE_IS_ZERO
+        signed = numbers.get(SAMPLE_FORMAT) == _SIGNED
+        return image_raster(_loaded(image), negate=negate, bits=numbers.get(BITS_PER_SAMPLE, 0), signed=signed)
 
     return _Opened(*image.size, load, image.info.get("icc_profile"), 1)
 
@@ -335,6 +340,13 @@ def _by_opencv(data: bytes) -> Pixels:
     if pixels is None or pixels.dtype != np.uint8:
         raise ValueError("OpenCV cannot decode it")
     return cast(Pixels, pixels)
+
+
+def _deep_by_opencv(data: bytes) -> Pixels:
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3:
+        raise ValueError("OpenCV cannot decode it")
+    return cast(Pixels, np.right_shift(cast("npt.NDArray[np.uint16]", pixels), 8).astype(np.uint8))
 
 
 def _verdict(data: bytes, message: str) -> ImageError:

@@ -21,6 +21,8 @@ Pixels = npt.NDArray[np.uint8]
 
 _STRIP: Final = 1 << 19  # pixels at once
 _DEEP: Final = ("I", "F")
+_BRIGHTEST: Final = 8.0
+"""Of floats whose white is 1: renderers go beyond it."""
 _WITH_ALPHA: Final = ("RGBA", "LA", "PA", "La", "RGBa")
 
 
@@ -32,6 +34,7 @@ class Raster:
     key:    the value of a sample (of three) that is transparent, as `strip` has it; None where none is.
     levels: (lowest, highest) of the samples, asked for modes of 16 bits and more.
     negate: the lowest value of a deep gray sample is white.
+    bits, signed: of a deep sample as stored; 0: as `mode` says.
     """
 
     width: int
@@ -41,16 +44,24 @@ class Raster:
     key: int | tuple[int, ...] | None = None
     levels: Callable[[], Any] | None = None
     negate: bool = False
+    bits: int = 0
+    signed: bool = False
 
 
-def image_raster(image: Image.Image, key: int | tuple[int, ...] | None = None, negate: bool = False) -> Raster:
+def image_raster(
+    image: Image.Image,
+    key: int | tuple[int, ...] | None = None,
+    negate: bool = False,
+    bits: int = 0,
+    signed: bool = False,
+) -> Raster:
     """The raster of a loaded image; palettes and alpha are its own, `key` as in Raster."""
     width, height = image.size
 
     def strip(top: int, bottom: int) -> Image.Image:
         return image.crop((0, top, width, bottom))
 
-    return Raster(width, height, image.mode, strip, key, image.getextrema, negate)
+    return Raster(width, height, image.mode, strip, key, image.getextrema, negate, bits, signed)
 
 
 def array_raster(bgr: Pixels) -> Raster:
@@ -144,21 +155,30 @@ def _averaged(rgb: Pixels, factor: int) -> Pixels:
 def _eight_bits(raster: Raster) -> Callable[[Any], Pixels] | None:
     """Deep gray samples -> 0..255; None for modes of 8 bits.
 
-    16 bits are 16 bits, whatever the values. Samples of 32 bits are taken as 8, 16 or 31 bits, and floats
-    as 0..1 or 0..255: the least that holds the highest of them.
+    Samples of up to 16 bits have the range of their bits, whatever the values. Samples of 32 bits are taken as 8, 16 or
+    all their bits: the least that holds the highest of them. Floats are 0..1, of which some may be brighter than white, or
+    0..255.
     """
     wide = raster.mode.startswith("I;16")
     if not wide and raster.mode not in _DEEP:
         return None
-    high = 65_535.0
-    if not wide:
-        highest = raster.levels()[1] if raster.levels else 255
-        ceilings = (1.0, 255.0) if raster.mode == "F" else (255.0, 65_535.0, 2.0**31 - 1)
-        high = next((ceiling for ceiling in ceilings if not highest > ceiling), ceilings[-1])
+    wraps = raster.mode == "I" and raster.bits == 32 and not raster.signed  # Pillow has such samples signed
+    if wide or 0 < raster.bits <= 16:
+        high = 2.0 ** ((raster.bits or 16) - raster.signed) - 1
+    else:
+        lowest, highest = raster.levels() if raster.levels else (0, 255)
+        if raster.mode == "F":
+            high = 1.0 if not highest > _BRIGHTEST else 255.0
+        else:
+            most = 2.0**32 - 1 if wraps else 2.0**31 - 1
+            high = most if wraps and lowest < 0 else next(top for top in (255.0, 65_535.0, most) if highest <= top)
     negate = raster.negate
 
     def eight(values: Any) -> Pixels:
-        floats = np.nan_to_num(np.asarray(values, np.float64), nan=0.0, posinf=high, neginf=0.0) * (255.0 / high)
+        floats = np.nan_to_num(np.asarray(values, np.float64), nan=0.0, posinf=high, neginf=0.0)
+        if wraps:
+            floats = np.where(floats < 0, floats + 2.0**32, floats)
+        floats *= 255.0 / high
         levels: Pixels = np.clip(np.rint(floats), 0, 255).astype(np.uint8)
         return 255 - levels if negate else levels
 

@@ -67,7 +67,7 @@ class _Metadata:
     def add(self, marker: int, content: bytes) -> None:
         if marker == 0xE0 and self.jfif is None and content[:5] == b"JFIF\0" and len(content) >= 14:
             self.jfif = b"\xff\xe0\0\x10" + content[:12] + b"\0\0"  # without its thumbnail
-        elif marker == 0xEE and self.adobe is None and content[:5] == b"Adobe" and len(content) >= 12:
+        elif marker == 0xEE and content[:5] == b"Adobe" and len(content) >= 12:
             self.adobe = b"\xff\xee\0\x0e" + content[:12]
         elif marker == 0xE1 and content[:6] == _EXIF:
             self.exif.append(content[6:])

@@ -177,5 +177,9 @@ class _Decoder:
             self._inflate = zlib.decompressobj(-15)
             return self.decode(chunk, limit)
         self._may_be_raw = False
+        rest = self._inflate.unused_data
+        if self._inflate.eof and rest[:2] == b"\x1f\x8b" and len(decoded) < limit:  # gzip may have several members
+            self._inflate = zlib.decompressobj(31)
+            return decoded + self.decode(rest, limit - len(decoded))
         self.ended = self._inflate.eof
         return decoded

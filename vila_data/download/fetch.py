@@ -35,6 +35,10 @@ _REDIRECTS: Final = frozenset((301, 302, 303, 307, 308))
 _KEEPALIVE_S: Final = 15.0
 _OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE)
 _VALUED_DIRECTIVES: Final = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
+_CRAWLER: Final = re.compile(
+    "bot(?![a-z])|crawl|spider|agent|google|bing|yahoo|slurp|yandex|baidu|duckduck|facebook|meta-|apple|gpt|openai|anthropic|claude|perplexity|vila-data"
+)
+"""In the names of crawlers; what else stands before a colon is taken for everyone's."""
 _AGENT: Final = re.compile(r"([\w*.-]+)(?:/[\w.-]*)?\s*:")
 
 
@@ -203,7 +207,8 @@ def parse_retry_after(value: str | None) -> float | None:
 def opted_out(headers: Iterable[str], directives: frozenset[str]) -> bool:
     """Whether X-Robots-Tag headers carry one of `directives` (lower case) for everyone or for this agent.
 
-    In a header, ``agent:`` limits the directives after it to that agent. ``none`` means noindex and nofollow.
+    In a header, ``agent:`` limits the directives after it to that agent; an unknown name that is not a crawler's limits
+    nothing. ``none`` means noindex and nofollow.
     """
     for header in headers:
         applies = True
@@ -211,7 +216,7 @@ def opted_out(headers: Iterable[str], directives: frozenset[str]) -> bool:
             text = token.strip()
             agent = _AGENT.match(text)
             if agent is not None and agent[1] not in _VALUED_DIRECTIVES:
-                applies = agent[1] in ("*", PRODUCT)
+                applies = agent[1] == PRODUCT or _CRAWLER.search(agent[1]) is None
                 text = text[agent.end() :]
             words = set() if text.lstrip().startswith(_VALUED_DIRECTIVES) else set(text.split())
             if "none" in words:

@@ -12,6 +12,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 MAX_HEADER_LINE: Final = 1 << 16  # bytes
 _MAX_HEAD: Final = 1 << 18
+_MOST_INTERIM: Final = 100
 _VERSION: Final = b"HTTP/"
 _END: Final = re.compile(rb"\r?\n\r?\n")
 _LENGTH: Final = re.compile(rb"(?im)^content-length[ \t]*:([^\r\n]*)\r?\n")
@@ -30,10 +31,11 @@ class Reply(ResponseHandler):
     """A connection that hands heads of responses to the parser whole, after `single_length`."""
 
     _head: bytearray | None = None  # what has come of the head; None: a body, or nothing, is awaited
+    _interim = 0
 
     def set_response_params(self, **options: Any) -> None:
         """Await a response."""
-        self._head = bytearray()
+        self._head, self._interim = bytearray(), 0
         super().set_response_params(**options)
 
     def data_received(self, data: bytes) -> None:
@@ -50,22 +52,33 @@ class Reply(ResponseHandler):
             head, self._head = bytes(self._head), None
             super().data_received(head)  # no HTTP: the parser says so
         elif len(self._head) > _MAX_HEAD:
-            if self.transport is not None:
-                self.transport.close()
-            self.set_exception(HttpProcessingError(message=f"a head of more than {_MAX_HEAD} bytes"))
+            self._refuse(f"a head of more than {_MAX_HEAD} bytes")
         else:
             self.start_timeout()
 
     def _pass_on(self, data: bytes, end: int) -> None:
-        head, rest = single_length(data[:end]), data[end:]
-        if data[9:10] != b"1" or data[9:12] == b"101":
-            self._head = None
-            super().data_received(head + rest)
-            return
-        self._head = bytearray()  # 100 or 103: another head follows
-        super().data_received(head)
-        if rest:
-            self.data_received(rest)
+        """Hand on a head and what follows it: the body, or further heads where this one is interim (100 or 103)."""
+        while data[9:10] == b"1" and data[9:12] != b"101":
+            self._interim += 1
+            if self._interim > _MOST_INTERIM:
+                self._refuse(f"more than {_MOST_INTERIM} interim responses")
+                return
+            super().data_received(single_length(data[:end]))
+            data = data[end:]
+            following = _END.search(data)
+            if following is None:
+                self._head = bytearray()
+                if data:
+                    self.data_received(data)
+                return
+            end = following.end()
+        self._head = None
+        super().data_received(single_length(data[:end]) + data[end:])
+
+    def _refuse(self, message: str) -> None:
+        if self.transport is not None:
+            self.transport.close()
+        self.set_exception(HttpProcessingError(message=message))
 
 
 def single_length(head: bytes) -> bytes:

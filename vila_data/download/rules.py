@@ -36,11 +36,21 @@ def text_of(content: bytes, limit: int) -> str:
     """The text of a robots.txt: UTF-8, UTF-16 or UTF-32, also in a gzip file; without the line that `limit` bytes cut."""
     if content.startswith(_GZIP):
         try:
-            content = zlib.decompressobj(31).decompress(content, limit)
+            content = _unpacked(content, limit)
         except zlib.error:
             return ""
     text = _decoded(content)
     return text if len(content) < limit else text[: max(text.rfind("\n"), text.rfind("\r"), 0)]
+
+
+def _unpacked(content: bytes, limit: int) -> bytes:
+    """At most `limit` bytes of a gzip file, all its members."""
+    found = b""
+    while content.startswith(_GZIP) and len(found) < limit:
+        inflate = zlib.decompressobj(31)
+        found += inflate.decompress(content, limit - len(found))
+        content = inflate.unused_data
+    return found
 
 
 def _decoded(content: bytes) -> str:
