@@ -147,7 +147,7 @@ class PackedBatch:
             UsageError: `multiple_of` is below 1.
         """
         if multiple_of < 1:
-            raise UsageError(f"trim: multiple_of is {multiple_of}: give 1 or more")
+            raise UsageError(f"trim: multiple_of is {multiple_of}: must be at least 1")
         used = self.sample_places[:, 1] + self.sample_places[:, 2]
         longest = max(1, int(used.max())) if len(used) else 1
         length = min(self.length, -(-longest // multiple_of) * multiple_of)

@@ -53,7 +53,7 @@ class Ranks:
             return replace(self, rank=group[0], world_size=group[1])
         if self.checked and group != (self.rank, self.world_size):
             advice = (
-                "give neither, and both are taken from there; check_ranks=False where ranks share a share of the data"
+                "give neither, and both are taken from there; check_ranks=False where several ranks read the same part of the data"
                 if self.told_by == "arguments"
                 else "make the loader after init_process_group, or give rank and world_size"
             )
