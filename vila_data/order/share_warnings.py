@@ -140,10 +140,10 @@ class _Known:
                 return self._taken_over(others, packs)
             if self.blend.changes():
                 ended = self.report.events[-1].followed if self.report.events else "it is over"
-                why = (
-                    f"the epoch ends at pack {packs:,} of total_packs {self.blend.total_packs:,}: {ended}; weights that change "
-                    "do so only between blocks of samples, which an epoch this short has few of"
-                )
+                total = self.blend.total_packs or packs
+                why = f"the epoch ends at pack {packs:,} of total_packs {total:,}, before all weights are in effect: {ended}"
+                if packs >= total:
+                    why = f"weights change between blocks of samples, of which an epoch of {packs:,} packs has few"
                 return "ended_early", None, why, ("blend.total_packs", *_keys(source)[:1])
         few = f"too few samples: the epoch has {source.samples:,} of {source.label} in {packs:,} packs{subset}"
         return "too_few_samples", None, few, (*_keys(source)[::2], *subset_key, "blend.total_packs")
