@@ -156,9 +156,12 @@ def write_shard(store: Store, name: str, values: list[Value]) -> None:
             tar = TarWriter(file)
             for number, value in enumerate(values):
                 data = json.dumps(value).encode()
-                placed = tar.add(f"{number:07d}.json", data)
-                row = {"key": f"{number:07d}", "members": [placed.name], "offsets": [placed.offset]}
-                rows.append({**row, "sizes": [placed.size]})
+                key = f"{number:07d}"
+                placed = tar.add(f"{key}.json", data)
+                images = 1 if "caption" in value else sum(image is not None for image in value["images"])
+                members = [placed.name, *(f"{key}.{image}.jpg" for image in range(images))]  # images named, not written
+                row = {"key": key, "record_id": key, "members": members}
+                rows.append({**row, "offsets": [placed.offset, *[0] * images], "sizes": [placed.size, *[0] * images]})
             tar.finish()
         pq.write_table(pa.Table.from_pylist(rows), scratch / "index")
         store.commit_file(scratch / "tar", f"{shard_stem(name, 0)}.tar")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _LOADED_AT_ONCE: Final = 4
 _SPACE: Final = " "
+_FEW: Final = 4
 _FLAGS: Final = ("single_word", "lstrip", "rstrip", "normalized")
 
 
@@ -30,17 +31,21 @@ class Encoded:
     (`dropped` 1).
     """
 
-    __slots__ = ("_dropped", "_encoding", "_offsets", "_shift", "_starts", "ids")
+    __slots__ = ("_asked", "_dropped", "_encoding", "_offsets", "_shift", "_starts", "ids")
 
     def __init__(self, encoding: Encoding, shift: int = 0, dropped: int = 0) -> None:
-        self.ids: list[int] = encoding.ids[dropped:]
+        self.ids: list[int] = encoding.ids[dropped:] if dropped else encoding.ids
         self._encoding, self._shift, self._dropped = encoding, shift, dropped
+        self._asked = 0
         self._offsets: list[tuple[int, int]] | None = None
         self._starts: list[int] = []
 
     def tokens_of(self, start: int, stop: int) -> tuple[int, int] | None:
         """(first, last + 1) of the tokens that hold the characters from `start` to `stop`; None where no token does."""
         at, end = start + self._shift, stop + self._shift
+        if self._asked < _FEW:  # a list of all offsets pays only for many questions
+            self._asked += 1
+            return self._tokens_by_character(at, end)
         if self._offsets is None:
             self._offsets = self._encoding.offsets
             self._starts = [first for first, _ in self._offsets]
@@ -54,6 +59,20 @@ class Encoded:
         while first < last and self._offsets[first][1] <= self._offsets[first][0]:
             first += 1
         return (max(0, first - self._dropped), last - self._dropped) if first < last else None
+
+    def _tokens_by_character(self, at: int, end: int) -> tuple[int, int] | None:
+        find = self._encoding.char_to_token
+        first = next((token for char in range(at, end) if (token := find(char)) is not None), None)
+        if first is None:
+            return None
+        last = next(token for char in range(end - 1, at - 1, -1) if (token := find(char)) is not None)
+        count = len(self._encoding.ids)
+        while last + 1 < count:  # one character may take several tokens
+            chars = self._encoding.token_to_chars(last + 1)
+            if chars is None or chars[0] >= end:
+                break
+            last += 1
+        return max(0, first - self._dropped), last + 1 - self._dropped
 
 
 class TextTokenizer:
