@@ -146,7 +146,11 @@ class TextTokenizer:
         found = [encoding.ids for encoding in self._armed.encode_batch_fast(given, add_special_tokens=False)]
         if not self._has_prefix:
             return found
-        return [ids[self._dropped(ids, text) :] for ids, text in zip(found, texts, strict=True)]
+        lone = self._lone_space
+        return [
+            ids[self._dropped(ids, text) :] if ids and ids[0] == lone else ids
+            for ids, text in zip(found, texts, strict=True)
+        ]
 
     def encode_as_text(self, text: str, *, begins: bool) -> Encoded:
         """As `encode`, but spellings of special tokens stay text. begins: no text precedes it."""
