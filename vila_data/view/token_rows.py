@@ -42,7 +42,7 @@ class LeftOut:
 
 
 def left_out(counts: Mapping[str, Any]) -> list[LeftOut]:
-    """What of a set is in no sequence; empty where all is. counts: the set's entry under `tokens` in run.json.
+    """Tokens, images and samples of a set that are in no sequence; empty if there are none. counts: the set's entry under `tokens` in run.json.
 
     Tokens before the cut are those of samples that the template wrote, without images that were left out before.
     """
