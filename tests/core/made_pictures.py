@@ -144,9 +144,14 @@ def seen_with(image: Image.Image, profile: bytes | None) -> Image.Image:
     return image.convert("RGB") if profile is None else _transform(profile, image.mode, False).apply(image)
 
 
-def reading(data: bytes) -> np.ndarray:
-    """What Pillow, ImageCms and `exif_transpose` make of a file of 8 bits, transparency on white."""
+def reading(data: bytes, scale: int = 1) -> np.ndarray:
+    """What Pillow, ImageCms and `exif_transpose` make of a file of 8 bits, transparency on white.
+
+    scale: a JPEG is decoded at 1/scale (libjpeg's own scaling, as `Image.draft` asks for it).
+    """
     image = Image.open(io.BytesIO(data))
+    if scale > 1:
+        image.draft(None, (image.width // scale, image.height // scale))
     image.load()
     profile = image.info.get("icc_profile")
     image = ImageOps.exif_transpose(image)
