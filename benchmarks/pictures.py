@@ -13,6 +13,7 @@ and peak memory beyond that of the imported package. Differences are in levels o
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import resource
 import subprocess
@@ -29,7 +30,7 @@ sys.path[:0] = [str(REPO), str(REPO / "benchmarks")]
 
 from hostile_pictures import HOSTILE, SIDE  # noqa: E402
 
-from tests.core.made_pictures import Case, cases, chart, reading, saved  # noqa: E402
+from tests.core.made_pictures import Case, cases, chart, flat, reading, saved, seen_with  # noqa: E402
 
 MEAN, TAIL = 2, 6
 MEMORY, SECONDS = 16 << 30, 120
@@ -128,10 +129,13 @@ def readings(photos: Path | None, vips: str | None) -> dict[str, Any]:
 def at_scale(case: Case, source: Image.Image, side: int) -> np.ndarray:
     """A case as Pillow reads it for a shorter side of `side`: a JPEG at half its size or less where that covers it."""
     scale = max(scale for scale in (1, 2, 4, 8) if min(source.size) >= side * scale)
-    gray_with_color_profile = case.name.startswith("JPEG L") and "gray" not in case.name
-    if scale == 1 or not case.name.startswith("JPEG") or gray_with_color_profile:
+    if scale == 1 or not case.name.startswith("JPEG"):
         return case.seen
-    return reading(case.data, scale)
+    if not case.name.startswith("JPEG L") or "gray" in case.name:
+        return reading(case.data, scale)
+    with Image.open(io.BytesIO(case.data)) as image:  # gray with a profile for color
+        image.draft(None, (image.width // scale, image.height // scale))
+        return flat(seen_with(image.convert("RGB"), image.info["icc_profile"]))
 
 
 def difference(got: np.ndarray, seen: np.ndarray) -> tuple[float, float]:

@@ -39,7 +39,6 @@ from vila_data.core.records import ImageRef, Record  # noqa: E402
 from vila_data.core.store import Store  # noqa: E402
 from vila_data.core.tarcodec import TarWriter  # noqa: E402
 from vila_data.encode.config import PackConfig  # noqa: E402
-from vila_data.encode.part import encode_shard  # noqa: E402
 from vila_data.encode.tokenizer import load_tokenizer  # noqa: E402
 from vila_data.encode.tokens import TokenSet, open_tokens  # noqa: E402
 from vila_data.shard import energon  # noqa: E402
@@ -214,13 +213,7 @@ def write_sets(store: Store, pictures: Pictures, samples: Mapping[str, int]) -> 
 
 
 def encode_all(store: Store, config: PackConfig, manifests: dict[str, Manifest]) -> None:
-    tokenizer = load_tokenizer(config.tokenizer)
-    encode_sets(
-        store,
-        config,
-        manifests.values(),
-        lambda _, jobs: [encode_shard(store, job, config, tokenizer) for job in jobs],
-    )
+    encode_sets(store, config, manifests.values())
 
 
 # the peers' formats

@@ -13,8 +13,6 @@ from tests.conftest import SAMPLE
 from tests.made_run import SETS, MadeRun, make_run
 from vila_data.core.store import Store
 from vila_data.encode.config import PackConfig
-from vila_data.encode.part import encode_shard
-from vila_data.encode.tokenizer import load_tokenizer
 from vila_data.workflow.encoding import encode_sets
 from vila_data.workflow.recipe import Recipe, load_recipe
 
@@ -58,9 +56,8 @@ def write_recipe(path: Path, *, seed: int = 17, pack: dict[str, Any] | None = No
 def encode(store: Store, run: MadeRun, pack: dict[str, Any] | None = None, names: Sequence[str] = tuple(SETS)) -> None:
     """Write the token files of a made run."""
     config = PackConfig(**(PACK | (pack or {})))
-    tokenizer = load_tokenizer(config.tokenizer)
     sets = [run.sets[name] for name in names]
-    encode_sets(store, config, sets, lambda _, jobs: [encode_shard(store, job, config, tokenizer) for job in jobs])
+    encode_sets(store, config, sets)
 
 
 def made(folder: Path) -> Path:

@@ -14,7 +14,7 @@ from vila_data.core.store import Store
 from vila_data.shard.layout import lay_out
 from vila_data.shard.manifest import Manifest, finish_set, parse_manifest, read_manifest
 from vila_data.shard.read import Sample, open_shards
-from vila_data.shard.write import ShardJob, receipt_path, write_shard
+from vila_data.shard.write import ShardJob, write_shard
 
 
 def tree(store: Store, folder: str) -> dict[str, bytes]:
@@ -78,7 +78,7 @@ def test_a_flipped_byte_of_a_downloaded_image_is_an_error(tmp_path: Path) -> Non
     flip(store, tar, at)
     with pytest.raises(DataError, match=r"part-0000\d\.tar: the image at byte \d+ is not the one"):
         write_shard(store, job)
-    assert store.size(receipt_path("docs", 0)) is None
+    assert store.size(job.receipt()) is None
     assert store.size("shards/docs/docs-000000.tar") is None
     flip(store, tar, at)
     write_shard(store, job)

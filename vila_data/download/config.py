@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -55,3 +55,12 @@ class DownloadConfig(StrictModel):
     resize: ResizeConfig | None = ResizeConfig()
     contact: Annotated[str, Field(pattern=r"^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$")] | None = None
     engine: Literal["builtin", "img2dataset"] = "builtin"
+
+    HARMLESS: ClassVar[frozenset[str]] = frozenset(
+        {"concurrency", "per_host", "timeout_s", "idle_timeout_s", "retries", "contact"}
+    )
+    """Keys that change how downloading is done, not what it stores: they may change within a run."""
+
+    def what_matters(self) -> dict[str, Any]:
+        """Every other key, as JSON: what stored pictures depend on."""
+        return self.model_dump(mode="json", exclude=set(self.HARMLESS))

@@ -38,10 +38,9 @@ class ShardJob:
     parts: dict[int, Part]
     inputs: str
 
-
-def receipt_path(name: str, index: int) -> str:
-    """The receipt of a shard; in a folder of its own, since readers list the shards' folder."""
-    return f"shards/{name}/.receipts/{name}-{index:06d}.json"
+    def receipt(self) -> str:
+        """The shard's receipt; in a folder of its own, since readers list the shards' folder."""
+        return f"shards/{self.name}/.receipts/{self.name}-{self.index:06d}.json"
 
 
 def write_shard(store: Store, job: ShardJob) -> Receipt:
@@ -51,7 +50,7 @@ def write_shard(store: Store, job: ShardJob) -> Receipt:
         DataError: an image's bytes are not those that were downloaded, or a record cannot be read.
     """
     stem = shard_stem(job.name, job.index)
-    with committing(store, receipt_path(job.name, job.index), job.inputs) as outputs:
+    with committing(store, job.receipt(), job.inputs) as outputs:
         rows: list[dict[str, Any]] = []
         with open(outputs.path(f"{stem}.tar"), "wb", buffering=1 << 20) as stream:
             tar = TarWriter(stream)

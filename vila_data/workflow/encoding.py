@@ -1,27 +1,24 @@
-"""The encode stage over a run's shard sets: what is to be encoded, and the sets' token manifests."""
+"""The encode stage: the samples of a set to token files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from datetime import date as Date
 from typing import Any
 
-from vila_data.core.errors import DataError, UsageError
+from vila_data.core.errors import DataError
 from vila_data.core.layout import tokens_folder
 from vila_data.core.receipts import Receipt, fingerprint
 from vila_data.core.store import Store
 from vila_data.encode.chat import chat_template, reads_the_date
 from vila_data.encode.config import PackConfig
-from vila_data.encode.part import EncodeJob
+from vila_data.encode.part import EncodeJob, encode_shard
 from vila_data.encode.templates import check_tokenizer
 from vila_data.encode.tokenizer import TextTokenizer, load_tokenizer
 from vila_data.encode.tokens import TokenManifest, date_path, encoding_fingerprint, finish_tokens, read_token_manifest
 from vila_data.shard.manifest import Manifest
-
-RunJobs = Callable[[str, list[EncodeJob]], list[Receipt]]
-"""(set, jobs) -> their receipts, in order."""
+from vila_data.workflow.stage import Made, make_set
 
 
 def ready_tokenizer(config: PackConfig) -> TextTokenizer:
@@ -37,35 +34,96 @@ def ready_tokenizer(config: PackConfig) -> TextTokenizer:
     return tokenizer
 
 
-def encode_sets(
-    store: Store, config: PackConfig, sets: Iterable[Manifest], run_jobs: RunJobs
-) -> dict[str, TokenManifest]:
-    """Encode what is not encoded yet of some sets."""
-    tokenizer = ready_tokenizer(config)
-    encoding = encoding_fingerprint(config, tokenizer)
-    reads_date = config.template == "chat" and config.date is None and reads_the_date(tokenizer)
-    return {found.name: _encode_set(store, found, tokenizer, encoding, run_jobs, reads_date) for found in sets}
+class EncodeStage:
+    """SetStage whose finished sets are TokenManifests."""
+
+    name = "encode"
+    before = "shard"
+    folder = "tokens"
+
+    def __init__(self, pack: PackConfig, sets: Sequence[str]) -> None:
+        self._pack, self._sets = pack, tuple(sets)
+
+    def sets(self) -> Sequence[str]:
+        """See SetStage."""
+        return self._sets
+
+    def inputs(self, store: Store, name: str, made: Made) -> str | None:
+        """See SetStage."""
+        shards: Manifest | None = made.sets["shard"].get(name)
+        if shards is None:
+            return None
+        return fingerprint([self._encoding(), [shard.sha256 for shard in shards.shards]])
+
+    def found(self, store: Store, name: str) -> TokenManifest | None:
+        """See SetStage."""
+        return read_token_manifest(store, self._folder(name))
+
+    def whole(self, store: Store, finished: TokenManifest) -> bool:
+        """See SetStage."""
+        folder = self._folder(finished.name)
+        paths = [f"{folder}/{finished.name}-{shard:06d}.arrow" for shard in range(finished.shards)]
+        return all(store.size(path) is not None for path in (f"{folder}/lengths.parquet", *paths))
+
+    def forget(self, store: Store, name: str) -> None:
+        """See SetStage."""
+        store.remove(f"{self._folder(name)}/manifest.json")
+
+    def jobs(self, store: Store, name: str, made: Made) -> list[EncodeJob]:
+        """See SetStage."""
+        tokenizer, encoding = self._tokenizer(), self._encoding()
+        shards: Manifest = made.sets["shard"][name]
+        day = None
+        if self._pack.template == "chat" and self._pack.date is None and reads_the_date(tokenizer):
+            day = _date_of(store, self._folder(name))
+        return [
+            EncodeJob(name, index, tokenizer.fingerprint, encoding, fingerprint([encoding, shard.sha256]), day)
+            for index, shard in enumerate(shards.shards)
+        ]
+
+    def make(self, store: Store, job: EncodeJob) -> Receipt:
+        """See SetStage."""
+        tokenizer = load_tokenizer(self._pack.tokenizer)
+        if tokenizer.fingerprint != job.tokenizer:
+            raise DataError(
+                f"tokenizer {tokenizer.name}: is {tokenizer.fingerprint} on this worker and {job.tokenizer} where the "
+                "run was started: install the same versions and files everywhere"
+            )
+        return encode_shard(store, job, self._pack, tokenizer)
+
+    def finish(
+        self, store: Store, name: str, made: Made, jobs: Sequence[EncodeJob], receipts: list[Receipt]
+    ) -> TokenManifest:
+        """See SetStage."""
+        samples, encoded = made.sets["shard"][name].samples, sum(receipt.counts["samples"] for receipt in receipts)
+        if encoded != samples:
+            raise DataError(f"set {name!r}: {encoded} samples encoded of {samples}: run check on it")
+        inputs = self.inputs(store, name, made)
+        assert inputs is not None
+        return finish_tokens(store, name, jobs, receipts, self._folder(name), inputs)
+
+    def counts(self, receipt: Receipt) -> dict[str, int]:
+        """See SetStage."""
+        return {key: receipt.counts.get(key, 0) for key in ("images", "samples", "tokens")}
+
+    def _tokenizer(self) -> TextTokenizer:
+        return ready_tokenizer(self._pack)
+
+    def _encoding(self) -> str:
+        return encoding_fingerprint(self._pack, self._tokenizer())
+
+    def _folder(self, name: str) -> str:
+        return tokens_folder(self._tokenizer().fingerprint, name, self._encoding())
 
 
-def _encode_set(
-    store: Store, shards: Manifest, tokenizer: TextTokenizer, encoding: str, run_jobs: RunJobs, reads_date: bool
-) -> TokenManifest:
-    folder = tokens_folder(tokenizer.fingerprint, shards.name, encoding)
-    jobs = _jobs(shards, tokenizer, encoding)
-    committed = read_token_manifest(store, folder)
-    if committed is not None and _stands(store, committed, shards, jobs):
-        run_jobs(shards.name, [])
-        return committed
-    if committed is not None:  # nobody must take new token files for those that it counts
-        store.remove(f"{folder}/manifest.json")
-    if reads_date:
-        day = _date_of(store, folder)
-        jobs = [replace(job, date=day) for job in jobs]
-    receipts = run_jobs(shards.name, jobs)
-    encoded = sum(receipt.counts["samples"] for receipt in receipts)
-    if encoded != shards.samples:
-        raise DataError(f"set {shards.name!r}: {encoded} samples encoded of {shards.samples}: run check on it")
-    return finish_tokens(store, shards.name, jobs, receipts, folder, _inputs(shards, encoding))
+def encode_sets(store: Store, pack: PackConfig, shards: Iterable[Manifest]) -> dict[str, TokenManifest]:
+    """Encode finished sets in this process, where there is no run."""
+    made = Made({}, {"shard": {found.name: found for found in shards}})
+    stage = EncodeStage(pack, list(made.sets["shard"]))
+    return {
+        name: make_set(stage, store, name, made, lambda jobs: [stage.make(store, job) for job in jobs])
+        for name in stage.sets()
+    }
 
 
 def _date_of(store: Store, folder: str) -> Date:
@@ -88,57 +146,6 @@ def committed_tokens(
     encoding = encoding_fingerprint(config, tokenizer)
     found = {name: read_token_manifest(store, tokens_folder(tokenizer.fingerprint, name, encoding)) for name in names}
     return {name: manifest for name, manifest in found.items() if manifest is not None}
-
-
-def standing_tokens(
-    store: Store, config: PackConfig, tokenizer: TextTokenizer, sets: Iterable[Manifest]
-) -> dict[str, TokenManifest]:
-    """The manifests of those of these sets whose token files are all there, and of these shards."""
-    shards = {found.name: found for found in sets}
-    encoding = encoding_fingerprint(config, tokenizer)
-    return {
-        name: tokens
-        for name, tokens in committed_tokens(store, config, tokenizer, shards).items()
-        if _stands(store, tokens, shards[name], _jobs(shards[name], tokenizer, encoding))
-    }
-
-
-def tokens_to_blend(store: Store, config: PackConfig, sets: Sequence[Manifest]) -> dict[str, TokenManifest]:
-    """The manifests of those of these sets that have token files.
-
-    Raises:
-        UsageError: some are of other shards than those that lie there, or not whole.
-    """
-    tokenizer = ready_tokenizer(config)
-    standing = standing_tokens(store, config, tokenizer, sets)
-    committed = committed_tokens(store, config, tokenizer, [found.name for found in sets])
-    stale = sorted(committed.keys() - standing.keys())
-    if stale:
-        raise UsageError(
-            f"{store.url}: sets {', '.join(stale)}: their token files are not whole or of other shards: run the recipe "
-            "with --only encode first"
-        )
-    return standing
-
-
-def _jobs(shards: Manifest, tokenizer: TextTokenizer, encoding: str) -> list[EncodeJob]:
-    return [
-        EncodeJob(shards.name, index, tokenizer.fingerprint, encoding, fingerprint([encoding, shard.sha256]))
-        for index, shard in enumerate(shards.shards)
-    ]
-
-
-def _inputs(shards: Manifest, encoding: str) -> str:
-    return fingerprint([encoding, [shard.sha256 for shard in shards.shards]])
-
-
-def _stands(store: Store, tokens: TokenManifest, shards: Manifest, jobs: list[EncodeJob]) -> bool:
-    """Whether finished token files are of these shards, and all there."""
-    if tokens.inputs != _inputs(shards, tokens.encoding):
-        return False
-    folder = tokens_folder(tokens.tokenizer, shards.name, tokens.encoding)
-    paths = [f"{folder}/lengths.parquet", *(job.path() for job in jobs)]
-    return all(store.size(path) is not None for path in paths)
 
 
 def token_totals(manifest: TokenManifest) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from vila_data.core.errors import VilaDataError
 from vila_data.core.store import Store
 from vila_data.score.clip import clip_fingerprint
 from vila_data.shard.manifest import read_manifest
-from vila_data.workflow import lock, tasks
+from vila_data.workflow import lock
 from vila_data.workflow.blend_tree import blend_node
 from vila_data.workflow.plan import CorpusPlan, corpus_inputs, plan_corpus, scan_here
 from vila_data.workflow.recipe import Recipe, load_recipe
-from vila_data.workflow.tasks import Work
+from vila_data.workflow.stage import CorpusState, Work, find_committed
+from vila_data.workflow.stages import Stages, stages_of
 
 IMAGES_A_RECORD: Final = {"mmc4": 5.7, "obelics": 2.5, "text": 0.0}
 """Published means by kind, else 1 (docs/sources.md); a guess until a part is downloaded."""
@@ -41,12 +42,13 @@ def forecast(
     fingerprints = lock.stage_fingerprints(value, limit, inputs, clip)
     if store is not None:
         lock.check_same_run(store, lock.lock_value(value, limit, fingerprints, inputs, clip))
-    work = Work(store or Store("memory://nothing-is-here"), value, clip)
+    work = Work(store or Store("memory://nothing-is-here"), value, {"clip": clip} if clip else {})
+    stages = stages_of(value, fingerprints["recipe"])
     plans = {
         name: plan_corpus(work.store, name, config, inputs[name], limit, scan_here)
         for name, config in value.corpora.items()
     }
-    children = [_corpus_node(work, plan) for plan in plans.values()]
+    children = [_corpus_node(work, stages, plan) for plan in plans.values()]
     children += [_set_node(work, name) for name in value.shards]
     if value.blend is not None:
         children.append(blend_node(store, value))
@@ -58,23 +60,22 @@ def forecast(
     }
 
 
-def _corpus_node(work: Work, plan: CorpusPlan) -> Node:
+def _corpus_node(work: Work, stages: Stages, plan: CorpusPlan) -> Node:
     config = work.recipe.corpora[plan.name]
-    downloads = [tasks.committed_download(work, part) for part in plan.parts]
-    done = [receipt for receipt in downloads if receipt is not None]
+    corpus = CorpusState(plan)
+    find_committed(work, [stage for stage in stages.parts if stage.gather is None], corpus)
+    done = [receipt for receipt in corpus.receipts["download"] if receipt is not None]
     images, bytes_ = _expected_images(plan, config.kind, done)
     selected = f", {plan.expected:,} selected" if plan.expected != plan.rows else ""
     children = [_stage_node("download", len(plan.parts), len(done))]
     hours = images / IMAGES_A_SECOND_A_CORE / 3600
     children[0]["label"] += f"; about {images:,} images, {bytes_ / 1e9:.2f} GB stored, {hours:.2f} core hours"
-    if work.scored:
-        scored = sum(
-            receipt is not None and tasks.committed_score(work, part, receipt) is not None
-            for part, receipt in zip(plan.parts, downloads, strict=True)
-        )
-        children.append(_stage_node("score", len(plan.parts), scored))
-    filtered = sum(work.store.size(part.receipt("filter")) is not None for part in plan.parts)
-    children.append(_stage_node("filter", len(plan.parts), filtered))
+    for stage in stages.parts[1:]:
+        if stage.gather is None:
+            committed = sum(receipt is not None for receipt in corpus.receipts[stage.name])
+        else:
+            committed = sum(work.store.size(stage.receipt(part)) is not None for part in plan.parts)
+        children.append(_stage_node(stage.name, len(plan.parts), committed))
     return {
         "label": f"corpus {plan.name} ({config.kind}): {plan.rows:,} rows in {len(config.files)} files{selected}",
         "corpus": plan.name,

@@ -14,13 +14,14 @@ import yaml
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.receipts import fingerprint
 from vila_data.core.store import Store
+from vila_data.download.config import DownloadConfig
 from vila_data.workflow.recipe import Recipe
 
 LOCK = "recipe.lock.yaml"
 FORM = 2
 """Of the lock. Before 2, `filter.per_corpus` had every key, set or not: what it left to the common rules was lost."""
 _HARMLESS = {
-    "download": {"concurrency", "per_host", "timeout_s", "idle_timeout_s", "retries", "contact"},
+    "download": DownloadConfig.HARMLESS,
     "score": {"clip.batch_size"},
 }
 """Keys that change how work is done, not what comes out of it."""
@@ -36,7 +37,7 @@ def stage_fingerprints(
         | {"inputs": inputs[name]}
         for name, config in value["corpora"].items()
     }
-    download = fingerprint([corpora, limit, _without(value["download"], _HARMLESS["download"])])
+    download = fingerprint([corpora, limit, recipe.download.what_matters()])
     score = {"model": clip, "embeddings": recipe.score.clip.embeddings} if recipe.score.clip else None
     return {
         "download": download,
@@ -144,7 +145,3 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             result[f"{prefix}{key}"] = entry
     return result
-
-
-def _without(value: dict[str, Any], keys: set[str]) -> dict[str, Any]:
-    return {key: entry for key, entry in value.items() if key not in keys}

@@ -22,7 +22,7 @@ from ray.util.metrics import Counter
 from vila_data.core.errors import RunError, VilaDataError
 from vila_data.workflow.recipe import StageResources
 from vila_data.workflow.runner import Done, Step
-from vila_data.workflow.tasks import Report, Work
+from vila_data.workflow.stage import Report, Work
 
 _RETRIES = 3
 _TASKS_AHEAD = 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ class RunReport:
     seconds: wall time of this launch by stage.
     measures: what the columns say (workflow.measures.run); None before there are sets.
     speed:   what the stages did, and how fast (workflow.speed).
-    made_from: {"fates": {corpus: fingerprint of its fates and of what they were made from}} (workflow.standing).
+    made_from: {"filter": {corpus: fingerprint of its fates and of what they were made from}} (workflow.engine.Basis).
     """
 
     name: str
@@ -76,31 +77,35 @@ class RunReport:
         }
 
 
-def corpus_funnel(plan: CorpusPlan, receipts: Mapping[str, Sequence[Receipt | None]], scored: bool) -> Funnel:
+def corpus_funnel(
+    plan: CorpusPlan, receipts: Mapping[str, Sequence[Receipt | None]], stages: Sequence[str] = ("download", "filter")
+) -> Funnel:
     """The funnel of a corpus from its receipts; each stage's fates sum to what entered it.
+
+    stages: those that decide fates, the first of them the one that reads the metadata.
 
     Raises:
         DataError: they do not.
     """
     funnel = Funnel()
-    downloads = [receipt for receipt in receipts["download"] if receipt is not None]
-    if len(downloads) < len(plan.parts):
+    committed = {stage: [receipt for receipt in receipts.get(stage, ()) if receipt is not None] for stage in stages}
+    if len(committed[stages[0]]) < len(plan.parts):
         return funnel
-    read = _sum(downloads, "records")
+    read = _sum(committed[stages[0]], "records")
     entered = sum(read.values())
     funnel.add("select", "records", "kept", entered)
     if plan.rows > entered:
         funnel.add("select", "records", "dropped:preselect", plan.rows - entered)
     funnel.check("select", "records", plan.rows)
-    _add(funnel, "download", "records", read)
-    funnel.check("download", "records", funnel.kept("select", "records"))
-    _add(funnel, "download", "images", _sum(downloads, "images"))
-    filters = [receipt for receipt in receipts.get("filter", ()) if receipt is not None]
-    if len(filters) < len(plan.parts):
-        return funnel
-    for unit in ("images", "records"):
-        _add(funnel, "filter", unit, _sum(filters, unit))
-        funnel.check("filter", unit, funnel.kept("download", unit))
+    _add(funnel, stages[0], "records", read)
+    funnel.check(stages[0], "records", funnel.kept("select", "records"))
+    _add(funnel, stages[0], "images", _sum(committed[stages[0]], "images"))
+    for before, stage in itertools.pairwise(stages):
+        if len(committed[stage]) < len(plan.parts):
+            break
+        for unit in ("images", "records"):
+            _add(funnel, stage, unit, _sum(committed[stage], unit))
+            funnel.check(stage, unit, funnel.kept(before, unit))
     return funnel
 
 

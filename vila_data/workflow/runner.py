@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from vila_data.workflow.recipe import StageResources
-from vila_data.workflow.tasks import Report, Work
+from vila_data.workflow.stage import Report, Work
 
 
 @dataclass(frozen=True)

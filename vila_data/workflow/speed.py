@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from vila_data.core.receipts import Receipt
-from vila_data.workflow.runner import Done
-
-STAGES: Final = ("download", "score", "filter", "shard", "encode")
-_COUNTS: Final = {
-    "download": {"bytes": "bytes_fetched"},
-    "score": {"images": "images_scored"},
-    "shard": {"images": "images", "samples": "samples"},
-    "encode": {"images": "images", "samples": "samples", "tokens": "tokens"},
-}
 
 
 class Speeds:
     """What was done in this launch, by stage; what an earlier launch had committed is not counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, stages: Iterable[str]) -> None:
+        self._stages = tuple(stages)
         self._done: dict[str, dict[str, float]] = {}
 
-    def note(self, done: Done) -> None:
-        """Count a finished task that has written a receipt just now."""
-        receipt = done.result
-        if not isinstance(receipt, Receipt) or receipt.earlier or done.stage not in STAGES:
+    def note(self, stage: str, receipt: Receipt, seconds: float, counts: Mapping[str, int]) -> None:
+        """Count a task that has ended, with what its receipt says was done, unless it found the receipt there."""
+        if receipt.earlier:
             return
-        counts: dict[str, float] = {
-            key: receipt.counts.get(name, 0) for key, name in _COUNTS.get(done.stage, {}).items()
-        }
-        if done.stage in ("download", "filter"):
-            counts["images"] = sum(receipt.counts["images"].values())
-            counts["records"] = sum(receipt.counts["records"].values())
-        if done.stage == "shard":
-            counts["bytes"] = sum(facts["bytes"] for path, facts in receipt.outputs.items() if path.endswith(".tar"))
-        total = self._done.setdefault(done.stage, {"tasks": 0, "task_seconds": 0.0})
-        for key, count in {"tasks": 1, "task_seconds": done.seconds, **counts}.items():
+        total = self._done.setdefault(stage, {"tasks": 0, "task_seconds": 0.0})
+        for key, count in {"tasks": 1, "task_seconds": seconds, **counts}.items():
             total[key] = total.get(key, 0) + count
 
     def value(self, earlier: Mapping[str, Mapping[str, Any]] | None) -> dict[str, dict[str, Any]]:
@@ -46,7 +29,7 @@ class Speeds:
         A stage that did nothing in this launch keeps the figures of the one that did.
         """
         found: dict[str, dict[str, Any]] = {}
-        for stage in STAGES:
+        for stage in self._stages:
             if stage in self._done:
                 counts = self._done[stage]
                 found[stage] = {"launch": "this", **counts, "task_seconds": round(counts["task_seconds"], 3)}

@@ -122,7 +122,7 @@ class RunSource:
                     stage: [read_receipt(self._store, part.receipt(stage)) for part in plan.parts]
                     for stage in ("download", "filter")
                 }
-                funnel = corpus_funnel(plan, stages, self._recipe.score.clip is not None).as_dict()
+                funnel = corpus_funnel(plan, stages).as_dict()
                 found |= {
                     fate.partition(":")[2] for units in funnel.values() for counts in units.values() for fate in counts
                 }

@@ -121,7 +121,7 @@ class FilteredRun:
             raise UsageError(f"{self.store.url}: corpus {name!r} is not downloaded: {_again(self.store)}")
         receipts = {stage: self._receipts(plan, stage) for stage in ("download", "filter")}
         scored = self.recipe.score.clip is not None
-        funnel = corpus_funnel(plan, receipts, scored).as_dict()
+        funnel = corpus_funnel(plan, receipts).as_dict()
         conversations = self.recipe.corpora[name].makes == "conversation"
         return CorpusFates(name, Scope(plan.parts, scored, conversations), funnel)
 
