@@ -137,7 +137,7 @@ class Engine:
 
     def _jobs(self, stage: PartStage, corpus: CorpusState) -> list[PartJob]:
         """All parts, with what a gathering stage needs of the others."""
-        jobs = corpus.jobs(stage.after)
+        jobs = corpus.jobs(stage.depends(self._work, corpus.plan.name))
         gather = stage.gather
         if gather is None or not gather.wanted(self._work, corpus.plan.name):
             return jobs
@@ -158,7 +158,7 @@ class Engine:
             known = self._earlier.get("made_from", {}).get(stage.name, {}).get(corpus.plan.name)
             if basis is not None and basis == known:
                 return found
-            if all(corpus.is_complete(name) for name in stage.after):
+            if all(corpus.is_complete(name) for name in stage.depends(self._work, corpus.plan.name)):
                 return self.run_tasks(stage.verb, functools.partial(_committed, stage), self._jobs(stage, corpus))
         return [None] * len(found)
 
@@ -177,7 +177,7 @@ class Engine:
     def _basis(self, stage: PartStage, corpus: CorpusState, receipts: list[Receipt]) -> str | None:
         facts: list[Any] = [stage.settings(self._work, part) for part in corpus.plan.parts[:1]]
         facts += [[receipt.inputs, receipt.fingerprint()] for receipt in receipts]
-        for name in stage.after:
+        for name in stage.depends(self._work, corpus.plan.name):
             told = corpus.told(self._work.store, self._stages.part(name))
             if told is None:
                 return None

@@ -63,11 +63,12 @@ class PartStage:
 
     name:     of its receipts, its progress and in `after`: ``download``, ``score nsfw``.
     verb:     of `--only`, `resources` and the report: ``score``.
-    after:    stages whose receipts it depends on.
+    after:    stages that come before it; it depends on their receipts, on all of them unless `reads` says which.
+    reads:    (work, corpus) -> those of `after` that it depends on for a corpus.
     settings: (work, part) -> everything else that its outputs depend on, as JSON.
     make:     (work, job, inputs, report) -> the receipt, once written; inputs: the fingerprint for it.
     receipt:  where a part's receipt is.
-    covers:   whether a valid receipt is enough for (work, job); where it is not, `make` adds what is missing.
+    covers:   whether a valid receipt is enough for (work, job, inputs); where it is not, `make` adds what is missing.
     counts:   what a receipt says was done, for progress and speed; `items` names the one that progress shows.
     decides:  its receipts count fates, so it is a line of the funnel.
     """
@@ -80,20 +81,25 @@ class PartStage:
     receipt: Callable[[Part], str]
     counts: Callable[[Receipt], dict[str, int]]
     items: str = "images"
-    covers: Callable[[Work, PartJob], bool] | None = None
+    covers: Callable[[Work, PartJob, str], bool] | None = None
     gather: Gather | None = None
     decides: bool = False
+    reads: Callable[[Work, str], tuple[str, ...]] | None = None
+
+    def depends(self, work: Work, corpus: str) -> tuple[str, ...]:
+        """Names of the stages that its outputs for a corpus depend on."""
+        return self.after if self.reads is None else self.reads(work, corpus)
 
     def inputs(self, work: Work, job: PartJob) -> str:
         """Fingerprint of everything that the outputs depend on."""
-        before = [job.receipts[name].fingerprint() for name in self.after]
+        before = [[name, job.receipts[name].fingerprint()] for name in self.depends(work, job.part.corpus)]
         gathered = None if self.gather is None or job.gathered is None else self.gather.digest(job.gathered)
         return fingerprint([self.settings(work, job.part), before, gathered, SCHEMA_VERSION])
 
     def committed(self, work: Work, job: PartJob) -> Receipt | None:
         """The part's receipt if its outputs are there and what this recipe asks for."""
         receipt = valid_receipt(work.store, self.receipt(job.part), self.inputs(work, job))
-        return receipt if receipt is None or self.covers is None or self.covers(work, job) else None
+        return receipt if receipt is None or self.covers is None or self.covers(work, job, receipt.inputs) else None
 
     def do(self, work: Work, job: PartJob, report: Report) -> Receipt:
         """The part's receipt; made if it is not committed."""
@@ -266,5 +272,5 @@ def find_committed(work: Work, stages: Sequence[PartStage], corpus: CorpusState)
     for stage in stages:
         corpus.receipts[stage.name] = found = []
         for index in range(len(corpus.plan.parts)):
-            job = corpus.job(index, stage.after)
+            job = corpus.job(index, stage.depends(work, corpus.plan.name))
             found.append(None if job is None else stage.committed(work, job))

@@ -119,7 +119,7 @@ def _score(work: Work, job: PartJob, inputs: str, report: Report) -> Receipt:
     return score_part(work.store, job.part, needed, clip, work.recipe.score, inputs, reuse=reuse, progress=progress)
 
 
-def _has_all_scores(work: Work, job: PartJob) -> bool:
+def _has_all_scores(work: Work, job: PartJob, inputs: str) -> bool:
     assert work.recipe.score.clip is not None
     embeddings = work.recipe.score.clip.embeddings
     return covers(work.store, job.part, _needed(work, job.part), work.models["clip"], embeddings)
