@@ -6,12 +6,11 @@ import asyncio
 from collections import OrderedDict
 from typing import Final
 
-from vila_data.download.body import Fetched
+from vila_data.download.body import Fetched, FetchError
 from vila_data.download.config import DownloadConfig
 from vila_data.download.fetch import PRODUCT, Fetcher
-from vila_data.download.outcome import FetchError
+from vila_data.download.pending import Spool
 from vila_data.download.rules import Rules, own_rules, text_of
-from vila_data.download.spool import Spool
 from vila_data.download.urls import WebURL
 
 _LIMIT: Final = 500 * 1024  # RFC 9309 section 2.5
