@@ -151,7 +151,7 @@ class Pending:
                 self._changed.notify()
 
     def end(self) -> None:
-        """Say that no record follows."""
+        """Say that no record follows and that all images are finished."""
         with self._changed:
             self._ended = True
             self._changed.notify()
@@ -165,7 +165,7 @@ class Pending:
     def __iter__(self) -> Iterator[PendingRecord | BadRecord]:
         while True:
             with self._changed:
-                while not self._line and not self._ended and self._failure is None:
+                while not (self._line or self._ended or self._failure):
                     self._changed.wait()
                 self._check()
                 if not self._line:
@@ -174,13 +174,19 @@ class Pending:
             yield record
 
     def wait_for(self, image: Image) -> None:
-        """Wait until `image` is finished."""
+        """Wait until `image` is finished.
+
+        Raises:
+            RuntimeError: it was not finished at the end: a programming error.
+        """
         with self._changed:
             self._awaited = image
-            while not image.finished and self._failure is None:
+            while not (image.finished or self._ended or self._failure):
                 self._changed.wait()
             self._awaited = None
             self._check()
+            if not image.finished:
+                raise RuntimeError("an image was never finished")
 
     def _check(self) -> None:
         if self._failure is not None:
