@@ -43,10 +43,9 @@ def download_part(
 ) -> Receipt:
     """Fetch and normalise a part's images, write its tar and tables, and commit them with a receipt for `inputs`.
 
-    The outputs' bytes depend on the records and on what the servers answer, not on timing
-    or `concurrency`. `records` is read lazily, in a thread of its own, and another thread writes the outputs
-    meanwhile. Memory grows by some 0.6 kB per distinct image. `progress` is called with the number of images
-    finished since its last call.
+    The outputs' bytes depend on the records and on what the servers answer, not on timing or `concurrency`.
+    `records` is read lazily, in a thread of its own, and another thread writes the outputs meanwhile. Memory grows
+    by 0.8 kB per distinct image. `progress` is called with the number of images finished since its last call.
 
     Raises:
         StorageError: the store or its scratch folder cannot be written.

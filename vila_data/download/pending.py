@@ -87,6 +87,8 @@ class Waiting:
 class Image:
     """A distinct image of a part. Records with equal URLs share it.
 
+    With its URL of 100 characters it takes 0.8 kB, 80 MB in a part of 100,000; in columns of numbers it was 0.3 kB.
+
     finished:       the fields below are known.
     error:          a class of core.fates.IMAGE_ERRORS; None: stored.
     original_bytes: size of the body, where a whole one came.

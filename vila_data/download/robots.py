@@ -1,4 +1,8 @@
-"""robots.txt (RFC 9309): asked for once per origin and task; its rules are kept on disk."""
+"""robots.txt (RFC 9309): fetched once per origin and task; its rules are kept on disk.
+
+Parsed, 60 rules take 19 kB: 190 MB for 10,000 origins. So only `_PARSED_BYTES` of text are kept parsed; the text of one
+origin may have 500 KiB, so it is not kept in memory either.
+"""
 
 from __future__ import annotations
 
