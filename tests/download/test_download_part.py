@@ -118,6 +118,9 @@ def test_tar_and_tables_hold_each_record_in_order(origin: Origin, tmp_path: Path
     assert receipt.counts["records"] == {"ok": 55, "failed:malformed_json": 5}
     assert receipt.counts["bytes_stored"] == sum(image["bytes"] or 0 for image in by_row)
     assert valid_receipt(Store(str(tmp_path)), part(0).receipt("download"), "in") == receipt
+    for path, facts in receipt.outputs.items():
+        content = (tmp_path / path).read_bytes()
+        assert facts == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     assert not list((tmp_path / ".scratch").iterdir())
 
 

@@ -8,6 +8,7 @@ is done again and gives the same bytes.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -73,12 +74,30 @@ def has_outputs(store: Store, receipt: Receipt) -> bool:
     return all(store.size(output) == facts["bytes"] for output, facts in receipt.outputs.items())
 
 
+class HashedFile(io.BufferedWriter):
+    """A new file that is written from its start to its end; its sha256 is computed on the way."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "w+"), _CHUNK)
+        self._digest = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        """Append bytes."""
+        self._digest.update(data)
+        return super().write(data)
+
+    def sha256(self) -> str:
+        """Hex sha256 of what has been written."""
+        return self._digest.hexdigest()
+
+
 class Outputs:
     """Files being made by one unit of work: local until the block ends, then committed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._paths: dict[str, Path] = {}
+        self._hashed: dict[str, HashedFile] = {}
         self.counts: dict[str, Any] = {}
         self.receipt: Receipt | None = None
 
@@ -87,6 +106,21 @@ class Outputs:
         local = self.folder / f"{len(self._paths):03d}"
         self._paths[final] = local
         return local
+
+    def open(self, final: str) -> HashedFile:
+        """The file that will be `final`, to be written in order and closed: it is not read again for its sha256."""
+        stream = self._hashed[final] = HashedFile(self.path(final))
+        return stream
+
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """Size in bytes and sha256 of each file, by its final path."""
+        return {
+            final: {
+                "bytes": local.stat().st_size,
+                "sha256": self._hashed[final].sha256() if final in self._hashed else sha256_of(local),
+            }
+            for final, local in self._paths.items()
+        }
 
     def items(self) -> list[tuple[str, Path]]:
         """(final path, local path) in the order in which they were asked for."""
@@ -108,7 +142,7 @@ def committing(store: Store, receipt_path: str, inputs: str) -> Iterator[Outputs
             yield outputs
         except OSError as error:
             raise StorageError(f"{store.location(receipt_path)}: {error.strerror or error}") from error
-        facts = {final: _facts(local) for final, local in outputs.items()}
+        facts = outputs.facts()
         _commit(store, outputs.items())
         outputs.receipt = Receipt(inputs, outputs.counts, facts)
         write_receipt(store, receipt_path, outputs.receipt)
@@ -133,10 +167,6 @@ def write_receipt(store: Store, path: str, receipt: Receipt) -> None:
         "outputs": receipt.outputs,
     }
     store.commit_bytes(json.dumps(value, indent=1, sort_keys=True).encode() + b"\n", path)
-
-
-def _facts(local: Path) -> dict[str, Any]:
-    return {"bytes": local.stat().st_size, "sha256": sha256_of(local)}
 
 
 def sha256_of(local: Path) -> str:

@@ -103,7 +103,12 @@ def canonical_json(value: Mapping[str, Any], as_given: Collection[str] = ()) -> 
         text = "{" + ",".join(pieces) + "}"
     else:
         text = _json(value)
-    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace").encode()
+    return without_surrogates(text).encode()
+
+
+def without_surrogates(text: str) -> str:
+    """`text` as UTF-8 carries it: U+FFFD for each byte of a lone surrogate."""
+    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 
 
 def _json(value: Any, sort_keys: bool = True) -> str:

@@ -1,4 +1,4 @@
-"""A response's body while it arrives: bounded, decompressed, and on disk where memory is scarce."""
+"""What one request brings: a body, bounded, decompressed and on disk where memory is scarce; a redirect; or a failure."""
 
 from __future__ import annotations
 
@@ -11,11 +11,47 @@ from typing import IO, Final
 
 import pyarrow as pa
 
-from vila_data.download.outcome import FetchError
+from vila_data.core.fates import IMAGE_ERRORS
+from vila_data.download.urls import WebURL
 
 _CHUNKED: Final = ("gzip", "x-gzip", "deflate")  # decoded as they arrive
 _WHOLE: Final = {"br": "brotli", "zstd": "zstd"}  # decoded at their end; pyarrow's names
 _PIECE: Final = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Redirected:
+    """An answer that names another URL; None where it cannot be read as one."""
+
+    url: WebURL | None
+    http_code: int
+
+
+class FetchError(Exception):
+    """A request that brought no body.
+
+    error_class:   one of core.fates.IMAGE_ERRORS.
+    retryable:     another attempt may succeed.
+    retry_after_s: the server's wish, in seconds; None where it has none.
+    connected:     a connection was made, as far as is known.
+    """
+
+    def __init__(
+        self,
+        error_class: str,
+        http_code: int | None = None,
+        retryable: bool = False,
+        retry_after_s: float | None = None,
+        connected: bool = True,
+    ) -> None:
+        if error_class not in IMAGE_ERRORS:
+            raise ValueError(f"no such image error: {error_class}")
+        super().__init__(error_class)
+        self.error_class = error_class
+        self.http_code = http_code
+        self.retryable = retryable
+        self.retry_after_s = retry_after_s
+        self.connected = connected
 
 
 class BodyMemory:

@@ -9,7 +9,6 @@ robots.txt, and bounds neither bytes nor time of a body; `per_host`, `max_bytes`
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.util
 import json
 import os
@@ -28,7 +27,8 @@ from vila_data.core.images import ImageError, normalise
 from vila_data.core.records import BadRecord, Record
 from vila_data.download.config import DownloadConfig
 from vila_data.download.fetch import PRODUCT
-from vila_data.download.intake import Intake, store_body
+from vila_data.download.intake import Intake, local_body, store_body
+from vila_data.download.pending import Image
 from vila_data.download.urls import parse_url
 
 _BATCH: Final = 256
@@ -65,31 +65,31 @@ def fetch_with_img2dataset(
     """
     if importlib.util.find_spec("img2dataset") is None:
         raise UsageError("download.engine is img2dataset, which is not installed: pip install vila-data[img2dataset]")
-    numbers: list[int] = []
+    images: list[Image] = []
     urls: list[str] = []
     pairs, more = _pairs(records), True
     while more:
         more, picked, finished = intake.take(pairs, _BATCH)
         progress(finished)
-        for image in picked:
-            body = image.body(config.max_bytes)
+        for image, ref in picked:
+            body = local_body(ref, config.max_bytes)
             if body is not None:
-                store_body(intake, config, image.number, body, None)
+                store_body(intake, config, image, body, None)
                 progress(1)
-            elif parse_url(image.url) is None:
-                intake.results.fail(image.number, "bad_url")
+            elif parse_url(ref.url) is None:
+                intake.fail(image, "bad_url")
                 progress(1)
             else:
-                numbers.append(image.number)
-                urls.append(image.url)
+                images.append(image)
+                urls.append(ref.url)
     if not urls:
         return
     out = intake.folder / "img2dataset"
     out.mkdir()
-    table = pa.table({"url": urls, "caption": [""] * len(urls), "number": numbers})
+    table = pa.table({"url": urls, "caption": [""] * len(urls), "number": range(len(urls))})
     pq.write_table(table, out / "urls.parquet")
     _run(out, config)
-    finished_numbers = _read_back(out / "out", intake, config, progress)
+    finished_numbers = _read_back(out / "out", images, intake, config, progress)
     lost = len(urls) - finished_numbers
     if lost:
         raise RunError(f"img2dataset left {lost} of {len(urls)} URLs without a result; relaunch to try again")
@@ -151,7 +151,9 @@ def _run(out: Path, config: DownloadConfig) -> None:
         raise RunError(f"img2dataset ended with status {done.returncode}: {tail}")
 
 
-def _read_back(out: Path, intake: Intake, config: DownloadConfig, progress: Callable[[int], None]) -> int:
+def _read_back(
+    out: Path, images: list[Image], intake: Intake, config: DownloadConfig, progress: Callable[[int], None]
+) -> int:
     """Note what became of every URL that it reports; the number of them."""
     count = 0
     for table_path in sorted(out.glob("*.parquet")):
@@ -161,26 +163,25 @@ def _read_back(out: Path, intake: Intake, config: DownloadConfig, progress: Call
                 key, _, suffix = member.name.partition(".")
                 stream = tar.extractfile(member) if suffix == "jpg" else None
                 if stream is not None:
-                    _store(rows[key], stream.read(), intake, config)
+                    _store(images[rows[key]["number"]], rows[key], stream.read(), intake, config)
         for row in rows.values():
             if row["status"] != "success":
                 error, http_code = classified(row["error_message"] or "")
-                intake.results.fail(row["number"], error, http_code)
+                intake.fail(images[row["number"]], error, http_code)
             progress(1)
         count += len(rows)
     return count
 
 
-def _store(row: dict[str, Any], jpeg: bytes, intake: Intake, config: DownloadConfig) -> None:
+def _store(image: Image, row: dict[str, Any], jpeg: bytes, intake: Intake, config: DownloadConfig) -> None:
     """Verify one of its JPEGs and keep its bytes; the original's size is as it reports."""
     try:
-        image = normalise(jpeg, max_pixels=config.max_pixels, shorter_side_px=None)
+        stored = normalise(jpeg, max_pixels=config.max_pixels, shorter_side_px=None)
     except ImageError as error:
-        intake.results.fail(row["number"], error.error_class, 200)
+        intake.fail(image, error.error_class, 200)
         return
-    image = dataclasses.replace(image, original_width=row["original_width"], original_height=row["original_height"])
-    offset = intake.bodies.append(image.jpeg)
-    intake.results.store(row["number"], image, hashlib.sha256(image.jpeg).digest(), offset, 200, None)
+    original = {"original_width": row["original_width"], "original_height": row["original_height"]}
+    intake.store(image, dataclasses.replace(stored, **original), 200, None)
 
 
 def classified(message: str) -> tuple[str, int | None]:

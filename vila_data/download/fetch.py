@@ -24,9 +24,8 @@ from vila_data.download.addresses import (
     Lookup,
     system_lookup,
 )
-from vila_data.download.body import Body, BodyMemory, Fetched
+from vila_data.download.body import Body, BodyMemory, Fetched, FetchError, Redirected
 from vila_data.download.config import DownloadConfig
-from vila_data.download.outcome import FetchError, Redirected
 from vila_data.download.replies import MAX_HEADER_LINE, Connector
 from vila_data.download.urls import WebURL, literal_address, parse_url
 

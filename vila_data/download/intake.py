@@ -1,140 +1,136 @@
-"""The first pass over a part: records to disk, distinct images to the network or straight to the decoder."""
+"""A part's records into the line of pending ones, their distinct images to the network or straight to the decoder."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import struct
-from array import array
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from vila_data.core.cpus import cpu_count
-from vila_data.core.images import ImageError, normalise
-from vila_data.core.records import BadRecord, ImageRef, Record, canonical_json, record_to_json
+from vila_data.core.fates import IMAGE_ERRORS
+from vila_data.core.images import ImageError, StoredImage, normalise
+from vila_data.core.records import BadRecord, ImageRef, Record, record_to_json, without_surrogates
 from vila_data.corpora.pictures import read_picture
-from vila_data.download.body import BodyMemory, Fetched
+from vila_data.download.body import BodyMemory, Fetched, FetchError
 from vila_data.download.config import DownloadConfig
 from vila_data.download.fetch import Fetcher, Network
-from vila_data.download.outcome import FetchError
-from vila_data.download.results import Results
+from vila_data.download.pending import Image, Pending, PendingRecord, Spool
 from vila_data.download.robots import Robots
 from vila_data.download.schedule import Schedule
-from vila_data.download.spool import Spool
 from vila_data.download.urls import parse_url
 
 Progress = Callable[[int], None]
 
 _BATCH: Final = 32  # records read at once
 _LOOKAHEAD: Final = 16_384  # URLs known and unfinished
-_FILE: Final = b"\0file:"  # before a local image's path, so that no URL is taken for one
+_FILE: Final = "\0file:"  # before a local image's path, so that no URL is taken for one
 _DETAILED: Final = ("unsupported_format", "too_many_pixels", "too_large")  # of others the decoder's words would be it
-_FRAME: Final = struct.Struct("<?I")  # whether it is a record, bytes of JSON
 
 
-@dataclass(frozen=True, slots=True)
-class _Picked:
-    """An image to look after; `data` and `file` as in ImageRef."""
-
-    number: int
-    url: str
-    data: bytes | None
-    file: str | None
-
-    def body(self, max_bytes: int) -> Callable[[], bytes] | None:
-        """What gives the bytes of an image that needs no download; None: it is to be fetched."""
-        if self.file is not None:
-            return partial(read_picture, self.file, max_bytes)
-        data = self.data
-        return None if data is None else lambda: data
+Picked = tuple[Image, ImageRef]
+"""An image to look after, and where it is."""
 
 
 class Intake:
-    """A part's records and images on their way into `folder`.
-
-    records: spool of frames; images: for every image in record order its number in `results`.
-    """
+    """A part's records and images on their way to `pending`; scratch files are in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
         self.folder = folder
-        self.results = Results()
-        self.images = array("i")
-        self.bodies = Spool(folder / "bodies")
-        self.rules = Spool(folder / "robots")
-        self._records = Spool(folder / "records")
-        self._urls = Spool(folder / "urls")
-        self._url_places = array("q")  # by image number: offset, size
-        self._frames = 0
+        self.spool = Spool(folder / "spool")
+        self.pending = Pending(self.spool)
+        self.bytes_fetched = 0
+        self._images: dict[str, Image] = {}  # by URL, or _FILE and path
 
-    def take(self, records: Iterator[Record | BadRecord], count: int) -> tuple[bool, list[_Picked], int]:
-        """Spool up to `count` records: whether there may be more, images to look after, images finished at once."""
-        picked: list[_Picked] = []
+    def take(self, records: Iterator[Record | BadRecord], count: int) -> tuple[bool, list[Picked], int]:
+        """Take up to `count` records: whether there may be more, images to look after, images finished at once."""
+        picked: list[Picked] = []
         finished = taken = 0
         for record in islice(records, count):
             taken += 1
             if isinstance(record, BadRecord):
-                content = canonical_json(
-                    {"record_id": record.record_id, "reason": record.reason, "detail": record.detail}
-                )
-                self._frame(False, content)
+                self.pending.append(record)
                 continue
-            self._frame(True, record_to_json(record))
-            for image in record.images:
-                found = self._pick(image)
-                if found is None:
-                    finished += 1
+            images = [self._image(image) for image in record.images]
+            self.pending.append(
+                PendingRecord(
+                    record_id=without_surrogates(record.record_id),
+                    n_texts=len(record.texts),
+                    text_chars=sum(len(without_surrogates(text)) for text in record.texts),
+                    content=self.pending.records.put(record_to_json(record)),
+                    images=[
+                        (without_surrogates(ref.url), ref.matched_text_index, image)
+                        for ref, (image, _) in zip(record.images, images, strict=True)
+                    ],
+                )
+            )
+            for ref, (image, new) in zip(record.images, images, strict=True):
+                if ref.error is not None:
+                    self.fail(image, ref.error)
+                if new and ref.error is None:
+                    picked.append((image, ref))
                 else:
-                    picked.append(found)
+                    finished += 1
         return taken == count, picked, finished
 
-    def _frame(self, good: bool, content: bytes) -> None:
-        self._records.append(_FRAME.pack(good, len(content)) + content)
-        self._frames += 1
+    def _image(self, ref: ImageRef) -> tuple[Image, bool]:
+        """A reference's image, and whether it is new."""
+        if ref.error is not None or ref.data is not None:
+            return Image(), True
+        key = ref.url if ref.file is None else _FILE + ref.file
+        image = self._images.get(key)
+        if image is not None:
+            return image, False
+        self._images[key] = image = Image()
+        return image, True
 
-    def _pick(self, image: ImageRef) -> _Picked | None:
-        text = b""
-        if image.error is not None or image.data is not None:
-            number, new = self.results.add(), True
-        elif image.file is not None:
-            number, new = self.results.number(_FILE + image.file.encode("utf-8", "surrogatepass"))
-        else:
-            text = image.url.encode("utf-8", "surrogatepass")
-            number, new = self.results.number(text)
-        self.images.append(number)
-        if not new:
-            return None
-        self._url_places.extend((self._urls.append(text), len(text)))
-        if image.error is not None:
-            self.results.fail(number, image.error)
-            return None
-        return _Picked(number, image.url, image.data, image.file)
+    def fail(
+        self,
+        image: Image,
+        error: str,
+        http_code: int | None = None,
+        original_bytes: int | None = None,
+        detail: str | None = None,
+    ) -> None:
+        """Finish an image with an error; `original_bytes` where a whole body came."""
+        if error not in IMAGE_ERRORS:
+            raise ValueError(f"no such image error: {error}")
+        image.error, image.http_code, image.original_bytes, image.detail = error, http_code, original_bytes, detail
+        self.pending.finish(image)
 
-    def url(self, number: int) -> str:
-        """The URL of an image that is fetched."""
-        offset, size = self._url_places[2 * number : 2 * number + 2]
-        return self._urls.read(offset, size).decode("utf-8", "surrogatepass")
+    def store(self, image: Image, stored: StoredImage, http_code: int | None, original_bytes: int | None) -> None:
+        """Finish an image with its bytes.
 
-    def frames(self) -> Iterator[tuple[bool, bytes]]:
-        """(whether it is a record, its JSON) in order."""
-        with open(self.folder / "records", "rb") as stream:
-            for _ in range(self._frames):
-                good, size = _FRAME.unpack(stream.read(_FRAME.size))
-                yield good, stream.read(size)
+        Raises:
+            OSError: no space left.
+        """
+        image.http_code, image.original_bytes = http_code, original_bytes
+        image.sha256 = hashlib.sha256(stored.jpeg).digest()
+        image.held = self.pending.images.put(stored.jpeg)
+        image.stored = replace(stored, jpeg=b"")
+        self.pending.finish(image)
 
     def close(self) -> None:
-        """Close the scratch files."""
-        for spool in (self.bodies, self.rules, self._records, self._urls):
-            spool.close()
+        """Close the scratch file."""
+        self.spool.close()
+
+
+def local_body(ref: ImageRef, max_bytes: int) -> Callable[[], bytes] | None:
+    """What gives the bytes of an image that needs no download; None: it is to be fetched."""
+    if ref.file is not None:
+        return partial(read_picture, ref.file, max_bytes)
+    data = ref.data
+    return None if data is None else lambda: data
 
 
 class Decoding:
-    """Bodies into the spool as stored JPEGs, in threads, a bounded number at a time."""
+    """Bodies into stored JPEGs, in threads, a bounded number at a time."""
 
     def __init__(self, intake: Intake, config: DownloadConfig, done: Callable[[BaseException | None], None]) -> None:
         self._intake = intake
@@ -146,16 +142,16 @@ class Decoding:
         self._gate = asyncio.Semaphore(2 * threads + 2)
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def submit(self, number: int, take: Callable[[], bytes], http_code: int | None) -> None:
+    async def submit(self, image: Image, take: Callable[[], bytes], http_code: int | None) -> None:
         """Queue one body; waits while the queue is full."""
         await self._gate.acquire()
-        task = asyncio.create_task(self._run(number, take, http_code))
+        task = asyncio.create_task(self._run(image, take, http_code))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
-    async def _run(self, number: int, take: Callable[[], bytes], http_code: int | None) -> None:
+    async def _run(self, image: Image, take: Callable[[], bytes], http_code: int | None) -> None:
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self.threads, store_body, self._intake, self._config, number, take, http_code)
+        await loop.run_in_executor(self.threads, store_body, self._intake, self._config, image, take, http_code)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -172,14 +168,14 @@ class Decoding:
 
 
 def store_body(
-    intake: Intake, config: DownloadConfig, number: int, take: Callable[[], bytes], http_code: int | None
+    intake: Intake, config: DownloadConfig, image: Image, take: Callable[[], bytes], http_code: int | None
 ) -> None:
-    """Normalise one body and spool it, or note why that cannot be."""
+    """Normalise one body and keep it, or note why that cannot be."""
     data: bytes | None = None
     resize = config.resize
     try:
         data = take()
-        image = normalise(
+        stored = normalise(
             data,
             max_pixels=config.max_pixels,
             shorter_side_px=resize.shorter_side_px if resize else None,
@@ -189,11 +185,9 @@ def store_body(
     except ImageError as error:
         size = None if data is None else len(data)
         detail = error.detail if size is not None and error.error_class in _DETAILED else None
-        intake.results.fail(number, error.error_class, http_code, size, detail)
+        intake.fail(image, error.error_class, http_code, size, detail)
         return
-    offset = intake.bodies.append(image.jpeg)
-    digest = hashlib.sha256(image.jpeg).digest()
-    intake.results.store(number, image, digest, offset, http_code, len(data))
+    intake.store(image, stored, http_code, len(data))
 
 
 async def fetch_all(
@@ -216,17 +210,17 @@ async def fetch_all(
         schedule.finished()
         progress(1)
 
-    async def deliver(number: int, outcome: Fetched | FetchError) -> None:
+    async def deliver(image: Image, outcome: Fetched | FetchError) -> None:
         if isinstance(outcome, FetchError):
-            intake.results.fail(number, outcome.error_class, outcome.http_code)
+            intake.fail(image, outcome.error_class, outcome.http_code)
             finished()
         else:
-            intake.results.bytes_fetched += outcome.body.size
-            await decoding.submit(number, outcome.body.take, outcome.http_code)
+            intake.bytes_fetched += outcome.body.size
+            await decoding.submit(image, outcome.body.take, outcome.http_code)
 
     async with Fetcher(config, network, memory) as fetcher:
-        robots = Robots(fetcher, intake.rules, config, network.backoff_s) if config.robots_txt else None
-        schedule = Schedule(config, fetcher, robots, intake.url, deliver, network.backoff_s)
+        robots = Robots(fetcher, intake.spool, config, network.backoff_s) if config.robots_txt else None
+        schedule = Schedule(config, fetcher, robots, deliver, network.backoff_s)
         decoding = Decoding(intake, config, finished)
         reading = ThreadPoolExecutor(1, thread_name_prefix="vila-read")
         try:
@@ -252,16 +246,16 @@ async def _read_all(
         more, picked, finished = await loop.run_in_executor(reading, intake.take, records, _BATCH)
         if finished:
             progress(finished)
-        for image in picked:
-            body = image.body(decoding.max_bytes)
+        for image, ref in picked:
+            body = local_body(ref, decoding.max_bytes)
             if body is not None:
                 schedule.unfinished += 1
-                await decoding.submit(image.number, body, None)
+                await decoding.submit(image, body, None)
                 continue
-            url = parse_url(image.url)
+            url = parse_url(ref.url)
             if url is None:
-                intake.results.fail(image.number, "bad_url")
+                intake.fail(image, "bad_url")
                 progress(1)
             else:
-                schedule.add(image.number, url)
+                schedule.add(image, url)
         await schedule.wait_below(_LOOKAHEAD)

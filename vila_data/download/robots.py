@@ -1,4 +1,8 @@
-"""robots.txt (RFC 9309): asked for once per origin and task; its rules are kept on disk."""
+"""robots.txt (RFC 9309): fetched once per origin and task; its rules are kept on disk.
+
+Parsed, 60 rules take 19 kB: 190 MB for 10,000 origins. So only `_PARSED_BYTES` of text are kept parsed; the text of one
+origin may have 500 KiB, so it is not kept in memory either.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,11 @@ import asyncio
 from collections import OrderedDict
 from typing import Final
 
-from vila_data.download.body import Fetched
+from vila_data.download.body import Fetched, FetchError
 from vila_data.download.config import DownloadConfig
 from vila_data.download.fetch import PRODUCT, Fetcher
-from vila_data.download.outcome import FetchError
+from vila_data.download.pending import Spool
 from vila_data.download.rules import Rules, own_rules, text_of
-from vila_data.download.spool import Spool
 from vila_data.download.urls import WebURL
 
 _LIMIT: Final = 500 * 1024  # RFC 9309 section 2.5

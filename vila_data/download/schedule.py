@@ -1,7 +1,6 @@
 """Which URL is asked for next: fair among hosts, bounded by host and in all, with redirects and retries.
 
-A URL that waits, for its host or for another attempt, is a number or a small object
-in a queue: it holds no slot, no task, no memory to speak of.
+A URL that waits, for its host or for another attempt, is a small object in a queue: it holds no slot and no task.
 """
 
 from __future__ import annotations
@@ -13,24 +12,24 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from vila_data.download.body import Fetched
+from vila_data.download.body import Fetched, FetchError, Redirected
 from vila_data.download.config import DownloadConfig
 from vila_data.download.fetch import Fetcher
-from vila_data.download.outcome import FetchError, Redirected
+from vila_data.download.pending import Image
 from vila_data.download.robots import Robots
-from vila_data.download.urls import WebURL, parse_url
+from vila_data.download.urls import WebURL
 
 MAX_REDIRECTS: Final = 5
 _RETRY_AFTER_CAP_S: Final = 30.0
 
-Deliver = Callable[[int, Fetched | FetchError], Awaitable[None]]
+Deliver = Callable[[Image, Fetched | FetchError], Awaitable[None]]
 
 
 @dataclass(slots=True)
 class _Job:
-    """A URL's way: `number` is its image, `first` its URL in the metadata, `url` where redirects have led it."""
+    """A URL's way: `first` is its URL in the metadata, `url` where redirects have led it."""
 
-    number: int
+    image: Image
     first: WebURL
     url: WebURL
     hops: int = 0
@@ -41,7 +40,7 @@ class _Job:
 
 @dataclass(slots=True)
 class _Host:
-    waiting: deque[int | _Job] = field(default_factory=deque)
+    waiting: deque[_Job] = field(default_factory=deque)
     active: int = 0
     queued: bool = False  # in the ready line
     opened: bool = False  # robots.txt is known: more than one at a time
@@ -50,8 +49,7 @@ class _Host:
 class Schedule:
     """Runs requests and hands each image's last outcome to `deliver`, once.
 
-    read_url: the URL text of an image number; what waits keeps numbers only.
-    deliver:  awaited while the request still counts against `concurrency`, not against its
+    deliver: awaited while the request still counts against `concurrency`, not against its
         host: where it waits, fetching pauses.
     """
 
@@ -60,14 +58,12 @@ class Schedule:
         config: DownloadConfig,
         fetcher: Fetcher,
         robots: Robots | None,
-        read_url: Callable[[int], str],
         deliver: Deliver,
         backoff_s: float,
     ) -> None:
         self._config = config
         self._fetcher = fetcher
         self._robots = robots
-        self._read_url = read_url
         self._deliver = deliver
         self._backoff_s = backoff_s
         self._hosts: dict[str, _Host] = {}
@@ -79,10 +75,10 @@ class Schedule:
         self._failure: BaseException | None = None
         self._stopped = False
 
-    def add(self, number: int, url: WebURL) -> None:
+    def add(self, image: Image, url: WebURL) -> None:
         """Queue an image's URL."""
         self.unfinished += 1
-        self._enqueue(url.host, number)
+        self._enqueue(_Job(image, url, url))
 
     async def wait_below(self, limit: int) -> None:
         """Wait until fewer than `limit` URLs are unfinished.
@@ -103,11 +99,12 @@ class Schedule:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _enqueue(self, name: str, item: int | _Job) -> None:
+    def _enqueue(self, job: _Job) -> None:
+        name = job.url.host
         host = self._hosts.get(name)
         if host is None:
             host = self._hosts[name] = _Host()
-        host.waiting.append(item)
+        host.waiting.append(job)
         self._line_up(name, host)
         self._pump()
 
@@ -121,11 +118,11 @@ class Schedule:
         while self._ready and self._active < self._config.concurrency and not self._stopped:
             name, host = self._ready.popleft()
             host.queued = False
-            item = host.waiting.popleft()
+            job = host.waiting.popleft()
             host.active += 1
             self._active += 1
             self._line_up(name, host)
-            task = asyncio.create_task(self._run(item, name, host))
+            task = asyncio.create_task(self._run(job, name, host))
             self._tasks.add(task)
             task.add_done_callback(self._ended)
 
@@ -137,9 +134,8 @@ class Schedule:
             self.fail(error)
         self._pump()
 
-    async def _run(self, item: int | _Job, name: str, host: _Host) -> None:
+    async def _run(self, job: _Job, name: str, host: _Host) -> None:
         """One request, and what follows from it."""
-        job = item if isinstance(item, _Job) else self._job(item)
         try:
             outcome = await self._request(job, name, host)
         finally:
@@ -160,13 +156,7 @@ class Schedule:
         if final is not None:
             if isinstance(final, FetchError):
                 final.http_code = final.http_code or job.http_code
-            await self._deliver(job.number, final)
-
-    def _job(self, number: int) -> _Job:
-        url = parse_url(self._read_url(number))
-        if url is None:
-            raise RuntimeError("a URL that was queued cannot be parsed again")
-        return _Job(number, url, url)
+            await self._deliver(job.image, final)
 
     async def _request(self, job: _Job, name: str, host: _Host) -> Fetched | Redirected | FetchError:
         loop = asyncio.get_running_loop()
@@ -199,7 +189,7 @@ class Schedule:
         if job.hops > MAX_REDIRECTS:
             return FetchError("too_many_redirects", outcome.http_code)
         job.url = outcome.url
-        self._enqueue(job.url.host, job)
+        self._enqueue(job)
         return None
 
     def _retry(self, job: _Job, error: FetchError) -> FetchError | None:
@@ -213,7 +203,7 @@ class Schedule:
         job.attempt += 1
         job.url, job.hops, job.spent_s = job.first, 0, 0.0
         job.http_code = error.http_code or job.http_code
-        asyncio.get_running_loop().call_later(min(pause_s, _RETRY_AFTER_CAP_S), self._enqueue, job.url.host, job)
+        asyncio.get_running_loop().call_later(min(pause_s, _RETRY_AFTER_CAP_S), self._enqueue, job)
         return None
 
     def finished(self) -> None:
