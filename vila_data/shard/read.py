@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from vila_data.core.errors import DataError
+from vila_data.core.ranges.reader import Span, read_spans
 from vila_data.core.store import Store
 from vila_data.core.tables import read_parquet
 from vila_data.shard.manifest import Manifest, parse_manifest
 
 _OPEN_SHARDS = 64
-_WINDOW = 8 << 20  # bytes of one read where samples follow one another at a remote store
 
 
 @dataclass(frozen=True)
@@ -118,45 +118,26 @@ class _Shard:
     def samples(self, start: int = 0, stop: int | None = None) -> Iterator[Sample]:
         """Samples of the rows from `start` to `stop`, or to the last."""
         stop = len(self.keys) if stop is None else stop
-        if self._descriptor is None:
-            yield from self._remote_samples(start, stop)
-            return
-        firsts, offsets, sizes, descriptor = self._firsts, self._offsets, self._sizes, self._descriptor
+        firsts = self._firsts
+        contents = self._contents(firsts[start], firsts[stop])
         for row in range(start, stop):
             key = self.keys[row]
             prefix = len(key) + 1
-            members = {}
-            for place in range(firsts[row], firsts[row + 1]):
-                data = os.pread(descriptor, sizes[place], offsets[place])
-                if len(data) != sizes[place]:  # more than one call gives, or a tar that is cut
-                    data = self._store.read_range(self.name, offsets[place], sizes[place])
-                members[self._members[place][prefix:]] = data
-            yield Sample(key, self.name, members)
+            names = self._members[firsts[row] : firsts[row + 1]]
+            yield Sample(key, self.name, {name[prefix:]: next(contents) for name in names})
 
-    def _remote_samples(self, start: int, stop: int) -> Iterator[Sample]:
-        """The same from a store where each read costs a round trip: one of up to _WINDOW bytes for many samples."""
-        row = start
-        while row < stop:
-            first = self._offsets[self._firsts[row]]
-            last = row + 1
-            while last < stop and self._end(last) - first <= _WINDOW:
-                last += 1
-            window = self._store.read_range(self.name, first, self._end(last - 1) - first)
-            for one in range(row, last):
-                yield self._cut(one, window, first)
-            row = last
-
-    def _cut(self, row: int, window: bytes, first: int) -> Sample:
-        prefix = len(self.keys[row]) + 1
-        members = {}
-        for place in range(self._firsts[row], self._firsts[row + 1]):
-            at = self._offsets[place] - first
-            members[self._members[place][prefix:]] = window[at : at + self._sizes[place]]
-        return Sample(self.keys[row], self.name, members)
-
-    def _end(self, row: int) -> int:
-        last = self._firsts[row + 1] - 1
-        return self._offsets[last] + self._sizes[last]
+    def _contents(self, first: int, stop: int) -> Iterator[bytes]:
+        """The bytes of some members; from a store where each read costs a round trip, many by one."""
+        places = zip(self._offsets[first:stop], self._sizes[first:stop], strict=True)
+        descriptor = self._descriptor
+        if descriptor is None:
+            yield from read_spans(self._store, (Span(self.name, offset, size) for offset, size in places))
+            return
+        for offset, size in places:
+            data = os.pread(descriptor, size, offset)
+            if len(data) != size:  # more than one call gives, or a tar that is cut
+                data = self._store.read_range(self.name, offset, size)
+            yield data
 
 
 def _read_index(store: Store, path: str) -> pa.Table:
