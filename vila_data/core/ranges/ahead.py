@@ -144,7 +144,8 @@ class AheadReader:
                 self._uses[span] -= 1
                 if not self._uses[span] or found is None or isinstance(found, StorageError):
                     self._drop(span)
-                    self._state.notify_all()
+                    if self._has_room():  # otherwise each span would wake all threads
+                        self._state.notify_all()
         if isinstance(found, StorageError):
             raise found
         return found
