@@ -28,7 +28,6 @@ FLOOR = {
     "encode": 2,
     "blend": 2,
     "pack": 2,
-    "ranges": 2,
     "batch": 2,
     "view": 3,
     "order": 3,

@@ -10,10 +10,10 @@ import pytest
 import s3fs
 
 import vila_data as vd
+from tests.core.ranges.faulty_proxy import FaultyProxy
 from tests.loader.made_stream import IMAGE, opened
 from tests.loader.test_loader import same
 from tests.made_s3 import served_s3
-from tests.ranges.faulty_proxy import FaultyProxy
 
 
 @pytest.fixture

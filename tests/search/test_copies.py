@@ -14,10 +14,10 @@ import pytest
 
 from tests.made_requests import counted_ranges
 from vila_data.core.errors import DataError, StorageError
+from vila_data.core.ranges import cache, spans
+from vila_data.core.ranges.spans import Span
 from vila_data.core.receipts import committing
-from vila_data.core.spans import Span
 from vila_data.core.store import Store
-from vila_data.ranges import cache
 from vila_data.search import copies
 from vila_data.search.copies import copies_folder, local_index
 
@@ -43,7 +43,7 @@ def store() -> Iterator[Store]:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Span]:
-    monkeypatch.setattr(copies, "LARGEST", 8_000)
+    monkeypatch.setattr(spans, "LARGEST", 8_000)
     return counted_ranges(monkeypatch)
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from tests.made_run import SETS, MadeRun
 from vila_data.core.errors import DataError, StorageError
+from vila_data.core.ranges import ahead
 from vila_data.core.store import Store
 from vila_data.shard import read
 from vila_data.shard.read import ShardSetReader, open_shards
@@ -60,10 +61,10 @@ def test_every_member_is_given_by_iteration_and_by_number(made: MadeRun, name: s
     assert [sample.json for sample in reader] == [json.loads(members["json"]) for members in wanted.values()]
 
 
-@pytest.mark.parametrize("window", [1, 30_000, 8 << 20])
-def test_a_remote_set_is_read_in_windows(made: MadeRun, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "_WINDOW", window)
-    reader = in_memory(made, "docs", f"memory://windows-{window}")
+@pytest.mark.parametrize("largest", [1, 30_000, 8 << 20])
+def test_a_remote_set_is_read_in_large_requests(made: MadeRun, largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "LARGEST", largest)
+    reader = in_memory(made, "docs", f"memory://requests-{largest}")
     asked: list[int] = []
     read_range = Store.read_range
 
@@ -75,15 +76,15 @@ def test_a_remote_set_is_read_in_windows(made: MadeRun, window: int, monkeypatch
     local = list(open_shards(folder_of(made, "docs")))
     asked.clear()
     assert list(reader) == local
-    widest = max(sum(map(len, sample.members.values())) + 512 * 2 * len(sample.members) for sample in local)
-    assert max(asked) <= max(window, widest)
+    members = [len(data) for sample in local for data in sample.members.values()]
+    assert max(asked) <= max(largest, *members)
     shards = len(reader.manifest.shards)
-    assert len(asked) == len(local) if window == 1 else shards <= len(asked) < len(local)
-    if window == 8 << 20:
+    assert len(asked) == len(members) if largest == 1 else shards <= len(asked) < len(local)
+    if largest == 8 << 20:
         assert len(asked) == shards > 1
     asked.clear()
     assert reader[5] == local[5]
-    assert len(asked) == 1
+    assert len(asked) == (1 if largest > 1 else len(local[5].members))
 
 
 def test_json_is_parsed_once_and_only_when_asked_for(made: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from tests.made_requests import counted_ranges
 from tests.made_run import MAX_BYTES, SEED, SETS, MadeRun, documents, filtered_parts, jobs_of, make_set
-from vila_data.core import nearby
 from vila_data.core.errors import DataError, StorageError
+from vila_data.core.ranges import reader
 from vila_data.core.store import Store
 from vila_data.shard.layout import lay_out
 from vila_data.shard.manifest import Manifest, finish_set, parse_manifest, read_manifest
@@ -58,7 +58,7 @@ def test_an_object_store_is_asked_for_neighbours_at_once(
     tars = [span for span in asked if span.path.startswith("download/")]
     assert 0 < len(tars) <= len(manifest.shards) * len(made.parts[corpus]) < manifest.samples
     # Only one sample a part in a shard: nothing lies near another one, and no disk is needed.
-    monkeypatch.setattr(nearby, "GAP", -1)
+    monkeypatch.setattr(reader, "GAP", -1)
     asked.clear()
     make_set(remote, made.parts[corpus], name, SETS[name])
     assert tree(remote, f"shards/{name}") == tree(made.store, f"shards/{name}")

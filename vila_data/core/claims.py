@@ -1,7 +1,7 @@
-"""Folders that a living process holds: nobody else gets one, and what the dead left is deleted without asking them.
+"""Files and folders that a living process holds: nobody else gets one, and what dead processes left is deleted.
 
-The lock is the kernel's (flock), on a file in the folder, so that it ends with its process however that ends. Where a file
-system has no such locks, everybody gets a folder and nothing is deleted.
+The lock is the kernel's (flock), on a file, for a folder on one in it, so that it ends with its process however that ends.
+Where a file system has no such locks, everybody gets a folder and nothing is deleted.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ import errno
 import fcntl
 import os
 import shutil
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 _OWNER: Final = ".owner"
 _TRIES: Final = 100
+_TEMPORARY: Final = "vila-data-held-"
 
 
 def claim(folder: Path, *, wait: bool = False) -> int | None:
@@ -29,18 +32,11 @@ def claim(folder: Path, *, wait: bool = False) -> int | None:
     for left in reversed(range(_TRIES)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            owner = _open(folder)
-        except FileNotFoundError:  # deleted in between
+            return _held(folder, wait)
+        except FileNotFoundError:
             if not left:
                 raise
-            continue
-        if not _lock(owner, wait):
-            os.close(owner)
-            return None
-        if _is_there(folder, owner):
-            return owner
-        os.close(owner)
-    raise OSError(errno.EBUSY, "others keep deleting it", str(folder))
+    raise AssertionError
 
 
 def release(folder: Path, owner: int) -> None:
@@ -58,11 +54,43 @@ def delete_unclaimed(base: Path) -> None:
         base.rmdir()
 
 
+@contextmanager
+def temporary() -> Iterator[Path]:
+    """A new folder for temporary files, claimed and deleted afterwards; those of killed processes are deleted first."""
+    for left in Path(tempfile.gettempdir()).glob(_TEMPORARY + "*"):
+        with suppress(OSError):
+            _delete_unclaimed(left)
+    owner = None
+    while owner is None:
+        folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
+        with suppress(FileNotFoundError):
+            owner = _held(folder, wait=True)
+    try:
+        yield folder
+    finally:
+        release(folder, owner)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[int]:
+    """Hold the lock of a file, which is made where it is missing; its descriptor.
+
+    Raises:
+        OSError: it cannot be made, or the file system has no locks.
+    """
+    descriptor = _open(path)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def _delete_unclaimed(path: Path) -> None:
     if not path.is_dir() or path.is_symlink():
         path.unlink()
         return
-    owner = _open(path)
+    owner = _open(path / _OWNER)
     try:
         fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(path, ignore_errors=True)
@@ -70,8 +98,27 @@ def _delete_unclaimed(path: Path) -> None:
         os.close(owner)
 
 
-def _open(folder: Path) -> int:
-    return os.open(folder / _OWNER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+def _held(folder: Path, wait: bool) -> int | None:
+    """The descriptor that holds a folder; None: another one holds it.
+
+    Raises:
+        FileNotFoundError: it was deleted before it was locked.
+    """
+    owner = _open(folder / _OWNER)
+    if not _lock(owner, wait):
+        os.close(owner)
+        return None
+    try:
+        if os.path.samestat(os.stat(folder / _OWNER), os.fstat(owner)):
+            return owner
+        raise FileNotFoundError(errno.ENOENT, "others keep deleting it", str(folder))
+    except FileNotFoundError:
+        os.close(owner)
+        raise
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
 
 def _lock(owner: int, wait: bool) -> bool:
@@ -82,11 +129,3 @@ def _lock(owner: int, wait: bool) -> bool:
     except OSError:  # no locks here
         return True
     return True
-
-
-def _is_there(folder: Path, owner: int) -> bool:
-    """Whether the locked file is still the folder's: another process may have deleted it before it was locked."""
-    try:
-        return os.path.samestat(os.stat(folder / _OWNER), os.fstat(owner))
-    except FileNotFoundError:
-        return False

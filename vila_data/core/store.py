@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from vila_data.core.claims import claim, delete_unclaimed, release
+from vila_data.core.claims import claim, delete_unclaimed, release, temporary
 from vila_data.core.errors import StorageError, UsageError
 
 SCRATCH_DIR = ".scratch"
@@ -111,25 +109,20 @@ class Store:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A fresh local folder for temporary files, gone afterwards.
+        """A fresh local folder for temporary files, gone afterwards; `clear_scratch`, of whatever process, spares it.
 
-        For a local store it lies inside the store, so that a commit is a rename, and is claimed: `clear_scratch`, of
-        whatever process, spares it.
+        For a local store it is inside the store, so that a commit is a rename.
         """
-        owner = None
-        with self._failing(""):
-            if self.is_local:
-                folder = Path(self._root) / SCRATCH_DIR / uuid.uuid4().hex
-                owner = claim(folder, wait=True)
-            else:
-                folder = Path(tempfile.mkdtemp(prefix="vila-data-"))
-        try:
+        with ExitStack() as stack:
+            with self._failing(""):
+                if self.is_local:
+                    folder = Path(self._root) / SCRATCH_DIR / uuid.uuid4().hex
+                    owner = claim(folder, wait=True)
+                    assert owner is not None
+                    stack.callback(release, folder, owner)
+                else:
+                    folder = stack.enter_context(temporary())
             yield folder
-        finally:
-            if owner is None:
-                shutil.rmtree(folder, ignore_errors=True)
-            else:
-                release(folder, owner)
 
     @contextmanager
     def alone(self, what: str) -> Iterator[None]:

@@ -17,13 +17,13 @@ from vila_data.batch.pixels import ImageOptions, decode_into, fill_background
 from vila_data.core.errors import DataError, StorageError
 from vila_data.core.images import ImageError
 from vila_data.core.layout import shard_stem
+from vila_data.core.ranges.reader import RangeReader, Span
 from vila_data.core.schemas import IGNORED
 from vila_data.core.store import Store
 from vila_data.encode.token_set import TokenSample, TokenSet
 from vila_data.loader.descriptors import is_out_of_descriptors
 from vila_data.loader.expand import Expansion
 from vila_data.order.share import BatchPlan
-from vila_data.ranges.reader import RangeReader, Span
 
 Allocate = Callable[[BatchSize], BatchArrays]
 STAGES: Final = ("plan", "tokens", "read", "decode", "pack", "blocked")

@@ -16,6 +16,7 @@ import numpy as np
 from vila_data.batch.arrays import BatchArrays, Fault, Origin
 from vila_data.batch.pixels import ImageOptions
 from vila_data.blend import BlendConfig, Lengths
+from vila_data.core.ranges.reader import RangeCounters, RangeReader, ReadOptions, open_ranges
 from vila_data.core.store import Store
 from vila_data.encode.config import PackConfig
 from vila_data.encode.token_set import TokenSet
@@ -23,7 +24,6 @@ from vila_data.loader.assemble import STAGES, Allocate, Assembler, Clock, Prepar
 from vila_data.order.sequence import PackSequence
 from vila_data.order.share import Position, Share, rank_batches
 from vila_data.order.sources import OpenedSet
-from vila_data.ranges.reader import RangeCounters, RangeReader, ReadOptions, open_ranges
 
 _AHEAD: Final = 2
 _AHEAD_REMOTE: Final = 6
@@ -61,7 +61,7 @@ class BatchHeader:
 
     size: as batch.layout.BatchSize; packs: rows that are real packs; after: the position behind the step; last: no
     step follows; sources int64[sources, 3]: samples, images and tokens of each source of the blend; spent: seconds by stage since the feed
-    began; read: counters of ranges.spans.RangeCounters, likewise.
+    began; read: counters of core.ranges.spans.RangeCounters, likewise.
     """
 
     size: tuple[int, ...]

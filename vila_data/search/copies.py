@@ -10,14 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-import fsspec
-
 from vila_data.core.errors import DataError, StorageError
-from vila_data.core.nearby import LARGEST, read_spans
+from vila_data.core.ranges.cache import FileCache, cache_folder, digest
+from vila_data.core.ranges.reader import read_spans
+from vila_data.core.ranges.spans import whole
 from vila_data.core.receipts import read_receipt
-from vila_data.core.spans import Span
 from vila_data.core.store import Store
-from vila_data.ranges.cache import FileCache, cache_folder, digest
 
 BOUND: Final = 16 << 30
 """Bytes of all copies; those used least recently are given up first."""
@@ -37,8 +35,7 @@ def local_index(store: Store, path: str, receipt: str) -> Iterator[Path]:
         StorageError: the store cannot be read, or no disk has room for a copy.
     """
     if store.is_local:
-        _, root = fsspec.core.url_to_fs(store.url)
-        yield Path(root) / path
+        yield Path(store.location(path))
         return
     found = read_receipt(store, receipt)
     if found is None or path not in found.outputs:
@@ -86,10 +83,9 @@ def _temporary(copy: Path, fetch: Callable[[int], None], where: str) -> Path:
 
 def _fetch(store: Store, path: str, size: int, sha256: str, target: int) -> None:
     """Write a file of the store to a descriptor, some requests at a time."""
-    spans = (Span(path, offset, min(LARGEST, size - offset)) for offset in range(0, size, LARGEST))
     found = hashlib.sha256()
     with open(target, "wb", closefd=False) as stream:
-        for piece in read_spans(store, spans):
+        for piece in read_spans(store, whole(path, size)):
             found.update(piece)
             stream.write(piece)
     if found.hexdigest() != sha256:

@@ -6,7 +6,7 @@ Shapes: N rows, D the model's dimension. The files are those of score.embeddings
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from vila_data.core.errors import DataError
 from vila_data.core.layout import Part
+from vila_data.core.ranges.reader import Span, read_spans
 from vila_data.core.receipts import read_receipt
 from vila_data.core.store import Store
 from vila_data.score.embeddings import embedding_paths
@@ -29,8 +30,6 @@ _HEADER: Final = 128
 _RECEIPT: Final = re.compile(r"part-(\d+)\.json")
 _REQUESTS: Final = 16
 """Requests to a remote store at a time, where files are small."""
-_GAP_BYTES: Final = 64 << 10
-"""Rows nearer than this are read in one go."""
 
 
 @dataclass(frozen=True)
@@ -76,35 +75,14 @@ def read_block(store: Store, part: EmbeddedPart, start: int, stop: int) -> NDArr
 
 
 def read_rows(store: Store, part: EmbeddedPart, rows: Sequence[int]) -> NDArray[np.float16]:
-    """[len(rows), D] some rows of a part, ascending; neighbours come in one read, and several reads at once.
+    """[len(rows), D] some rows of a part, in the order given; best where it is ascending.
 
     Raises:
         StorageError: the file ends early, or cannot be read.
     """
-    spans = list(_spans(rows, max(1, _GAP_BYTES // (2 * part.dim))))
-    if not spans:
-        return np.empty((0, part.dim), np.float16)
-
-    def read(span: list[int]) -> NDArray[np.float16]:
-        found: NDArray[np.float16] = read_block(store, part, span[0], span[-1] + 1)[np.array(span) - span[0]]
-        return found
-
-    if store.is_local:
-        return np.concatenate([read(span) for span in spans])
-    with ThreadPoolExecutor(_REQUESTS, "rows") as pool:
-        return np.concatenate(list(pool.map(read, spans)))
-
-
-def _spans(rows: Sequence[int], gap: int) -> Iterable[list[int]]:
-    """The rows in runs whose members are at most `gap` apart."""
-    span: list[int] = []
-    for row in rows:
-        if span and row - span[-1] > gap:
-            yield span
-            span = []
-        span.append(row)
-    if span:
-        yield span
+    width = 2 * part.dim
+    data = b"".join(read_spans(store, (Span(part.path, _HEADER + row * width, width) for row in rows)))
+    return np.frombuffer(data, "<f2").reshape(len(rows), part.dim)
 
 
 def _part(store: Store, corpus: str, number: int, kind: Kind) -> EmbeddedPart | None:

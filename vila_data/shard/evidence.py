@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from vila_data.core.errors import DataError
 from vila_data.core.layout import Part
-from vila_data.core.nearby import Blocks, read_spans
+from vila_data.core.ranges.reader import Blocks, Span, read_spans
 from vila_data.core.records import Record, record_from_json
-from vila_data.core.spans import Span
 from vila_data.core.store import Store
 from vila_data.core.tables import read_parquet
 from vila_data.core.tarcodec import BLOCK

@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from vila_data.core.errors import DataError
+from vila_data.core.ranges.reader import Span, read_spans
 from vila_data.core.store import Store
 from vila_data.core.tables import read_parquet
 from vila_data.shard.manifest import Manifest, parse_manifest
 
 _OPEN_SHARDS = 64
-_WINDOW = 8 << 20  # bytes of one read where samples follow one another at a remote store
 
 
 @dataclass(frozen=True)
@@ -116,47 +116,24 @@ class _Shard:
             weakref.finalize(self, os.close, self._descriptor)
 
     def samples(self, start: int = 0, stop: int | None = None) -> Iterator[Sample]:
-        """Samples of the rows from `start` to `stop`, or to the last."""
+        """Samples of the rows from `start` to `stop`, or to the last; from a remote store many by one request."""
         stop = len(self.keys) if stop is None else stop
-        if self._descriptor is None:
-            yield from self._remote_samples(start, stop)
-            return
         firsts, offsets, sizes, descriptor = self._firsts, self._offsets, self._sizes, self._descriptor
+        places = range(firsts[start], firsts[stop])
+        ahead = read_spans(self._store, (Span(self.name, offsets[place], sizes[place]) for place in places))
         for row in range(start, stop):
             key = self.keys[row]
             prefix = len(key) + 1
             members = {}
             for place in range(firsts[row], firsts[row + 1]):
-                data = os.pread(descriptor, sizes[place], offsets[place])
-                if len(data) != sizes[place]:  # more than one call gives, or a tar that is cut
-                    data = self._store.read_range(self.name, offsets[place], sizes[place])
+                if descriptor is None:
+                    data = next(ahead)
+                else:
+                    data = os.pread(descriptor, sizes[place], offsets[place])
+                    if len(data) != sizes[place]:  # more than one call gives, or a tar that is cut
+                        data = self._store.read_range(self.name, offsets[place], sizes[place])
                 members[self._members[place][prefix:]] = data
             yield Sample(key, self.name, members)
-
-    def _remote_samples(self, start: int, stop: int) -> Iterator[Sample]:
-        """The same from a store where each read costs a round trip: one of up to _WINDOW bytes for many samples."""
-        row = start
-        while row < stop:
-            first = self._offsets[self._firsts[row]]
-            last = row + 1
-            while last < stop and self._end(last) - first <= _WINDOW:
-                last += 1
-            window = self._store.read_range(self.name, first, self._end(last - 1) - first)
-            for one in range(row, last):
-                yield self._cut(one, window, first)
-            row = last
-
-    def _cut(self, row: int, window: bytes, first: int) -> Sample:
-        prefix = len(self.keys[row]) + 1
-        members = {}
-        for place in range(self._firsts[row], self._firsts[row + 1]):
-            at = self._offsets[place] - first
-            members[self._members[place][prefix:]] = window[at : at + self._sizes[place]]
-        return Sample(self.keys[row], self.name, members)
-
-    def _end(self, row: int) -> int:
-        last = self._firsts[row + 1] - 1
-        return self._offsets[last] + self._sizes[last]
 
 
 def _read_index(store: Store, path: str) -> pa.Table:

@@ -13,11 +13,10 @@ import pyarrow.parquet as pq
 
 from vila_data.core.errors import DataError
 from vila_data.core.layout import Part, record_key, shard_stem
-from vila_data.core.nearby import read_shuffled
+from vila_data.core.ranges.reader import Span, read_shuffled
 from vila_data.core.receipts import Receipt, committing
 from vila_data.core.records import Record, record_from_json
 from vila_data.core.schemas import SHARD_INDEX
-from vila_data.core.spans import Span
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import BLOCK, TarWriter
 from vila_data.shard.config import View

@@ -18,6 +18,7 @@ from vila_data.batch.pixels import ImageOptions
 from vila_data.core.config import StrictModel
 from vila_data.core.cpus import cpu_count
 from vila_data.core.errors import UsageError
+from vila_data.core.ranges.reader import ReadOptions
 from vila_data.core.store import Store
 from vila_data.encode.config import PackConfig
 from vila_data.encode.tokenizer import TextTokenizer
@@ -32,7 +33,6 @@ from vila_data.order.released import released_blend, rows_at_most
 from vila_data.order.sequence import PackSequence
 from vila_data.order.share import Share
 from vila_data.order.sources import read_blended_sets
-from vila_data.ranges.reader import ReadOptions
 from vila_data.workflow.encoding import ready_tokenizer
 from vila_data.workflow.marked_yaml import nearest
 from vila_data.workflow.recipe import Recipe, load_recipe

@@ -11,9 +11,8 @@ from typing import Any, Final
 import numpy as np
 
 from vila_data.core.layout import shard_stem
-from vila_data.core.nearby import read_spans
+from vila_data.core.ranges.reader import Span, read_spans
 from vila_data.core.records import IMAGE_MARK
-from vila_data.core.spans import Span
 from vila_data.core.store import Store
 from vila_data.core.tables import read_parquet
 from vila_data.shard.layout import shuffle

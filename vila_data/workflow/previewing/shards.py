@@ -14,8 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from vila_data.core.errors import DataError, UsageError
-from vila_data.core.nearby import Blocks, read_spans
-from vila_data.core.spans import Span
+from vila_data.core.ranges.reader import Blocks, Span, read_spans
 from vila_data.core.store import Store
 from vila_data.core.tables import read_parquet
 from vila_data.core.tarcodec import Member, TarFault, sample_key, walk_foreign

@@ -14,8 +14,9 @@ import fsspec
 import fsspec.asyn
 
 from vila_data.core.errors import StorageError
+from vila_data.core.ranges.ahead import FetchError
+from vila_data.core.ranges.spans import RangeCounters, ReadOptions
 from vila_data.core.store import Store
-from vila_data.ranges.spans import RangeCounters, ReadOptions
 
 T = TypeVar("T")
 
@@ -24,16 +25,6 @@ _PASSING_STATUS: Final = {408, 425, 429}
 _LASTING: Final = (PermissionError, FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _LASTING_NAMES: Final = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError"}
 """Errors of botocore that no second attempt cures."""
-
-
-class FetchError(Exception):
-    """Why something could not be fetched. lasting: another attempt would have been of no use."""
-
-    def __init__(self, reason: str, attempts: int, lasting: bool) -> None:
-        self.reason = reason
-        self.attempts = attempts
-        self.lasting = lasting
-        super().__init__(f"{reason} ({attempts} attempt{'s' if attempts > 1 else ''})")
 
 
 class RangeFetch:

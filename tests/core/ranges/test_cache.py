@@ -18,11 +18,12 @@ from random import Random
 
 import pytest
 
+from vila_data.core.claims import temporary
 from vila_data.core.errors import StorageError
+from vila_data.core.ranges import cache
+from vila_data.core.ranges.cache import FileCache, RangeCache, cache_folder, digest
+from vila_data.core.ranges.reader import ReadOptions, Span, open_ranges
 from vila_data.core.store import Store
-from vila_data.ranges import cache
-from vila_data.ranges.cache import FileCache, RangeCache, cache_folder, digest, private_folder
-from vila_data.ranges.reader import ReadOptions, Span, open_ranges
 
 KIB = 1024
 CONTENT = Random(5).randbytes(100_000)
@@ -140,9 +141,10 @@ def test_many_processes_stay_right_and_within_the_bound(tmp_path: Path) -> None:
 HOLDER = """
 import sys
 from pathlib import Path
-from vila_data.ranges import cache
+from vila_data.core.claims import locked
+from vila_data.core.ranges import cache
 folder = cache._BoundedFolder(Path(sys.argv[1]), 100_000)
-with cache._locked(folder.path / ".total") as total:
+with locked(folder.path / ".total") as total:
     folder._make_room(total, 4096)
     (folder.path / "half.part").write_bytes(b"half")
     print("held", flush=True)
@@ -183,7 +185,7 @@ def test_a_disk_that_refuses_writes_is_warned_of_once(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         reader.close()
-    assert [record.name for record in caplog.records] == ["vila_data.ranges.cache"]
+    assert [record.name for record in caplog.records] == ["vila_data.core.ranges.cache"]
     assert entries(tmp_path) == []
 
 
@@ -215,7 +217,7 @@ def test_a_file_is_copied_once_and_its_length_is_right(store: Store, tmp_path: P
 COPIER = """
 import os, sys
 from pathlib import Path
-from vila_data.ranges.cache import FileCache
+from vila_data.core.ranges.cache import FileCache
 def fetch(target):
     os.write(target, b"half of it")
     print("copying", flush=True)
@@ -295,8 +297,8 @@ def test_without_a_cache_copies_are_private_and_go_with_the_reader(
 
 PRIVATE = """
 import sys
-from vila_data.ranges.cache import private_folder
-with private_folder() as folder:
+from vila_data.core.claims import temporary
+with temporary() as folder:
     (folder / "copy").write_bytes(b"x")
     print(folder, flush=True)
     sys.stdin.read()
@@ -315,12 +317,12 @@ def test_the_private_folder_of_a_killed_process_is_deleted_by_the_next(
     )
     assert other.stdout
     left = Path(other.stdout.readline().decode().strip())
-    with private_folder() as mine:
+    with temporary() as mine:
         assert mine.is_dir() and (left / "copy").exists(), "the folder of a living process was deleted"
     other.send_signal(signal.SIGKILL)
     other.communicate()
     assert left.exists()
-    with private_folder():
+    with temporary():
         assert not left.exists()
 
 

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from vila_data.core.errors import StorageError
-from vila_data.core.spans import Span
-from vila_data.ranges.spans import RangeCounters
+from vila_data.core.ranges.spans import RangeCounters, Span
 
 _ADVISED: Final = 256
 """Spans that one call of `want` may announce to the kernel: each one is a system call."""

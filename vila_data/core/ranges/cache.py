@@ -8,19 +8,17 @@ as such, CVE-2025-69872, and writers of all processes wait for one database.)
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
-import shutil
-import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
+from vila_data.core.claims import locked
 from vila_data.core.errors import StorageError
 
 _LOG = logging.getLogger(__name__)
@@ -36,7 +34,6 @@ _PART: Final = ".part"
 GRACE_S: Final = 60.0
 """A whole file is not evicted so soon after it was asked for: whoever asked must have time to open it."""
 _DEAD_PART_S: Final = 86_400.0
-_PRIVATE: Final = "vila-data-copies-"
 
 
 def digest(*parts: object) -> str:
@@ -117,7 +114,7 @@ class FileCache:
         path = self._files.path / f"{key}-{name}"
         if _is_used(path):
             return path
-        with _locked(self._files.path / f".lock-{int(key[:2], 16) % _LOCKS:02x}"):
+        with locked(self._files.path / f".lock-{int(key[:2], 16) % _LOCKS:02x}"):
             if _is_used(path):
                 return path
             part = path.with_name(path.name + _PART)
@@ -150,7 +147,7 @@ class _BoundedFolder:
     def write(self, name: str, *pieces: bytes | memoryview) -> None:
         """Write a small file, under the lock, unless it is there."""
         target, part = self.path / name, self.path / (name + _PART)
-        with _locked(self.path / _TOTAL) as total:
+        with locked(self.path / _TOTAL) as total:
             if target.exists():
                 return
             self._make_room(total, _on_disk(sum(map(len, pieces))))
@@ -166,7 +163,7 @@ class _BoundedFolder:
 
     def adopt(self, part: Path, name: str) -> None:
         """Give a finished file of this folder its name; it is kept even where it alone exceeds the bound."""
-        with _locked(self.path / _TOTAL) as total:
+        with locked(self.path / _TOTAL) as total:
             self._make_room(total, _on_disk(part.stat().st_size))
             os.replace(part, self.path / name)
 
@@ -200,27 +197,6 @@ class _BoundedFolder:
         return held
 
 
-@contextmanager
-def private_folder() -> Iterator[Path]:
-    """A temporary folder of this process, deleted afterwards; those of killed processes are deleted on the way."""
-    base = Path(tempfile.gettempdir())
-    for left in base.glob(_PRIVATE + "*"):
-        _delete_unowned(left)
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=_PRIVATE))
-        owner = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-        fcntl.flock(owner, fcntl.LOCK_EX)
-        # Another process may have taken the new folder for a dead one's before it was locked.
-        if folder.is_dir():
-            break
-        os.close(owner)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(owner)
-
-
 def cache_folder(path: str) -> Path:
     """The folder of `path` that holds this version's entries.
 
@@ -235,27 +211,6 @@ def cache_folder(path: str) -> Path:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise StorageError(f"{folder}: cannot be used as cache_dir: it is not writable; name another folder")
     return folder
-
-
-def _delete_unowned(folder: Path) -> None:
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        finally:
-            os.close(descriptor)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[int]:
-    """Hold the lock of a file, which is made where it is missing; its descriptor."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _is_used(path: Path) -> bool:

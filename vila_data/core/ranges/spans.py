@@ -1,16 +1,88 @@
-"""What a reader of byte ranges takes, gives and counts, whatever store it reads."""
+"""Byte ranges of files, the requests that fetch neighbors together, and what a reader of them takes, gives and counts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, Final, NamedTuple, Protocol
 
 from pydantic import Field
 
 from vila_data.core.config import StrictModel
-from vila_data.core.spans import Span
+
+LARGEST: Final = 8 << 20
+"""Bytes of a request for several spans."""
+
+
+class Span(NamedTuple):
+    """`size` bytes from `offset` of a file; `path` is relative to its store."""
+
+    path: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """`size` bytes from `offset` of a file, which contain these spans."""
+
+    path: str
+    offset: int
+    size: int
+    spans: tuple[Span, ...]
+
+
+class Run:
+    """Spans that one request fetches, as far as they are known.
+
+    gap:     bytes between two spans that are fetched along with them rather than asked for apart.
+    largest: bytes of a request, unless one span alone is larger.
+    """
+
+    def __init__(self, gap: int, largest: int) -> None:
+        self._gap, self._largest = gap, largest
+        self._path, self._start, self._stop = "", 0, 0
+
+    def takes(self, span: Span) -> bool:
+        """Add a span; False where it does not fit and begins another run."""
+        path, offset, size = span
+        stop = max(self._stop, offset + size)
+        fits = (
+            path == self._path
+            and self._start <= offset <= self._stop + self._gap
+            and stop - self._start <= self._largest
+        )
+        if not fits:
+            self._path, self._start, stop = path, offset, offset + size
+        self._stop = stop
+        return fits
+
+
+def merged(spans: Iterable[Span], gap: int, largest: int) -> list[Request]:
+    """Requests that contain these spans, in the order of the first span of each; gap, largest: see `Run`.
+
+    By hand: fsspec.utils.merge_offset_ranges does not say which span is in which request, and up to fsspec 2024.6 at least,
+    which the package allows, it loses the end of a span that contains another one (0 to 100 and 10 to 20 become 0 to 20).
+    """
+    order = {span: number for number, span in reversed(list(enumerate(spans)))}
+    run = Run(gap, largest)
+    groups: list[list[Span]] = []
+    for span in sorted(order):
+        if not run.takes(span):
+            groups.append([])
+        groups[-1].append(span)
+    requests = [
+        Request(path, first, max(offset + size for _, offset, size in group) - first, tuple(group))
+        for group in groups
+        for path, first, _ in group[:1]
+    ]
+    return sorted(requests, key=lambda request: min(order[span] for span in request.spans))
+
+
+def whole(path: str, size: int) -> Iterator[Span]:
+    """The spans of a whole file of `size` bytes, a request each."""
+    return (Span(path, offset, min(LARGEST, size - offset)) for offset in range(0, size, LARGEST))
 
 
 class ReadOptions(StrictModel):

@@ -21,12 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 
-from tests.ranges.faulty_proxy import ERRORS, TRANSIENT, FaultyProxy
+from tests.core.ranges.faulty_proxy import ERRORS, TRANSIENT, FaultyProxy
 from vila_data.core.errors import StorageError
+from vila_data.core.ranges.ahead import FetchError
+from vila_data.core.ranges.fetch import RangeFetch
+from vila_data.core.ranges.reader import RangeReader, ReadOptions, Span, open_ranges
+from vila_data.core.ranges.spans import RangeCounters
 from vila_data.core.store import Store
-from vila_data.ranges.fetch import FetchError, RangeFetch
-from vila_data.ranges.reader import RangeReader, ReadOptions, Span, open_ranges
-from vila_data.ranges.spans import RangeCounters
 
 CONTENT = {"a.tar": Random(1).randbytes(300_000), "b.tar": Random(2).randbytes(70_001), "empty.tar": b""}
 QUICK = {"backoff_s": 0.001, "io_threads": 4}
@@ -98,7 +99,7 @@ def test_open_files_are_bounded_by_the_limit_of_descriptors(local: Store) -> Non
         Path(local.location(path)).write_bytes(path.encode())
     probe = (
         "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
-        "from vila_data.core.store import Store; from vila_data.ranges.reader import *\n"
+        "from vila_data.core.store import Store; from vila_data.core.ranges.reader import *\n"
         "reader = open_ranges(Store(sys.argv[1]), ReadOptions())\n"
         "before = len(os.listdir('/proc/self/fd'))\n"
         "for path in sys.argv[2:]: assert reader.read(Span(path, 0, len(path))) == path.encode()\n"
@@ -420,7 +421,7 @@ def test_what_begins_while_the_fetcher_closes_is_broken_off(proxied: Any, monkey
         closing.join(0.2)  # without a lock it is through by now, and has not seen what begins here
         return begin(*call)
 
-    monkeypatch.setattr("vila_data.ranges.fetch.asyncio.run_coroutine_threadsafe", begun_late)
+    monkeypatch.setattr("vila_data.core.ranges.fetch.asyncio.run_coroutine_threadsafe", begun_late)
     future = fetch.start("a.tar", 0, 9)
     closing.join()
     with pytest.raises(FetchError, match="closed"):

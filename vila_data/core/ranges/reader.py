@@ -1,0 +1,133 @@
+"""Byte ranges of a run's files, from a local disk or from any store that fsspec knows: the one way to read them.
+
+`open_ranges` is for a loader, which wants spans long before it reads them, through a cache and with attempts of its own.
+`read_spans`, `read_shuffled` and `Blocks` are for all others. At an object store each request costs a round trip and money,
+so what is between two ranges is read along where it is short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+from vila_data.core.errors import StorageError
+from vila_data.core.ranges.ahead import AheadReader, read_ahead
+from vila_data.core.ranges.local import LocalReader
+from vila_data.core.ranges.spans import LARGEST, RangeCounters, RangeReader, ReadOptions, Span, merged
+from vila_data.core.store import Store
+
+__all__ = [
+    "Blocks",
+    "RangeCounters",
+    "RangeReader",
+    "ReadOptions",
+    "Span",
+    "open_ranges",
+    "read_shuffled",
+    "read_spans",
+]
+
+GAP: Final = 512 << 10
+"""Bytes that are read along rather than skipped: they take less time than a request."""
+_AHEAD: Final = 64 << 20
+"""Bytes that are fetched, or on their way, before they are given out."""
+_WORTH_IT: Final = 0.75
+"""A local disk puts ranges in order where so large a share of the requests is left, or a smaller one."""
+
+
+def open_ranges(store: Store, options: ReadOptions, version_of: Callable[[str], str] | None = None) -> RangeReader:
+    """A reader of the store's files: descriptors where the store is local, requests and a disk cache where it is not.
+
+    version_of: a path's version, any text that is another one when the file is written again (the manifest's
+    sha256 of it); it is part of the cache's keys, and several threads call it. None: the store is asked, once per path.
+
+    Raises:
+        StorageError: the cache's folder cannot be made or written.
+    """
+    if not store.is_local:
+        from vila_data.core.ranges.remote import RemoteReader
+
+        return RemoteReader(store, options, version_of)
+    return LocalReader(Path(store.location("")), options.open_files)
+
+
+def read_spans(store: Store, spans: Iterable[Span]) -> Iterator[bytes]:
+    """The bytes of each span, in the order given; `spans` is taken as it is needed.
+
+    Best where they follow one another in their files. Memory: about 100 MB, besides spans that are larger.
+
+    Raises:
+        StorageError: a file is missing or shorter than a span of it, or cannot be read.
+    """
+    if store.is_local:
+        for span in spans:
+            yield store.read_range(*span)
+        return
+    with closing(AheadReader(store.read_range, store.location, gap=GAP, ahead_bytes=_AHEAD)) as reader:
+        yield from read_ahead(reader, spans)
+
+
+def read_shuffled(store: Store, spans: Iterable[Span]) -> Iterator[bytes]:
+    """The bytes of each span, in the order given, which may be any.
+
+    At an object store they are fetched in the order of the files into a local temporary file, as large as the spans
+    together, where that saves requests.
+
+    Raises:
+        StorageError: a file is missing or shorter than a span of it, or cannot be read.
+        OSError: no space left on the local disk.
+    """
+    if store.is_local:
+        yield from read_spans(store, spans)
+        return
+    wanted = list(spans)
+    if len(merged(wanted, GAP, LARGEST)) > _WORTH_IT * len(wanted):
+        yield from read_spans(store, wanted)
+        return
+    with store.scratch() as folder, open(folder / "spans", "w+b") as spool:
+        places: dict[Span, int] = {}
+        path, stop, shift = "", 0, 0
+        ordered = sorted(set(wanted))
+        for span, data in zip(ordered, read_spans(store, ordered), strict=True):
+            if span.path != path or span.offset > stop:
+                path, stop = span.path, span.offset
+                shift = spool.tell() - stop
+            fresh = max(0, span.offset + span.size - stop)  # bytes that no span before it has
+            spool.write(data[span.size - fresh :])
+            stop += fresh
+            places[span] = span.offset + shift
+        for span in wanted:
+            spool.seek(places[span])
+            yield spool.read(span.size)
+
+
+class Blocks:
+    """Reads spans of which the next one will be of the same block, such as the pictures of a record.
+
+    At an object store a block is read whole, and some are held.
+    """
+
+    def __init__(self, store: Store, held: int = 4) -> None:
+        self._store = store
+        self._block = lru_cache(maxsize=held)(self._read_block)
+
+    def read(self, span: Span, block: Span) -> bytes:
+        """The bytes of a span that lies in a block.
+
+        Raises:
+            StorageError: the file is missing or shorter than the span, or cannot be read.
+        """
+        at = span.offset - block.offset
+        data = None if self._store.is_local or block.size > LARGEST else self._block(block)
+        if data is None or at < 0 or at + span.size > len(data):
+            return self._store.read_range(*span)
+        return data[at : at + span.size]
+
+    def _read_block(self, block: Span) -> bytes | None:
+        try:
+            return self._store.read_range(*block)
+        except StorageError:
+            return None  # a span of it may be whole all the same
