@@ -1,9 +1,11 @@
 """Processes or threads: the loader's own work loop run as either, beside a training loop that needs the interpreter.
 
-    python benchmarks/workers.py [--photos DIR] [--data DIR] [--json benchmarks/results/workers.json]
+    python benchmarks/workers.py [--photos DIR] [--data DIR] [--repeats N] [--json benchmarks/results/workers.json]
 
-The same code (vila_data.loader.worker.work), the same messages and buffers; only who runs it differs. The consumer is
-either empty, or keeps the interpreter busy as a training loop that launches kernels does: 2 ms of Python a step.
+The same code (vila_data.loader.worker.Worker), the same messages and buffers; only who runs it differs. The consumer is
+either idle, or keeps the interpreter busy as a training loop that launches kernels does: 2 ms of Python a step. The two
+take turns, one run each, so that both meet the same machine; a ratio is the median over pairs of neighbors, and the
+load average before each pair is kept.
 """
 
 from __future__ import annotations
@@ -87,7 +89,7 @@ def spin(seconds: float) -> None:
         sum(range(100))
 
 
-def measured(folder: Path) -> Iterator[dict[str, Any]]:
+def measured(folder: Path, repeats: int) -> Iterator[dict[str, Any]]:
     loader = vd.stream(folder / "mixed.yaml", folder, rank=0, world_size=1, batch_size=4, num_workers=0)
     spec, lengths = loader._spec, loader._lengths
     for count in (1, 2):
@@ -97,16 +99,21 @@ def measured(folder: Path) -> Iterator[dict[str, Any]]:
                 "threads": lambda: Threads(spec, lengths, count),  # noqa: B023
             }
             found: dict[str, list[tuple[float, float]]] = {name: [] for name in made}
-            for _ in range(3):
-                for name, make in made.items():
-                    found[name].append(steps_per_s(make(), busy_s))
-            rates = {name: statistics.median(rate for rate, _ in runs) for name, runs in found.items()}
+            loads = []
+            for turn in range(repeats):
+                loads.append(os.getloadavg()[0])
+                for name in sorted(made, reverse=bool(turn % 2)):
+                    found[name].append(steps_per_s(made[name](), busy_s))
+            rates = {name: [rate for rate, _ in runs] for name, runs in found.items()}
             waits = {name: statistics.median(spent for _, spent in runs) for name, runs in found.items()}
+            ratios = [one / other for one, other in zip(rates["processes"], rates["threads"], strict=True)]
             yield {
                 "workers": count,
                 "busy_ms": busy_s * 1000,
-                "steps_per_s": rates,
-                "processes_over_threads": rates["processes"] / rates["threads"],
+                "steps_per_s": {name: statistics.median(runs) for name, runs in rates.items()},
+                "processes_over_threads": statistics.median(ratios),
+                "ratios": ratios,
+                "load": loads,
                 "busy_took_ms": {name: spent * 1000 for name, spent in waits.items()} if busy_s else None,
             }
 
@@ -115,17 +122,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path)
     parser.add_argument("--data", type=Path, help="where the run is made, and kept")
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.data or Path(scratch)
-        made_run(folder, arguments.photos)
-        rows = list(measured(folder))
+        made = made_run(folder, arguments.photos, peers=False)
+        load = os.getloadavg()[0]
+        rows = list(measured(folder, arguments.repeats))
     for row in rows:
         print(json.dumps(row))
     if arguments.json:
         conditions = {"machine": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
-        conditions |= {"python": platform.python_version(), "load_before": os.getloadavg()[0]}
+        conditions |= {"python": platform.python_version(), "pictures": made["pictures"]}
+        conditions |= {"repeats": arguments.repeats, "load_before": load, "load_after": os.getloadavg()[0]}
         arguments.json.write_text(json.dumps({"conditions": conditions, "rows": rows}, indent=1) + "\n")
 
 

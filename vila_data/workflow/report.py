@@ -10,6 +10,7 @@ from typing import Any
 from vila_data.core.fates import Funnel
 from vila_data.core.receipts import Receipt
 from vila_data.core.store import Store
+from vila_data.corpora.source import PIPE
 from vila_data.shard.manifest import Manifest
 from vila_data.view.token_rows import left_out
 from vila_data.workflow.plan import CorpusPlan
@@ -89,9 +90,13 @@ def corpus_funnel(plan: CorpusPlan, receipts: Mapping[str, Sequence[Receipt | No
     read = _sum(downloads, "records")
     entered = sum(read.values())
     funnel.add("select", "records", "kept", entered)
-    if plan.rows > entered:
-        funnel.add("select", "records", "dropped:preselect", plan.rows - entered)
-    funnel.check("select", "records", plan.rows)
+    rows = plan.rows
+    for part, receipt in zip(plan.parts, downloads, strict=True):
+        if part.file.startswith(PIPE):  # its rows were not counted before
+            rows += sum(receipt.counts["records"].values()) - (part.stop - part.start)
+    if rows > entered:
+        funnel.add("select", "records", "dropped:preselect", rows - entered)
+    funnel.check("select", "records", rows)
     _add(funnel, "download", "records", read)
     funnel.check("download", "records", funnel.kept("select", "records"))
     _add(funnel, "download", "images", _sum(downloads, "images"))
