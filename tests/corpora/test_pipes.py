@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from vila_data.core.records import BadRecord, Record
 from vila_data.corpora.config import Img2datasetConfig, Mmc4Config
 from vila_data.corpora.img2dataset import Img2datasetSource
 from vila_data.corpora.mmc4 import Mmc4Source
-from vila_data.corpora.source import file_labels
+from vila_data.corpora.source import file_labels, open_binary
 
 TARS, EACH = 3, 4
 
@@ -85,6 +86,16 @@ def test_a_command_that_fails_commits_nothing_of_its_part(folder: Path) -> None:
     late.write_bytes(b"")
     vd.run(path, folder / "run", runner="local")
     assert len(captions(folder / "run")) == EACH
+
+
+def test_a_full_disk_is_said_and_not_how_the_command_ended() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(vd.StorageError, match="^pipe:head .*: File too large; relaunch"):
+            open_binary("pipe:head -c 9000000 /dev/zero").__enter__()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_more_samples_than_a_part_may_have(folder: Path) -> None:

@@ -128,7 +128,8 @@ def _piped(file: str) -> Iterator[Any]:
             with pipe:
                 shutil.copyfileobj(pipe, copy, 1 << 20)
         except OSError as error:
-            reason = error.strerror or f"the command ended with status {pipe.status}"
+            first = error.__context__ if isinstance(error.__context__, OSError) else error  # of a full disk
+            reason = first.strerror or f"the command ended with status {pipe.status}"
             raise StorageError(f"{file}: {reason}; relaunch to try again") from error
         copy.seek(0)
         yield copy
