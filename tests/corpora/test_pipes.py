@@ -92,7 +92,7 @@ def test_a_full_disk_is_said_and_not_how_the_command_ended() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
     try:
-        with pytest.raises(vd.StorageError, match="^pipe:head .*: File too large; relaunch"):
+        with pytest.raises(vd.StorageError, match=r"^pipe:head .*: File too large; relaunch"):
             open_binary("pipe:head -c 9000000 /dev/zero").__enter__()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
