@@ -43,7 +43,7 @@ def test_a_state_does_not_move_a_loader_that_restarts(made_folder: Path) -> None
     assert same(next(iter(held)), first)
     with pytest.raises(UsageError, match="seed: the state has"):
         held.load_state_dict({**loader.state_dict(), "seed": 3})
-    with pytest.raises(UsageError, match="restart 1: give True or False"):
+    with pytest.raises(UsageError, match="restart must be a valid boolean, found 1"):
         opened(made_folder, restart=1)
 
 

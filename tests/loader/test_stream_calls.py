@@ -14,39 +14,49 @@ import vila_data as vd
 from tests.loader.made_stream import opened
 from vila_data.batch.normalization import Normalization
 from vila_data.core.errors import UsageError
+from vila_data.loader.faults import FaultBudget
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"batch_size": 0}, "batch_size 0: give a whole number, 1 or more"),
-    ({"batch_size": 2.5}, "batch_size 2.5: give a whole number"),
-    ({"batch_size": True}, "batch_size True: give a whole number"),
-    ({"num_workers": "2"}, "num_workers '2': give a whole number, 0 or more"),
-    ({"epoch": 1.5}, "epoch 1.5: give a whole number"),
-    ({"seed": 1.5}, "seed 1.5: give a whole number"),
-    ({"prefetch_mb": -1}, "prefetch_mb -1: give a whole number, 0 or more"),
-    ({"rank": "0", "world_size": 2}, "rank '0': give a whole number"),
-    ({"rank": 0, "world_size": 0}, "world_size 0: give a whole number, 1 or more"),
-    ({"report_every_s": "60"}, "report_every_s '60': give seconds"),
-    ({"report_every_s": float("nan")}, "report_every_s nan: give seconds"),
-    ({"image": 224}, "image: found 224: give a mapping of size_px, fit, background"),
-    ({"image": {"size": 224}}, "image: unknown key 'size'; nearest: size_px"),
-    ({"image": {"fit": "padd"}}, "image: fit: input should be 'pad', 'resize' or 'crop'; found 'padd'"),
+    ({"batch_size": 0}, "batch_size must be greater than or equal to 1, found 0$"),
+    ({"batch_size": 2.5}, "batch_size must be a valid integer, .*found 2.5$"),
+    ({"batch_size": 2.0}, "batch_size must be a valid integer, found 2.0$"),
+    ({"batch_size": True}, "batch_size must be a valid integer, found True$"),
+    ({"batch_size": None}, "batch_size must be a valid integer, found None$"),
+    ({"batch_size": np.array([1, 2])}, "batch_size must be a valid integer, found \\[1, 2\\]$"),
+    ({"num_workers": "2"}, "num_workers must be a valid integer, found '2'$"),
+    ({"epoch": 1.5}, "epoch must be a valid integer, .*found 1.5$"),
+    ({"seed": 1.5}, "seed must be a valid integer, .*found 1.5$"),
+    ({"prefetch_mb": -1}, "prefetch_mb must be greater than or equal to 0, found -1$"),
+    ({"rank": "0", "world_size": 2}, "rank must be a valid integer, found '0'$"),
+    ({"rank": 0, "world_size": 0}, "world_size must be greater than or equal to 1, found 0$"),
+    ({"rank": 2, "world_size": 2}, "rank 2 of world_size 2: "),
+    ({"rank": 0}, "rank and world_size must be given together, found one of them$"),
+    ({"report_every_s": "60"}, "report_every_s must be a valid number, found '60'$"),
+    ({"report_every_s": float("nan")}, "report_every_s must be .*, found nan$"),
+    ({"restart": 1}, "restart must be a valid boolean, found 1$"),
+    ({"image": 224}, "image must be a mapping of size_px, fit, background, mean, std, processor, found 224$"),
+    ({"image": {"size": 224}}, "image: unknown key 'size'; nearest: size_px$"),
+    ({"image": {"fit": "padd"}}, "image.fit must be 'pad', 'resize' or 'crop', found 'padd'$"),
     ({"image": {"mean": 0.5}}, "image: found mean without std; pass both$"),
     ({"image": {"std": 0.5}}, "image: found std without mean; pass both$"),
-    ({"image": {"mean": [0.5, 0.5], "std": 1}}, "image: mean: must be one number or three; found \\[0.5, 0.5\\]$"),
-    ({"image": {"mean": "clip", "std": 1}}, "image: mean: must be one number or three; found 'clip'$"),
+    ({"image": {"mean": [0.5, 0.5], "std": 1}}, "image.mean must be one number or three, found \\[0.5, 0.5\\]$"),
+    ({"image": {"mean": "clip", "std": 1}}, "image.mean must be one number or three, found 'clip'$"),
     ({"image": {"mean": 0.5, "std": [1, 0, 1]}}, "image: mean must be one number or three, and std one positive"),
     (
         {"image": {"mean": 0.5, "std": 1, "processor": "x"}},
         "image: found processor along with mean or std; pass either",
     ),
     ({"image": {"processor": "/no/such"}}, "image: processor /no/such: it is neither a directory nor a repository"),
-    ({"fault_budget": {"fraction": 2}}, "fault_budget: fraction: .*; found 2"),
-    ({"read": {"cachedir": "x"}}, "read: unknown key 'cachedir'; nearest: cache_dir"),
-    ({"patience": {"say": 3}}, "patience: unknown key 'say'"),
-    ({"patience": {"say_s": "x"}}, "patience: say_s 'x': give seconds"),
-    ({"patience": 30}, "patience: found 30: give a mapping of say_s, end_s"),
-    ({"device": "cuba"}, "device 'cuba': "),
-    ({"device": "cuda:99"}, "device 'cuda:99': torch .* sees"),
+    ({"image": {("a", "b"): 1}}, "mappings must have texts as keys and plain values, found "),
+    ({"fault_budget": {"fraction": 2}}, "fault_budget.fraction must be less than or equal to 1, found 2$"),
+    ({"read": {"cachedir": "x"}}, "read: unknown key 'cachedir'; nearest: cache_dir$"),
+    ({"patience": {"say": 3}}, "patience: unknown key 'say'; nearest: say_s$"),
+    ({"patience": {"say_s": "x"}}, "patience.say_s must be a valid number, found 'x'$"),
+    ({"patience": {"end_s": -1}}, "patience.end_s must be greater than or equal to 0, found -1$"),
+    ({"patience": 30}, "patience must be a mapping of say_s, end_s, found 30$"),
+    ({"device": "cuba"}, "device must be one that torch knows .*, found 'cuba'$"),
+    ({"device": "cuda:99"}, "device must be one of the .* GPUs that torch .* sees here, found 'cuda:99'$"),
+    ({"tokenizer": 3}, "tokenizer must be a path, a hub id or a fast tokenizer, found one of type int$"),
 ]
 
 
@@ -76,7 +86,7 @@ def test_numbers_of_numpy_and_paths_are_taken(made_folder: Path, tmp_path: Path)
     given = vd.stream(
         made_folder / "recipe.yaml", made_folder / "run", batch_size=np.int64(2), num_workers=np.int64(0),
         seed=np.int64(17), image={"size_px": np.int64(32)}, read={"cache_dir": tmp_path / "cache"},
-        patience={"say_s": np.float64(3), "end_s": 5},
+        patience={"say_s": np.float32(3), "end_s": float("inf")}, prefetch_mb=torch.tensor(64), fault_budget=FaultBudget(count=1),
     )  # fmt: skip
     state = json.loads(json.dumps(given.state_dict()))
     opened(made_folder).load_state_dict(state)

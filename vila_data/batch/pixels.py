@@ -30,7 +30,7 @@ Level = Annotated[int, Field(ge=0, le=255)]
 def _for_each_channel(value: Any) -> Any:
     found = None if value is None else channels(value)
     if value is not None and found is None:
-        raise PydanticCustomError("channels", "must be one number or three")
+        raise PydanticCustomError("channels", "Input should be one number or three")
     return found
 
 
@@ -56,7 +56,7 @@ class ImageOptions(StrictModel):
     processor: a directory or hub id of the model, whose preprocessor_config.json gives the normalization instead.
     """
 
-    size_px: int = Field(336, ge=1, le=16_384)
+    size_px: Annotated[int, Field(ge=1, le=16_384)] = 336
     fit: Literal["pad", "resize", "crop"] = "pad"
     background: tuple[Level, Level, Level] = (122, 116, 104)
     mean: ForChannels = None

@@ -132,7 +132,8 @@ def walk_foreign(stream: BinaryIO, what: str) -> Iterator[Member | TarFault]:
     """Members of a tar that others wrote, and in its place each fault: behind a broken header the next one is looked for.
 
     Members that are no regular file (directories, pax headers) are passed over. Where the tar is cut, what is before
-    the break comes, then one fault.
+    the break comes, then one fault. tarfile, and with it webdataset, ends at a broken header in silence: of 6 members
+    it gave the 2 before it (tests/corpora/test_pipes.py), so neither reads the tars of others here.
 
     Raises:
         DataError: it does not begin with a header: no tar, or nothing in it can be trusted.
@@ -168,7 +169,10 @@ def walk_foreign(stream: BinaryIO, what: str) -> Iterator[Member | TarFault]:
 
 
 def sample_key(member: str) -> tuple[str, str]:
-    """A member's key and what stands behind it, as WebDataset cuts names: at the first dot behind the last slash."""
+    """A member's key and what stands behind it, as WebDataset cuts names: at the first dot behind the last slash.
+
+    Importing webdataset for its own takes 1.8 s of CPU, since it imports torch; a test holds the two to each other.
+    """
     folder, base = os.path.split(member)
     stem, _, suffix = base.partition(".")
     return f"{folder}/{stem}" if folder else stem, suffix

@@ -43,7 +43,7 @@ class Preselect(StrictModel):
 class CorpusFiles(StrictModel):
     """What every corpus has: its metadata files and how they are cut into parts.
 
-    files:        paths or globs, relative to the recipe's file, or fsspec URLs.
+    files:        paths or globs, relative to the recipe's file, or fsspec URLs; `{00..31}` and `{a,b}` are expanded.
     part_records: records of one part, the unit of work and of resume.
     makes:        the kind of its records.
     """
@@ -55,7 +55,8 @@ class CorpusFiles(StrictModel):
 
 
 class Mmc4Config(CorpusFiles):
-    """MMC4 documents: .jsonl, .jsonl.gz or .jsonl.zip; or OpenFlamingo's .tar. Images may be in the line (`image_base64`).
+    """MMC4 documents: .jsonl, .jsonl.gz or .jsonl.zip; or OpenFlamingo's .tar, also `pipe:COMMAND`. Images may be in the
+    line (`image_base64`).
 
     kind: what the files hold.
     """
@@ -77,7 +78,8 @@ class CoyoConfig(CorpusFiles):
 
 
 class Img2datasetConfig(CorpusFiles):
-    """Pairs that img2dataset has downloaded: its .tar files, beside .parquet and _stats.json.
+    """Pairs that img2dataset has downloaded: its .tar files, beside .parquet and _stats.json; or `pipe:COMMAND`, a command
+    that writes such a tar.
 
     kind: what the files hold.
     """

@@ -1,7 +1,8 @@
-"""Pairs that img2dataset has downloaded already: NNNNN.tar beside NNNNN.parquet and NNNNN_stats.json."""
+"""Pairs that img2dataset has downloaded already: NNNNN.tar beside NNNNN.parquet and NNNNN_stats.json, or a pipe of a tar."""
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -14,22 +15,27 @@ from vila_data.core.errors import DataError
 from vila_data.core.layout import Part
 from vila_data.core.records import BadRecord, ImageRef, Record
 from vila_data.core.tables import read_parquet
-from vila_data.core.tarcodec import Member, TarFault, walk_foreign
+from vila_data.core.tarcodec import Member, TarFault, sample_key, walk_foreign
 from vila_data.corpora.config import Img2datasetConfig
-from vila_data.corpora.source import FileScan, file_fingerprint, open_binary
+from vila_data.corpora.source import PIPE, FileScan, file_fingerprint, open_binary, rows_of_part, scan_pipe
 
 log = logging.getLogger("vila_data.corpora")
 _IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
 
 class Img2datasetSource:
-    """One record a row of the parquet; rows that failed there stay failed, with their status."""
+    """One record a row of the parquet; rows that failed there stay failed, with their status.
+
+    Beside a pipe there is no parquet: one record a sample of its tar, which has no failed rows.
+    """
 
     def __init__(self, config: Img2datasetConfig) -> None:
         self._config = config
 
     def scan(self, file: str, max_rows: int | None) -> FileScan:
         """Rows of the parquet beside a tar; all three files must be there."""
+        if file.startswith(PIPE):
+            return scan_pipe(file, self._config.part_records, max_rows)
         stem = _stem(file)
         fs, path = fsspec.core.url_to_fs(stem)
         for suffix, meaning in ((".parquet", "its rows"), ("_stats.json", "img2dataset did not finish it")):
@@ -50,6 +56,9 @@ class Img2datasetSource:
 
         An image that a broken or cut tar has no more is a failed one of its row (`upstream`).
         """
+        if part.file.startswith(PIPE):
+            yield from rows_of_part(_samples(part), part, self._config.part_records)
+            return
         with open_binary(_stem(part.file) + ".parquet") as stream:
             table = read_parquet(stream).slice(part.start, part.stop - part.start)
         with open_binary(part.file) as tar:
@@ -61,6 +70,40 @@ class Img2datasetSource:
                     members[member.name] = member
             for row, value in enumerate(table.to_pylist(), part.start):
                 yield _pair(part, row, value, tar, members)
+
+
+def _samples(part: Part) -> Iterator[Record | BadRecord]:
+    """The samples of a tar, whose texts and URLs are in its members; where it is broken there is a row more, which is none."""
+    with open_binary(part.file) as tar:
+        samples: dict[str, dict[str, Member]] = {}
+        faults = []
+        for member in walk_foreign(tar, part.file):
+            if isinstance(member, TarFault):
+                faults.append(member)
+                continue
+            key, suffix = sample_key(member.name)
+            samples.setdefault(key, {})[suffix] = member
+        for row, (key, members) in enumerate(samples.items()):
+            value: dict[str, Any] = {"url": ""}
+            try:
+                if "json" in members:
+                    value |= json.loads(_content(tar, members["json"]))
+                if "txt" in members and not isinstance(value.get("caption"), str):
+                    value["caption"] = _content(tar, members["txt"]).decode()
+            except (ValueError, TypeError, RecursionError) as error:
+                yield BadRecord(f"{part.label}-{key}", "malformed_json", f"{part.file}: {key}: {error}")
+                continue
+            yield _pair(
+                part, row, value | {"key": key}, tar, {f"{key}.{suffix}": one for suffix, one in members.items()}
+            )
+        for number, fault in enumerate(faults, len(samples)):
+            yield BadRecord(f"{part.label}-{number:09d}~broken", "truncated_file", fault.text)
+
+
+def _content(tar: Any, member: Member) -> bytes:
+    tar.seek(member.offset)
+    data: bytes = tar.read(member.size)
+    return data
 
 
 def _pair(part: Part, row: int, value: dict[str, Any], tar: Any, members: dict[str, Member]) -> Record | BadRecord:
@@ -78,8 +121,7 @@ def _pair(part: Part, row: int, value: dict[str, Any], tar: Any, members: dict[s
     if member is None:
         image = ImageRef(url=url, matched_text_index=0, error="upstream")
     else:
-        tar.seek(member.offset)
-        image = ImageRef(url=url, matched_text_index=0, data=tar.read(member.size))
+        image = ImageRef(url=url, matched_text_index=0, data=_content(tar, member))
     return Record(record_id, "pair", (text,), (image,))
 
 

@@ -1,4 +1,4 @@
-"""MMC4: one JSON document a line, in .jsonl, .jsonl.gz or .jsonl.zip, or a member, in OpenFlamingo's .tar.
+"""MMC4: one JSON document a line, in .jsonl, .jsonl.gz or .jsonl.zip, or a member, in OpenFlamingo's .tar or a pipe of one.
 
 Line format: docs/sources.md. An image may share a sentence with others; a
 document may have more images than sentences.
@@ -21,7 +21,15 @@ from vila_data.core.tarcodec import BLOCK, TarFault, walk_foreign
 from vila_data.corpora.config import Mmc4Config
 from vila_data.corpora.json_rows import BROKEN_CONTAINER
 from vila_data.corpora.pictures import encoded_picture
-from vila_data.corpora.source import FileScan, RowProblem, file_fingerprint, open_binary
+from vila_data.corpora.source import (
+    PIPE,
+    FileScan,
+    RowProblem,
+    file_fingerprint,
+    open_binary,
+    rows_of_part,
+    scan_pipe,
+)
 
 _BROKEN_CONTAINER = (*BROKEN_CONTAINER, zipfile.BadZipFile)
 
@@ -34,12 +42,15 @@ class Mmc4Source:
 
     def scan(self, file: str, max_rows: int | None) -> FileScan:
         """Count lines; a container that breaks off counts one row more, which will fail."""
+        if file.startswith(PIPE):
+            return scan_pipe(file, self._config.part_records, max_rows)
         rows = sum(1 for _ in itertools.islice(_lines(file), max_rows))
         return FileScan(file, rows, file_fingerprint(file))
 
     def read(self, part: Part) -> Iterator[Record | BadRecord]:
         """Documents of lines `part.start` to `part.stop`; blank lines are failed records too."""
-        for number, line in enumerate(itertools.islice(_lines(part.file), part.start, part.stop), part.start + 1):
+        rows = rows_of_part(_lines(part.file), part, self._config.part_records)
+        for number, line in enumerate(rows, part.start + 1):
             record_id = f"{part.label}-{number:06d}"
             try:
                 if isinstance(line, RowProblem):
@@ -52,7 +63,9 @@ class Mmc4Source:
 def _lines(file: str) -> Iterator[bytes | RowProblem]:
     try:
         with open_binary(file) as raw:
-            if file.endswith(".zip"):
+            if file.endswith(".tar") or file.startswith(PIPE):
+                yield from _members(raw, file)
+            elif file.endswith(".zip"):
                 with zipfile.ZipFile(raw) as archive:
                     for name in archive.namelist():
                         with archive.open(name) as stream:
@@ -60,8 +73,6 @@ def _lines(file: str) -> Iterator[bytes | RowProblem]:
             elif file.endswith(".gz"):
                 with gzip.GzipFile(fileobj=raw) as stream:
                     yield from stream
-            elif file.endswith(".tar"):
-                yield from _members(raw, file)
             else:
                 yield from raw
     except _BROKEN_CONTAINER as error:

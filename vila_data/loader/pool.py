@@ -15,14 +15,17 @@ import time
 import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from io import FileIO
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+from pydantic import Field
 
 from vila_data.batch.arrays import BatchArrays
 from vila_data.batch.layout import BatchSize
 from vila_data.blend import Lengths
 from vila_data.core import errors
+from vila_data.core.config import StrictModel
 from vila_data.core.errors import RunError
 from vila_data.loader.descriptors import is_out_of_descriptors, out_of_descriptors
 from vila_data.loader.feed import BatchHeader, FeedSpec
@@ -41,12 +44,15 @@ _START: Final = "import sys; sys.path[:] = sys.argv[1].split('\\n'); from vila_d
 """Modules are looked for where the trainer finds them, and nowhere before."""
 
 
-@dataclass(frozen=True)
-class Patience:
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=True)]
+"""May be infinite: never."""
+
+
+class Patience(StrictModel):
     """Seconds that a batch is waited for before it is said (`say_s`, and each time again) and before the run ends."""
 
-    say_s: float = 30.0
-    end_s: float = 1_800.0
+    say_s: Seconds = 30.0
+    end_s: Seconds = 1_800.0
 
 
 class _Process:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from vila_data.core.errors import DataError
+from vila_data.core.errors import DataError, UsageError
 from vila_data.core.ranges.reader import Span, read_spans
 from vila_data.core.store import Store
 from vila_data.core.tables import read_parquet
@@ -81,6 +81,30 @@ class ShardSetReader(Sequence[Sample]):
                 yield from self._open(shard).samples(max(start, first) - first, min(stop, end) - first)
             first = end
 
+    def webdataset(self, *, shuffle: int = 0, seed: int = 0, epoch: int = 0, decode: str | None = None) -> Any:
+        """A webdataset pipeline over the set, to go on with: `.map`, `.to_tuple`, `.batched`, `webdataset.WebLoader`.
+
+        Samples are dicts of `__key__`, `__url__` and the members' bytes by suffix (`json`, `0.jpg`, `jpg`, `txt`), the
+        same as webdataset reads from the tars, in the set's order; they are read by the index, from any store.
+        webdataset gives each rank whole shards, and each worker of its DataLoader. A rank or worker that gets none is
+        an error; ranks may get unequally many samples.
+
+        shuffle: samples among which the next one is chosen; above 0, the shards of a worker are shuffled too. 0: neither.
+        seed, epoch: decide the order. Each further iteration of the same object is the next epoch; workers that are
+        started again begin at `epoch`, so make a pipeline for each epoch or keep the workers (`persistent_workers`).
+        decode: `.decode(decode)`, such as "pil" or "torchrgb"; None: bytes, as does `.decode` with arguments of your own.
+        """
+        import webdataset as wds  # it imports torch
+
+        order = {self._store.location(shard.name): number for number, shard in enumerate(self.manifest.shards)}
+        shards = wds.SimpleShardList(list(order))
+        steps: list[Any] = [shards, wds.split_by_node, wds.split_by_worker, _Members(self, order)]
+        if shuffle > 0:  # detshuffle adds the epoch to the seed
+            steps.insert(3, wds.detshuffle(len(order), len(order), seed << 32, epoch - 1))
+            steps.append(wds.detshuffle(shuffle, shuffle, seed << 32, epoch - 1))
+        pipeline = wds.FluidWrapper(wds.DataPipeline(*steps))
+        return pipeline if decode is None else pipeline.decode(decode)
+
     def _open(self, shard: int) -> _Shard:
         facts = self.manifest.shards[shard]
         opened = _Shard(self._store, facts.name)
@@ -90,6 +114,26 @@ class ShardSetReader(Sequence[Sample]):
                 f"{where}: {len(opened.keys)} samples, the manifest has {facts.samples}: run check on the set"
             )
         return opened
+
+
+@dataclass(frozen=True)
+class _Members:
+    """The stage of a webdataset pipeline that reads shards. order: their numbers by URL."""
+
+    reader: ShardSetReader
+    order: dict[str, int]
+
+    def __call__(self, shards: Iterator[dict[str, str]]) -> Iterator[dict[str, Any]]:
+        number = -1
+        for shard in shards:
+            number = self.order[shard["url"]]
+            for sample in self.reader._open(number).samples():
+                yield {"__key__": sample.key, "__url__": shard["url"], **sample.members}
+        if number < 0:
+            raise UsageError(
+                f"webdataset: the set has {len(self.order)} shards, too few for each worker of each rank to have one: "
+                "use fewer workers, or write smaller shards (max_mb of the set in the recipe)"
+            )
 
 
 class _Shard:

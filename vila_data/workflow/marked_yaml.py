@@ -10,6 +10,7 @@ import difflib
 import json
 import types
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -118,7 +119,7 @@ def _causes(details: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [detail for detail in details if detail["type"] != "too_short" or not inside(detail)]
 
 
-def nearest(name: str, names: typing.Iterable[str]) -> str:
+def nearest(name: str, names: Iterable[str]) -> str:
     """``; nearest: x`` for the most similar of `names`, or all of them if none is near."""
     names = list(names)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
@@ -128,7 +129,7 @@ def nearest(name: str, names: typing.Iterable[str]) -> str:
 
 
 def _describe(marked: MarkedValue, model: type[BaseModel], detail: dict[str, Any]) -> tuple[str, str]:
-    location, names = _walk(model, detail["loc"])
+    location, names = walk(model, detail["loc"])
     where = marked.where(location)
     kind, found = detail["type"], detail.get("input")
     if kind == "extra_forbidden":
@@ -153,7 +154,7 @@ def _describe(marked: MarkedValue, model: type[BaseModel], detail: dict[str, Any
     return where, f"{message[0].lower()}{message[1:]}; found {found!r}" if kind != "value_error" else message
 
 
-def _walk(annotation: Any, location: Location) -> tuple[Location, list[str]]:
+def walk(annotation: Any, location: Iterable[str | int]) -> tuple[Location, list[str]]:
     """A pydantic location without union tags, and the keys that are right at its last step."""
     clean: list[str | int] = []
     names: list[str] = []

@@ -11,6 +11,7 @@ from typing import Any
 from vila_data.core.fates import Funnel
 from vila_data.core.receipts import Receipt
 from vila_data.core.store import Store
+from vila_data.corpora.source import PIPE
 from vila_data.shard.manifest import Manifest
 from vila_data.view.token_rows import left_out
 from vila_data.workflow.plan import CorpusPlan
@@ -94,9 +95,13 @@ def corpus_funnel(
     read = _sum(committed[stages[0]], "records")
     entered = sum(read.values())
     funnel.add("select", "records", "kept", entered)
-    if plan.rows > entered:
-        funnel.add("select", "records", "dropped:preselect", plan.rows - entered)
-    funnel.check("select", "records", plan.rows)
+    rows = plan.rows
+    for part, receipt in zip(plan.parts, committed[stages[0]], strict=True):
+        if part.file.startswith(PIPE):  # its rows were not counted before
+            rows += sum(receipt.counts["records"].values()) - (part.stop - part.start)
+    if rows > entered:
+        funnel.add("select", "records", "dropped:preselect", rows - entered)
+    funnel.check("select", "records", rows)
     _add(funnel, stages[0], "records", read)
     funnel.check(stages[0], "records", funnel.kept("select", "records"))
     _add(funnel, stages[0], "images", _sum(committed[stages[0]], "images"))

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+from braceexpand import braceexpand
 
 from vila_data.core.errors import RecipeError
 from vila_data.corpora.config import CorpusConfig, TextConfig
 from vila_data.corpora.hub import NoDataFiles, data_files
 from vila_data.corpora.rows import unreadable
+from vila_data.corpora.source import PIPE
 from vila_data.filter.config import FilterConfig
 from vila_data.shard.config import VIEWS, ShardSet
 from vila_data.workflow.marked_yaml import Location, MarkedValue
 
 _BY_ADDRESS = ("coyo", "img2dataset")
+_TARS = ("mmc4", "img2dataset")
 _NOT_ROWS = ("mmc4", "coyo", "img2dataset", "flickr8k")
 
 
@@ -104,15 +107,32 @@ def _files(config: CorpusConfig, marked: MarkedValue, location: Location, folder
     files: list[str] = []
     for index, pattern in enumerate(config.files):
         where = marked.where((*location, index))
-        found = _matches(pattern, folder)
-        if not found:
-            raise RecipeError(where, f"{pattern!r} matches no file (looked in {folder})")
+        if pattern.startswith(PIPE) and config.kind not in _TARS:
+            raise RecipeError(where, f"a pipe is read as a tar, which kinds {' and '.join(_TARS)} take: write a file")
+        found = []
+        for name in _expanded(pattern, where):
+            matching = [name] if name.startswith(PIPE) else _matches(name, folder)
+            if not matching:
+                raise RecipeError(where, f"{name!r} matches no file (looked in {folder})")
+            found += matching
         for file in found:
             problem = None if config.kind in _NOT_ROWS else unreadable(file)
             if problem is not None:
                 raise RecipeError(where, f"{os.path.basename(file)}: {problem}")
         files += [file for file in found if file not in files]
     return tuple(files)
+
+
+def _expanded(pattern: str, where: str) -> list[str]:
+    """The patterns that braces stand for, as in webdataset.
+
+    Raises:
+        RecipeError: a brace is not closed.
+    """
+    try:
+        return list(braceexpand(pattern)) if "{" in pattern else [pattern]
+    except ValueError as error:
+        raise RecipeError(where, f"{pattern!r}: {error}") from error
 
 
 def _matches(pattern: str, folder: Path) -> list[str]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import operator
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, PlainValidator, ValidationError
 
 from vila_data.batch.normalization import Normalization
 from vila_data.batch.pixels import ImageOptions
@@ -26,7 +24,7 @@ from vila_data.loader.assemble import Rows
 from vila_data.loader.faults import FaultBudget
 from vila_data.loader.feed import FeedSpec
 from vila_data.loader.loader import LoaderOptions, StreamLoader
-from vila_data.loader.pool import Patience
+from vila_data.loader.pool import Patience, Seconds
 from vila_data.loader.ranks import Ranks, ranks_here
 from vila_data.loader.state import StreamIdentity
 from vila_data.order.released import released_blend, rows_at_most
@@ -34,10 +32,9 @@ from vila_data.order.sequence import PackSequence
 from vila_data.order.share import Share
 from vila_data.order.sources import read_blended_sets
 from vila_data.workflow.encoding import ready_tokenizer
-from vila_data.workflow.marked_yaml import nearest
+from vila_data.workflow.marked_yaml import nearest, walk
 from vila_data.workflow.recipe import Recipe, load_recipe
 
-Model = TypeVar("Model", bound=StrictModel)
 _MOST_WORKERS = 8
 log = logging.getLogger("vila_data.loader")
 
@@ -80,66 +77,134 @@ def stream(
         UsageError: the recipe has no pack or blend, its sets are not in the run or not encoded with this tokenizer, or
             the call makes no sense.
     """
-    ranks = _ranks(rank, world_size, _flag("check_ranks", check_ranks))
-    batch_size, epoch = _whole("batch_size", batch_size, 1), _whole("epoch", epoch, 0)
-    prefetch_mb = _whole("prefetch_mb", prefetch_mb, 0)
+    call = _Call.of(locals())
+    ranks, normalization = call.ranks(), call.normalization()
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, find_corpora=False)
-    options = LoaderOptions(
-        num_workers=min(_MOST_WORKERS, max(1, cpu_count() - 1))
-        if num_workers is None
-        else _whole("num_workers", num_workers, 0),
-        device=None if device is None else _device(device),
-        fault_budget=_model(FaultBudget, fault_budget, "fault_budget"),
-        patience=_patience(patience),
-        report_every_s=_seconds("report_every_s", report_every_s),
-        ranks=ranks,
-        restart=_flag("restart", restart),
-    )
-    how = _How(
-        Share(ranks.rank, ranks.world_size, batch_size),
-        *_image(image),
-        read=_model(ReadOptions, read, "read"),
-        limit_bytes=prefetch_mb * 1_000_000,
-    )
-    seed = recipe.seed if seed is None else _whole("seed", seed, None)
-    return _open(recipe, Store(os.fspath(run)), tokenizer, seed, epoch, how, options)
+    return _open(recipe, Store(os.fspath(run)), tokenizer, call, ranks, normalization)
 
 
-@dataclass(frozen=True)
-class _How:
-    """Who reads, and how."""
+def _torch_device(name: Any) -> torch.device:
+    try:
+        found = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"one that torch knows ({str(error).splitlines()[0]})") from error
+    if found.type == "cuda" and not 0 <= (found.index or 0) < torch.cuda.device_count():
+        raise ValueError(f"one of the {torch.cuda.device_count()} GPUs that torch {torch.__version__} sees here")
+    return found
 
-    share: Share
-    image: ImageOptions
-    normalization: Normalization | None
-    read: ReadOptions
-    limit_bytes: int
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class _Call(StrictModel):
+    """The arguments of `stream`, except for what it opens. Without a default: those that may not be None."""
+
+    rank: Count | None = None
+    world_size: Positive | None = None
+    batch_size: Positive
+    num_workers: Count = Field(default_factory=lambda: min(_MOST_WORKERS, max(1, cpu_count() - 1)))
+    image: ImageOptions = ImageOptions()
+    device: Annotated[torch.device | None, PlainValidator(_torch_device)] = None
+    epoch: Count
+    seed: int | None = None
+    fault_budget: FaultBudget = FaultBudget()
+    read: ReadOptions = ReadOptions()
+    prefetch_mb: Count
+    patience: Patience = Patience()
+    report_every_s: Seconds
+    restart: bool
+    check_ranks: bool
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> _Call:
+        """The values of a call; numbers of numpy and torch, mappings and models are taken as Python's.
+
+        Raises:
+            UsageError: one of them cannot be; one sentence.
+        """
+        given = {
+            name: arguments[name]
+            for name, field in cls.model_fields.items()
+            if field.is_required() or arguments[name] is not None
+        }
+        try:
+            return cls.model_validate_json(json.dumps(given, default=_plain))
+        except ValidationError as error:
+            raise UsageError(f"stream: {_sentence(error.errors(include_url=False)[0])}") from error
+        except (TypeError, ValueError) as error:  # json's own, of keys that are no texts and of cycles
+            raise UsageError(f"stream: mappings must have texts as keys and plain values, found {error}") from error
+
+    def ranks(self) -> Ranks:
+        """Rank and world size as given, or as the process knows them.
+
+        Raises:
+            UsageError: one of them is missing, here or in the environment.
+        """
+        if self.rank is None and self.world_size is None:
+            return ranks_here(os.environ)
+        if self.rank is None or self.world_size is None:
+            raise UsageError("stream: rank and world_size must be given together, found one of them")
+        return Ranks(self.rank, self.world_size, "arguments", self.check_ranks)
+
+    def normalization(self) -> Normalization | None:
+        """What `image` says of it.
+
+        Raises:
+            UsageError: it is incomplete, or its processor cannot be read.
+        """
+        try:
+            return self.image.normalization()
+        except UsageError as error:
+            raise UsageError(f"stream: image: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON does not know, as one that it does."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(exclude_unset=True)
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value.tolist() if hasattr(value, "tolist") else str(value)  # of numpy or torch; a path, a device
+
+
+def _sentence(problem: Any) -> str:
+    """What pydantic found wrong, as "NAME must be …, found …"."""
+    where, kind = [str(step) for step in problem["loc"]], problem["type"]
+    if kind == "extra_forbidden":
+        return f"{'.'.join(where[:-1])}: unknown key {where[-1]!r}{nearest(where[-1], walk(_Call, where)[1])}"
+    wanted = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    if kind == "model_type":
+        wanted = f"a mapping of {', '.join(walk(_Call, [*where, ''])[1])}"
+    return f"{'.'.join(where)} must be {wanted}, found {problem['input']!r}"
 
 
 def _open(
-    recipe: Recipe, store: Store, tokenizer: Any, seed: int, epoch: int, how: _How, options: LoaderOptions
+    recipe: Recipe, store: Store, tokenizer: Any, call: _Call, ranks: Ranks, normalization: Normalization | None
 ) -> StreamLoader:
     """Find the blend's sets in the run, and put a loader over them."""
     if recipe.pack is None or recipe.blend is None:
         missing = "pack" if recipe.pack is None else "blend"
         raise UsageError(f"{recipe.name}: the recipe has no `{missing}:`, so there is nothing to stream")
+    share = Share(ranks.rank, ranks.world_size, call.batch_size)
+    seed = recipe.seed if call.seed is None else call.seed
     words = _tokenizer(tokenizer, recipe.pack)
     sets = read_blended_sets(store, recipe.blend, recipe.pack, words)
     pack = recipe.pack
     views = [found.shards.view for found in sets.sets]
-    blend = released_blend(recipe.blend, pack, views, how.share.world_size)
+    blend = released_blend(recipe.blend, pack, views, share.world_size)
     if pack.semantics == "released_code":
-        left_out = PackSequence(blend, pack, sets.lengths, seed=seed, epoch=epoch).report().events
-        for event in left_out if how.share.rank == 0 else ():
+        left_out = PackSequence(blend, pack, sets.lengths, seed=seed, epoch=call.epoch).report().events
+        for event in left_out if share.rank == 0 else ():
             log.warning("blend: %s: %s", event.source, event.followed)
     rows = Rows(
-        rows_at_most(blend, pack, how.share.batch_size),
+        rows_at_most(blend, pack, share.batch_size),
         pack.sequence_length,
         pack.tokens_per_image,
         words.pad_id,
         as_packed=pack.semantics == "released_code",
         trains_first_label=pack.semantics == "released_code",
-        normalization=how.normalization,
+        normalization=normalization,
     )
     spec = FeedSpec(
         store=store.url,
@@ -147,14 +212,23 @@ def _open(
         pack=recipe.pack,
         sets=tuple(sets.sets),
         seed=seed,
-        epoch=epoch,
-        share=how.share,
+        epoch=call.epoch,
+        share=share,
         rows=rows,
-        image=how.image,
-        read=how.read,
-        limit_bytes=how.limit_bytes,
+        image=call.image.padded_for(normalization),
+        read=call.read,
+        limit_bytes=call.prefetch_mb * 1_000_000,
     )
     identity = StreamIdentity.of(recipe.blend, recipe.pack, seed, sets.sets, sets.lengths)
+    options = LoaderOptions(
+        num_workers=call.num_workers,
+        device=call.device,
+        fault_budget=call.fault_budget,
+        patience=call.patience,
+        report_every_s=call.report_every_s,
+        ranks=ranks,
+        restart=call.restart,
+    )
     return StreamLoader(spec, sets.lengths, identity, options)
 
 
@@ -166,103 +240,7 @@ def _tokenizer(given: Any, pack: PackConfig) -> TextTokenizer:
     if isinstance(given, str | os.PathLike):
         return ready_tokenizer(pack.model_copy(update={"tokenizer": os.fspath(given)}))
     if not getattr(given, "is_fast", False):
-        raise UsageError(f"stream: tokenizer of type {type(given).__name__}: give a path, a hub id or a fast tokenizer")
-    return TextTokenizer(str(getattr(given, "name_or_path", "")) or "as given", given)
-
-
-def _model(kind: type[Model], value: Any, what: str) -> Model:
-    """A value object of the keys given.
-
-    Raises:
-        UsageError: a key is unknown or its value cannot be.
-    """
-    if isinstance(value, kind):
-        return value
-    if not isinstance(value, Mapping | None):
-        raise UsageError(f"stream: {what}: found {value!r}: give a mapping of {', '.join(kind.model_fields)}")
-    try:
-        return kind.model_validate_json(json.dumps(dict(value or {}), default=_plain))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            raise UsageError(f"stream: {what}: unknown key {key!r}{nearest(key, kind.model_fields)}") from error
-        message = first["msg"][0].lower() + first["msg"][1:]
-        raise UsageError(f"stream: {what}: {key}: {message}; found {first['input']!r}") from error
-
-
-def _plain(value: Any) -> Any:
-    """Numbers of numpy or torch as Python's, a path as text."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)
-
-
-def _image(value: ImageOptions | Mapping[str, Any] | None) -> tuple[ImageOptions, Normalization | None]:
-    """The options, with the background that goes with the normalization; and the normalization, if they say it."""
-    options = _model(ImageOptions, value, "image")
-    try:
-        normalization = options.normalization()
-    except UsageError as error:
-        raise UsageError(f"stream: image: {error}") from error
-    return options.padded_for(normalization), normalization
-
-
-def _patience(value: Patience | Mapping[str, float] | None) -> Patience:
-    if isinstance(value, Patience):
-        return value
-    known = [field.name for field in fields(Patience)]
-    if not isinstance(value, Mapping | None):
-        raise UsageError(f"stream: patience: found {value!r}: give a mapping of {', '.join(known)}")
-    for key in value or {}:
-        if key not in known:
-            raise UsageError(f"stream: patience: unknown key {key!r}{nearest(str(key), known)}")
-    return Patience(**{key: _seconds(f"patience: {key}", given) for key, given in (value or {}).items()})
-
-
-def _seconds(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-        raise UsageError(f"stream: {name} {value!r}: give seconds, 0 or more")
-    return float(value)
-
-
-def _whole(name: str, value: Any, least: int | None) -> int:
-    """The value as Python's int, since it goes into states and other processes; numpy's are taken too."""
-    try:
-        found = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        found = None
-    if found is None or (least is not None and found < least):
-        rule = "a whole number" if least is None else f"a whole number, {least} or more"
-        raise UsageError(f"stream: {name} {value!r}: give {rule}")
-    return found
-
-
-def _device(device: torch.device | str) -> torch.device:
-    """The device, which is there.
-
-    Raises:
-        UsageError: torch knows none of this name, or this machine has none.
-    """
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise UsageError(f"stream: device {device!r}: {str(error).splitlines()[0]}") from error
-    if found.type == "cuda" and not 0 <= (found.index or 0) < torch.cuda.device_count():
         raise UsageError(
-            f"stream: device {str(found)!r}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs here"
+            f"stream: tokenizer must be a path, a hub id or a fast tokenizer, found one of type {type(given).__name__}"
         )
-    return found
-
-
-def _ranks(rank: int | None, world_size: int | None, checked: bool) -> Ranks:
-    """Rank and world size as given, or as the process knows them."""
-    if (rank is None) != (world_size is None):
-        raise UsageError("stream: give both rank and world_size, or neither")
-    if rank is None or world_size is None:
-        return ranks_here(os.environ)
-    return Ranks(_whole("rank", rank, 0), _whole("world_size", world_size, 1), "arguments", checked)
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise UsageError(f"stream: {name} {value!r}: give True or False")
-    return value
+    return TextTokenizer(str(getattr(given, "name_or_path", "")) or "as given", given)
