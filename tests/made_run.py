@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
-from vila_data.core.layout import Part, record_key
+from vila_data.core.layout import Part, parts_list, record_key
 from vila_data.core.receipts import committing
 from vila_data.core.records import ImageRef, Record, record_to_json
 from vila_data.core.schemas import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS, SCORE_IMAGES
@@ -28,6 +29,9 @@ from vila_data.shard.config import ShardSet
 from vila_data.shard.layout import SampleRefs, lay_out
 from vila_data.shard.manifest import Manifest, finish_set
 from vila_data.shard.write import ShardJob, write_shard
+from vila_data.workflow.lock import lock_value, write_lock
+from vila_data.workflow.plan import CorpusPlan
+from vila_data.workflow.recipe import Recipe
 
 SEED = 17
 MAX_BYTES = 60_000
@@ -185,7 +189,21 @@ def filtered_parts(
         part = write_part(store, corpus, index, items[first : first + part_size])
         filter_part(store, part, rules or Rules(), scored, None, "test")
         parts.append(part)
+    write_parts_list(store, corpus, parts)
     return parts
+
+
+def write_parts_list(store: Store, corpus: str, parts: Sequence[Part]) -> None:
+    """The parts of a corpus, as a run commits them before it downloads."""
+    rows = sum(part.stop - part.start for part in parts)
+    value = {"inputs": "test", **asdict(CorpusPlan(corpus, rows, rows, tuple(parts)))}
+    store.commit_bytes(json.dumps(value).encode(), parts_list(corpus))
+
+
+def write_lock_of(store: Store, recipe: Recipe) -> Recipe:
+    """The lock of a run of this recipe, without fingerprints of its inputs."""
+    write_lock(store, lock_value(recipe, None, {}, {}, None))
+    return recipe
 
 
 def jobs_of(name: str, config: ShardSet, parts: Sequence[Part], shards: Sequence[SampleRefs]) -> list[ShardJob]:

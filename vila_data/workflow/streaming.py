@@ -33,6 +33,7 @@ from vila_data.order.sequence import PackSequence
 from vila_data.order.share import Share
 from vila_data.order.sources import read_blended_sets
 from vila_data.ranges.reader import ReadOptions
+from vila_data.runs.run import Run, open_run
 from vila_data.workflow.encoding import ready_tokenizer
 from vila_data.workflow.marked_yaml import nearest
 from vila_data.workflow.recipe import Recipe, load_recipe
@@ -43,8 +44,8 @@ log = logging.getLogger("vila_data.loader")
 
 
 def stream(
-    recipe: Recipe | str | os.PathLike[str],
-    run: str | os.PathLike[str],
+    recipe: Recipe | Run | str | os.PathLike[str],
+    run: Run | str | os.PathLike[str] | None = None,
     tokenizer: Any = None,
     *,
     rank: int | None = None,
@@ -63,9 +64,10 @@ def stream(
     restart: bool = False,
     check_ranks: bool = True,
 ) -> StreamLoader:
-    """A loader of the packed batches of a recipe's blend, from the shards and token files of a finished run.
+    """A loader of the packed batches of a blend, from the shards and token files of a finished run.
 
-    run: folder or fsspec URL. tokenizer: the recipe's unless given (a path, a hub id or a fast Hugging Face tokenizer);
+    ``stream("runs/demo", …)`` reads the blend of a run (a path, a URL or a Run), ``stream(recipe, run=…)`` another one over
+    the same shards. tokenizer: the recipe's unless given (a path, a hub id or a fast Hugging Face tokenizer);
     it must be the one that the run was encoded with. rank, world_size: of torch.distributed where it is initialized,
     else of the environment's RANK and WORLD_SIZE, else 0 of 1. When an iteration begins they are compared with
     torch.distributed's, which a loader takes over that was told none; check_ranks: whether given ones must agree (False
@@ -77,13 +79,13 @@ def stream(
     finished batches that wait at most. patience: say_s and end_s, seconds that a batch is waited for.
 
     Raises:
-        UsageError: the recipe has no pack or blend, its sets are not in the run or not encoded with this tokenizer, or
-            the call makes no sense.
+        UsageError: there is no run, the recipe has no pack or blend, its sets are not in the run or not encoded with
+            this tokenizer, or the call makes no sense.
     """
     ranks = _ranks(rank, world_size, _flag("check_ranks", check_ranks))
     batch_size, epoch = _whole("batch_size", batch_size, 1), _whole("epoch", epoch, 0)
     prefetch_mb = _whole("prefetch_mb", prefetch_mb, 0)
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, find_corpora=False)
+    recipe, run = _opened(recipe, run)
     options = LoaderOptions(
         num_workers=min(_MOST_WORKERS, max(1, cpu_count() - 1))
         if num_workers is None
@@ -102,7 +104,23 @@ def stream(
         limit_bytes=prefetch_mb * 1_000_000,
     )
     seed = recipe.seed if seed is None else _whole("seed", seed, None)
-    return _open(recipe, Store(os.fspath(run)), tokenizer, seed, epoch, how, options)
+    return _open(recipe, run.store, tokenizer, seed, epoch, how, options)
+
+
+def _opened(
+    recipe: Recipe | Run | str | os.PathLike[str], run: Run | str | os.PathLike[str] | None
+) -> tuple[Recipe, Run]:
+    """The recipe whose blend is streamed, and the run that has its shards."""
+    if run is not None:
+        if isinstance(recipe, Run):
+            raise UsageError("stream: found two runs; pass one, alone or with a recipe")
+        opened = open_run(run)
+        return recipe if isinstance(recipe, Recipe) else load_recipe(recipe, find_corpora=False), opened
+    if isinstance(recipe, Recipe) or str(recipe).endswith((".yaml", ".yml")):
+        name = recipe.name if isinstance(recipe, Recipe) else recipe
+        raise UsageError(f"stream: {name} is a recipe; pass run= too, or the directory of its finished run alone")
+    opened = open_run(recipe)
+    return opened.recipe, opened
 
 
 @dataclass(frozen=True)
