@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -144,6 +145,7 @@ def write_part(store: Store, corpus: str, index: int, items: Sequence[Item | Non
                 digest = hashlib.sha256(data).hexdigest()
                 records.append((row, one.record.record_id, "ok", None, None, *sizes, digest))
             tar.finish()
+        outputs.counts.update(images=_fates(images, 4), records=_fates(records, 2))
         pq.write_table(_table(images, DOWNLOAD_IMAGES), outputs.path(part.images_table()))
         pq.write_table(_table(records, DOWNLOAD_RECORDS), outputs.path(part.records_table()))
         pq.write_table(_table(scores, SCORE_IMAGES), outputs.path(part.scores_table()))
@@ -166,6 +168,11 @@ def _score_row(row: int, one: Item, number: int) -> tuple[Any, ...]:
     scored = similarity is not None
     head = (row, one.record.record_id, number, scored, similarity, matched)
     return (*head, matched if scored else None, similarity, None)
+
+
+def _fates(rows: list[tuple[Any, ...]], status: int) -> dict[str, int]:
+    """Counts of ``ok`` and ``failed:<error>``; the error is beside the status."""
+    return dict(Counter("ok" if row[status] == "ok" else f"failed:{row[status + 1]}" for row in rows))
 
 
 def _table(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:

@@ -75,7 +75,7 @@ def test_sets_and_token_files(run_folder: Path, truth: MadeRun) -> None:
     ("ask", "said"),
     [
         (lambda run: run.parts("webb"), r"the run has no corpus 'webb'; nearest: web"),
-        (lambda run: run.tokens("x"), r"the run has no shard set 'x'; one of: docs, docs_pairs, pairs, chat"),
+        (lambda run: run.tokens("x"), r"the run has no shard set 'x'; one of: chat, docs, docs_pairs, pairs"),
         (lambda run: run.open_set("docs"), r"set 'docs' is not finished: finish the run first: vila-data run RECIPE --out"),
         (lambda run: run.tokens("docs"), r"set 'docs' has no token files of tokenizer"),
         (lambda run: run.recipe_with(["filter.images.min_side=3"]), r"recipe.lock.yaml:\d+ .*nearest: min_side_px"),
@@ -118,8 +118,8 @@ def places(folder: Path, run_folder: Path) -> dict[str, tuple[Path, str]]:
     return {
         "nothing": (folder / "none", "does not exist: make a run with vila-data run RECIPE --out"),
         "recipe": (folder / "recipe.yaml", "is a recipe, not a run: give the directory"),
-        "empty": (folder / "empty", r"is not a run \(it has no recipe.lock.yaml\): give a run's directory"),
-        "lock lost": (folder / "lost", r"\(it has no recipe.lock.yaml\); it has a run.json: restore the lock"),
+        "empty": (folder / "empty", r"is not a run \(it has no recipe.lock.yaml\): give the directory of a run"),
+        "lock lost": (folder / "lost", "has lost its recipe.lock.yaml: restore that file"),
         "set": (folder / "alone", r"is a shard set, not a run .*: give the directory of its run"),
         "set inside": (run_folder / "shards" / "docs", inside),
         "sets": (run_folder / "shards", inside),

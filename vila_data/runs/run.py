@@ -242,8 +242,7 @@ def _no_run(store: Store) -> str:
         return f"{store.url}: is a shard set, not a run (it has no {LOCK}): give the directory of its run"
     if not store.exists(""):
         return f"{store.url}: does not exist: make a run with vila-data run RECIPE --out {store.url}"
-    lost = f"; it has a {RUN_JSON}: restore the lock" if store.size(RUN_JSON) is not None else ""
-    return (
-        f"{store.url}: is not a run (it has no {LOCK}){lost}: give a run's directory, or make one with vila-data run RECIPE --out "
-        "DIRECTORY"
-    )
+    if store.size(RUN_JSON) is not None:
+        return f"{store.url}: has lost its {LOCK}: restore that file, or make the run again with another --out"
+    make = "make one with vila-data run RECIPE --out DIRECTORY"
+    return f"{store.url}: is not a run (it has no {LOCK}): give the directory of a run, or {make}"

@@ -79,8 +79,7 @@ def stream(
     finished batches that wait at most. patience: say_s and end_s, seconds that a batch is waited for.
 
     Raises:
-        UsageError: there is no run, the recipe has no pack or blend, its sets are not in the run or not encoded with
-            this tokenizer, or the call makes no sense.
+        UsageError: no run; no pack or blend; sets that are not there or not encoded with this tokenizer; a wrong value.
     """
     ranks = _ranks(rank, world_size, _flag("check_ranks", check_ranks))
     batch_size, epoch = _whole("batch_size", batch_size, 1), _whole("epoch", epoch, 0)
