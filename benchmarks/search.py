@@ -82,7 +82,7 @@ def _unit(vectors_ND: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def part(number: int, corpus: str = CORPUS) -> Part:
-    return Part(corpus, number, "", "", 0, 0, 0, "")
+    return Part.named(corpus, number)
 
 
 def embedded(store: Store, kind: Kind = "images") -> list[EmbeddedPart]:

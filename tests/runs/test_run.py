@@ -59,6 +59,11 @@ def test_what_is_committed_is_what_has_a_receipt(run_folder: Path, tmp_path: Pat
     (tmp_path / "run" / lost.receipt("filter")).unlink()
     assert run.committed("filter", "web") == (run.parts("web")[0], run.parts("web")[2])
     assert [receipt is None for receipt in run.receipts("filter", "web")] == [False, True, False]
+    (tmp_path / "run" / "download" / "web" / "parts.json").unlink()
+    by_name = vd.open_run(tmp_path / "run")
+    assert by_name.parts("web") == ()
+    assert [part.index for part in by_name.committed("filter", "web")] == [0, 2]
+    assert by_name.part_table(by_name.committed("filter", "web")[1], "fates").num_rows > 0
 
 
 def test_sets_and_token_files(run_folder: Path, truth: MadeRun) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -29,6 +30,7 @@ from vila_data.workflow.report import RUN_JSON, corpus_funnel, read_run_json
 
 PartStage = Literal["download", "score", "filter"]
 PartTable = Literal["images", "records", "fates"]
+_RECEIPT: Final = re.compile(r"/part-(\d+)\.json$")
 _LEVELS: Final = 5
 """Directories above a path in which its run is looked for: tokens/<tokenizer>/<set>/<encoding>/<file>."""
 
@@ -103,9 +105,16 @@ class Run:
         return () if plan is None else plan.parts
 
     def committed(self, stage: PartStage, corpus: str) -> tuple[Part, ...]:
-        """The parts of a corpus that have a receipt of a stage, found by one listing."""
+        """The parts of a corpus that have a receipt of a stage, found by one listing.
+
+        Where the list of parts is gone, as in a copy without download/, they are known by name alone.
+        """
         there = set(self.store.files(f"{stage}/{corpus}"))
-        return tuple(part for part in self.parts(corpus) if part.receipt(stage) in there)
+        parts: Iterable[Part] = self.parts(corpus)
+        if self.plan(corpus) is None:
+            numbers = sorted(int(found[1]) for path in there if (found := _RECEIPT.search(path)))
+            parts = (Part.named(corpus, number) for number in numbers)
+        return tuple(part for part in parts if part.receipt(stage) in there)
 
     def receipts(self, stage: PartStage, corpus: str) -> list[Receipt | None]:
         """The receipts of a stage, one per part of the corpus; None for a part that is not committed."""
