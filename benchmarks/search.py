@@ -33,7 +33,7 @@ from vila_data.score.embeddings import embedding_paths
 from vila_data.search import index
 from vila_data.search.exact import Slice, search_exact
 from vila_data.search.ranking import Ranking
-from vila_data.search.vectors import EmbeddedPart, find_parts
+from vila_data.search.vectors import EmbeddedPart, Kind, find_parts
 
 SEED = 17
 CORPUS = "made"
@@ -81,12 +81,22 @@ def _unit(vectors_ND: NDArray[Any]) -> NDArray[np.float32]:
     return found
 
 
+def part(number: int, corpus: str = CORPUS) -> Part:
+    return Part.named(corpus, number)
+
+
+def embedded(store: Store, kind: Kind = "images") -> list[EmbeddedPart]:
+    """The parts that `write_embeddings` has written."""
+    count = sum(path.endswith(".json") for path in store.files(f"score/{CORPUS}"))
+    return find_parts(store, map(part, range(count)), kind)
+
+
 def write_embeddings(store: Store, vectors: Iterator[NDArray[np.float32]], corpus: str = CORPUS) -> None:
     """A part for each array of vectors, as the score stage leaves it, without metadata."""
     for number, vectors_ND in enumerate(vectors):
-        part = Part(corpus, number, "", "", 0, 0, 0, "")
-        with committing(store, part.receipt("score"), "made") as outputs:
-            images, texts, _ = embedding_paths(part)
+        made = part(number, corpus)
+        with committing(store, made.receipt("score"), "made") as outputs:
+            images, texts, _ = embedding_paths(made)
             for path in (images, texts):
                 with open(outputs.path(path), "wb") as stream:
                     np.save(stream, vectors_ND.astype("<f2"))
@@ -194,7 +204,7 @@ def _seconds(work: Callable[[], Any]) -> float:
 def run_step(name: str, folder: Path, rows: int) -> dict[str, Any]:
     """In a process of its own: a step's figures, and the memory that it added to the imports'."""
     store = Store(str(folder))
-    parts = find_parts(store, CORPUS, "images")
+    parts = embedded(store)
     if name != "exact":
         import faiss  # noqa: F401
     before = _most_memory_mb()

@@ -46,8 +46,10 @@ from vila_data.shard.config import ShardSet  # noqa: E402
 from vila_data.shard.manifest import Manifest  # noqa: E402
 from vila_data.shard.read import open_shards  # noqa: E402
 from vila_data.workflow.encoding import encode_sets  # noqa: E402
+from vila_data.workflow.lock import lock_value, write_lock  # noqa: E402
+from vila_data.workflow.recipe import load_recipe  # noqa: E402
 
-VERSION = 5  # of what is written, so that a folder of another version is not taken
+VERSION = 6  # of what is written, so that a folder of another version is not taken
 SEED = 17
 SIDE = 336
 TEXTURES, CROPS = 64, 4
@@ -88,6 +90,8 @@ def made_run(
     encode_all(store, config, manifests)
     for blend, names in BLENDS.items():
         (folder / f"{blend}.yaml").write_text(recipe_text(blend, names, samples))
+    recipe = load_recipe(folder / "mixed.yaml", find_corpora=False)
+    write_lock(store, lock_value(recipe, None, {}, {}, None))
     for name in SETS if peers else ():
         write_parquet(folder, name)
         link_for_energon(folder, name)

@@ -19,9 +19,10 @@ from tests.made_run import (
     filtered_parts,
     make_set,
     pairs,
+    write_lock_of,
 )
 from vila_data.core.store import Store
-from vila_data.workflow.lock import lock_value, write_lock
+from vila_data.runs.run import Run
 from vila_data.workflow.previewing import Choice, PreviewReport
 from vila_data.workflow.previewing.choose import choose
 from vila_data.workflow.previewing.run import RunSource
@@ -43,18 +44,16 @@ RECIPE: dict[str, Any] = {
 
 
 def lock(store: Store, recipe: dict[str, Any]) -> Recipe:
-    made = Recipe.model_validate(recipe, strict=False)
-    write_lock(store, lock_value(made, None, {}, {}, None))
-    return made
+    return write_lock_of(store, Recipe.model_validate(recipe, strict=False))
 
 
 @dataclass(frozen=True)
-class Run:
+class MadePreview:
     store: Store
     items: dict[str, list[Item | None]]
 
 
-def make(folder: str) -> Run:
+def make(folder: str) -> MadePreview:
     """40 documents and a row that is none, 60 pairs, 50 conversations; some dropped by each rule."""
     store = Store(folder)
     recipe = lock(store, RECIPE)
@@ -66,16 +65,16 @@ def make(folder: str) -> Run:
         for set_name, config in SETS.items():
             if config.corpus == name:
                 make_set(store, parts, set_name, config)
-    return Run(store, items)
+    return MadePreview(store, items)
 
 
 def ids(report: PreviewReport) -> list[str]:
     return [record_id for _, record_id in report.ids]
 
 
-def chosen(run: Run, choice: Choice) -> list[tuple[str, str]]:
+def chosen(run: MadePreview, choice: Choice) -> list[tuple[str, str]]:
     """(corpus, record_id) of what a choice means, without drawing it."""
-    source = RunSource(run.store)
+    source = RunSource(Run(run.store))
     found = choose(source, choice, lambda records: None)
     return [
         (source.corpora[place.corpus], source.record_ids(place.corpus, place.part)[place.row].as_py())
@@ -83,7 +82,7 @@ def chosen(run: Run, choice: Choice) -> list[tuple[str, str]]:
     ]
 
 
-def fates(run: Run, corpus: str) -> dict[str, list[tuple[int | None, str, str | None]]]:
+def fates(run: MadePreview, corpus: str) -> dict[str, list[tuple[int | None, str, str | None]]]:
     """(image, fate, reason) of each record of a corpus, from its tables."""
     found: dict[str, list[tuple[int | None, str, str | None]]] = {}
     for path in run.store.files(f"filter/{corpus}"):
@@ -94,7 +93,7 @@ def fates(run: Run, corpus: str) -> dict[str, list[tuple[int | None, str, str | 
     return found
 
 
-def similarities(run: Run) -> dict[str, list[float]]:
+def similarities(run: MadePreview) -> dict[str, list[float]]:
     every = [one for items in run.items.values() for one in items if one is not None]
     return {one.record.record_id: [value for value in one.similarities if value is not None] for one in every}
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
-from vila_data.core.layout import Part, record_key
+from vila_data.core.layout import Part, parts_list, record_key
 from vila_data.core.receipts import committing
 from vila_data.core.records import ImageRef, Record, record_to_json
 from vila_data.core.schemas import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS, SCORE_IMAGES
@@ -28,6 +30,9 @@ from vila_data.shard.config import ShardSet
 from vila_data.shard.layout import SampleRefs, lay_out
 from vila_data.shard.manifest import Manifest, finish_set
 from vila_data.shard.write import ShardJob, write_shard
+from vila_data.workflow.lock import lock_value, write_lock
+from vila_data.workflow.plan import CorpusPlan
+from vila_data.workflow.recipe import Recipe
 
 SEED = 17
 MAX_BYTES = 60_000
@@ -140,6 +145,7 @@ def write_part(store: Store, corpus: str, index: int, items: Sequence[Item | Non
                 digest = hashlib.sha256(data).hexdigest()
                 records.append((row, one.record.record_id, "ok", None, None, *sizes, digest))
             tar.finish()
+        outputs.counts.update(images=_fates(images, 4), records=_fates(records, 2))
         pq.write_table(_table(images, DOWNLOAD_IMAGES), outputs.path(part.images_table()))
         pq.write_table(_table(records, DOWNLOAD_RECORDS), outputs.path(part.records_table()))
         pq.write_table(_table(scores, SCORE_IMAGES), outputs.path(part.scores_table()))
@@ -164,6 +170,11 @@ def _score_row(row: int, one: Item, number: int) -> tuple[Any, ...]:
     return (*head, matched if scored else None, similarity, None)
 
 
+def _fates(rows: list[tuple[Any, ...]], status: int) -> dict[str, int]:
+    """Counts of ``ok`` and ``failed:<error>``; the error is beside the status."""
+    return dict(Counter("ok" if row[status] == "ok" else f"failed:{row[status + 1]}" for row in rows))
+
+
 def _table(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
     columns = list(zip(*rows, strict=True)) or [()] * len(schema)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
@@ -185,7 +196,21 @@ def filtered_parts(
         part = write_part(store, corpus, index, items[first : first + part_size])
         filter_part(store, part, rules or Rules(), scored, None, "test")
         parts.append(part)
+    write_parts_list(store, corpus, parts)
     return parts
+
+
+def write_parts_list(store: Store, corpus: str, parts: Sequence[Part]) -> None:
+    """The parts of a corpus, as a run commits them before it downloads."""
+    rows = sum(part.stop - part.start for part in parts)
+    value = {"inputs": "test", **asdict(CorpusPlan(corpus, rows, rows, tuple(parts)))}
+    store.commit_bytes(json.dumps(value).encode(), parts_list(corpus))
+
+
+def write_lock_of(store: Store, recipe: Recipe) -> Recipe:
+    """The lock of a run of this recipe, without fingerprints of its inputs."""
+    write_lock(store, lock_value(recipe, None, {}, {}, None))
+    return recipe
 
 
 def jobs_of(name: str, config: ShardSet, parts: Sequence[Part], shards: Sequence[SampleRefs]) -> list[ShardJob]:

@@ -4,6 +4,7 @@
     recipe = vd.load_recipe("recipes/sample.yaml")
     report = vd.run(recipe, out="runs/sample")
     shards = vd.open_shards("runs/sample/shards/docs")
+    run = vd.open_run("runs/sample")
 
 Importing the package loads neither torch nor ray, nor anything else that is large.
 """
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vila_data.core.errors import DataError, RecipeError, RunError, StorageError, UsageError, VilaDataError
+    from vila_data.runs.run import Run, open_run
     from vila_data.shard.read import Sample, ShardSetReader, open_shards
     from vila_data.workflow.recipe import Recipe, load_recipe
     from vila_data.workflow.report import RunReport
@@ -29,10 +31,12 @@ _HOMES = {
     "UsageError": "core.errors",
     "VilaDataError": "core.errors",
     "Recipe": "workflow.recipe",
+    "Run": "runs.run",
     "RunReport": "workflow.report",
     "Sample": "shard.read",
     "ShardSetReader": "shard.read",
     "load_recipe": "workflow.recipe",
+    "open_run": "runs.run",
     "open_shards": "shard.read",
     "run": "workflow.run",
     "stream": "workflow.streaming",
@@ -42,6 +46,7 @@ __all__ = [
     "DataError",
     "Recipe",
     "RecipeError",
+    "Run",
     "RunError",
     "RunReport",
     "Sample",
@@ -50,6 +55,7 @@ __all__ = [
     "UsageError",
     "VilaDataError",
     "load_recipe",
+    "open_run",
     "open_shards",
     "run",
     "stream",

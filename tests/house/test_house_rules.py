@@ -34,10 +34,14 @@ FLOOR = {
     "export": 3,
     "search": 3,
     "loader": 4,
-    "workflow": 5,
-    "cli": 6,
+    "runs": 5,
+    "workflow": 6,
+    "cli": 7,
 }
 """A module imports from its own room and from lower floors; rooms of one floor never meet."""
+
+WILL_MOVE = {f"vila_data.workflow.{name}" for name in ("encoding", "lock", "marked_yaml", "plan", "recipe", "report")}
+"""What an opened run needs of `workflow` until these modules are in rooms below `runs`; none of them may import it."""
 
 
 def room_of(path: Path) -> str:
@@ -59,12 +63,19 @@ def test_imports_go_down(path: Path) -> None:
     room = room_of(path)
     for name in imports(path):
         parts = name.split(".")
+        if room == "runs" and ".".join(parts[:3]) in WILL_MOVE:
+            continue
         if parts[0] == "vila_data" and len(parts) > 1 and parts[1] in FLOOR and parts[1] != room:
             assert FLOOR[parts[1]] < FLOOR[room], f"{path}: {room} imports {name}"
 
 
 def test_every_room_has_a_floor() -> None:
     assert {room_of(file) for file in FILES} - {"__init__"} == set(FLOOR)
+
+
+def test_no_room_takes_the_name_of_a_public_function() -> None:
+    """Importing `vila_data.x` would put the package in the function's place."""
+    assert not set(FLOOR) & set(vila_data.__all__)
 
 
 def test_no_import_cycles() -> None:

@@ -10,7 +10,7 @@ import yaml
 
 import vila_data as vd
 from tests.conftest import SAMPLE
-from tests.made_run import SETS, MadeRun, make_run
+from tests.made_run import SETS, MadeRun, make_run, write_lock_of
 from vila_data.core.store import Store
 from vila_data.encode.config import PackConfig
 from vila_data.workflow.encoding import encode_sets
@@ -64,7 +64,7 @@ def made(folder: Path) -> Path:
     """The run that most tests of the loader read; do not write to it."""
     run = make_run(str(folder / "run"))
     encode(run.store, run)
-    write_recipe(folder / "recipe.yaml")
+    write_lock_of(run.store, load_recipe(write_recipe(folder / "recipe.yaml"), find_corpora=False))
     return folder
 
 

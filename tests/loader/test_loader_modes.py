@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.loader.made_stream import BLEND, TOKENIZER, encode, opened, recipe_of
-from tests.made_run import MadeRun, make_run
+from tests.made_run import MadeRun, make_run, write_lock_of
 from vila_data.encode.sequence import IGNORED, IMAGE_ID
 from vila_data.encode.tokenizer import load_tokenizer
 
@@ -25,7 +25,7 @@ def folder_of(run: MadeRun, path: Path, **changes: Any) -> Path:
     shutil.copytree(run.store.url, path / "run")
     copied = MadeRun(type(run.store)(str(path / "run")), run.documents, run.pairs, run.chats, run.parts, run.sets)
     encode(copied.store, copied, changes.get("pack"))
-    recipe_of(path / "recipe.yaml", **changes)
+    write_lock_of(copied.store, recipe_of(path / "recipe.yaml", **changes))
     return path
 
 

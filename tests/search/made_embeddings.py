@@ -29,9 +29,9 @@ def unit(vectors_ND: np.ndarray) -> np.ndarray:
     return (vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True)).astype(np.float32)
 
 
-def write_part(store: Store, corpus: str, index: int, vectors_ND: np.ndarray, *, every_kept: int = 1) -> None:
+def write_part(store: Store, corpus: str, index: int, vectors_ND: np.ndarray, *, every_kept: int = 1) -> Part:
     """A part as score and filter leave it: row n is image 1 of record row 2 n; kept where n is a multiple."""
-    part = Part(corpus, index, "", "", 0, 0, 0, "")
+    part = made.part(index, corpus)
     paths = embedding_paths(part)
     rows = [
         (f"{record_key(corpus, index, 2 * n)}.1.jpg", f"caption {n}", None, record_key(corpus, index, 2 * n), f"id-{n}")
@@ -51,6 +51,7 @@ def write_part(store: Store, corpus: str, index: int, vectors_ND: np.ndarray, *,
             facts = {"row": 2 * n, "record_id": row[4], "stage": "filter", "text_index": None, "similarity": None}
             fates += [{**facts, **decided, "image_index": image} for image in (None, 0, 1)]
         pq.write_table(pa.Table.from_pylist(fates, FATES), outputs.path(part.fates_table()))
+    return part
 
 
 def whole(parts: Sequence[EmbeddedPart]) -> list[Slice]:

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from vila_data.search.exact import search_exact
 from vila_data.search.ranking import Ranking
-from vila_data.search.vectors import find_parts
 
 from .made_embeddings import made, memory_store, unit, whole
 
@@ -32,7 +31,7 @@ def test_as_by_brute_force(question: tuple[list[np.ndarray], np.ndarray, int, in
     vectors, query_D, count, block_bytes, every = question
     store = memory_store()
     made.write_embeddings(store, iter(vectors))
-    parts = find_parts(store, made.CORPUS, "images")
+    parts = made.embedded(store)
     assert [part.rows for part in parts] == [len(entry) for entry in vectors]
     ranking = Ranking(query_D, count)
     judged: list[int] = []
@@ -57,6 +56,6 @@ def test_a_damaged_vector_is_not_found_and_hides_no_other() -> None:
     vectors[10], vectors[20] = np.nan, np.inf
     made.write_embeddings(store, iter([vectors]))
     ranking = Ranking(unit(rng.normal(size=(1, 8)))[0], 100)
-    search_exact(store, whole(find_parts(store, made.CORPUS, "images")), ranking)
+    search_exact(store, whole(made.embedded(store)), ranking)
     assert set(ranking.rows.tolist()) == set(range(50)) - {10, 20}
     assert np.isfinite(ranking.scores).all()

@@ -14,7 +14,7 @@ from vila_data.search.hits import Kept, hits_of
 from vila_data.search.ranking import Ranking
 from vila_data.search.vectors import find_parts
 
-from .made_embeddings import unit, whole, write_part
+from .made_embeddings import made, unit, whole, write_part
 
 VECTORS = unit(np.random.default_rng(1).normal(size=(40, 16))).astype(np.float16)
 
@@ -28,7 +28,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def ranked(store: Store, count: int, *, kept: bool = False) -> tuple[list, Ranking]:
-    parts = find_parts(store, "docs", "images")
+    parts = find_parts(store, [made.part(index, "docs") for index in (0, 123456)], "images")
     ranking = Ranking(unit(VECTORS[30:31])[0], count)
     search_exact(store, whole(parts), ranking, Kept(store).of if kept else None)
     return parts, ranking
@@ -41,7 +41,7 @@ def test_fields(store: Store) -> None:
     assert len(hits) == len({hit.key for hit in hits}) == 40
     for hit, group, row in zip(hits, ranking.groups.tolist(), ranking.rows.tolist(), strict=True):
         assert (hit.record_id, hit.caption, hit.image_index, hit.corpus) == (f"id-{row}", f"caption {row}", 1, "docs")
-        assert hit.key == f"docs-{parts[group].index:05d}-{2 * row:06d}"
+        assert hit.key == f"docs-{parts[group].part.index:05d}-{2 * row:06d}"
         kept = row % (3, 2)[group] == 0
         assert (hit.fate, hit.reason) == (("kept", None) if kept else ("dropped", "min_similarity"))
 

@@ -15,7 +15,7 @@ from vila_data.core.store import Store
 from vila_data.search import index
 from vila_data.search.exact import search_exact
 from vila_data.search.ranking import Ranking
-from vila_data.search.vectors import EmbeddedPart, find_parts
+from vila_data.search.vectors import EmbeddedPart
 
 from .made_embeddings import made, memory_store, whole
 
@@ -40,7 +40,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def planned(store: Store) -> tuple[list[EmbeddedPart], list[index.Segment]]:
-    parts = find_parts(store, made.CORPUS, "images")
+    parts = made.embedded(store)
     return parts, index.plan_segments(list(enumerate(parts)), "images", SEGMENT)
 
 
@@ -179,7 +179,7 @@ def test_a_damaged_index(tmp_path: Path) -> None:
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=12), st.integers(1, 60))
 def test_segments_hold_each_row_once_in_order(sizes: list[int], room: int) -> None:
-    parts = [EmbeddedPart("c", 2 * n, f"{n}.npy", "", rows, 4, str(n)) for n, rows in enumerate(sizes)]
+    parts = [EmbeddedPart(made.part(2 * n, "c"), f"{n}.npy", "", rows, 4, str(n)) for n, rows in enumerate(sizes)]
     segments = index.plan_segments(list(enumerate(parts)), "images", room)
     rows = [(piece.group, row) for one in segments for piece in one.slices for row in range(piece.start, piece.stop)]
     assert rows == [(group, row) for group, size in enumerate(sizes) for row in range(size)]

@@ -15,6 +15,7 @@ from vila_data.search.vectors import find_parts, read_rows
 
 from .made_embeddings import made, memory_store, unit, write_part
 
+PARTS = [made.part(index, "docs") for index in (4, 5)]
 VECTORS = unit(np.random.default_rng(1).normal(size=(3000, 64))).astype(np.float16)
 
 
@@ -23,7 +24,7 @@ VECTORS = unit(np.random.default_rng(1).normal(size=(3000, 64))).astype(np.float
 def test_some_rows(rows: list[int]) -> None:
     store = memory_store()
     made.write_embeddings(store, iter([VECTORS]))
-    (part,) = find_parts(store, made.CORPUS, "captions")
+    (part,) = made.embedded(store, "captions")
     np.testing.assert_array_equal(read_rows(store, part, rows), VECTORS[rows])
 
 
@@ -31,13 +32,14 @@ def test_parts_without_vectors_are_passed_over(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     for index in (0, 3, 12):
         write_part(store, "docs", index, VECTORS[: index + 2])
+    parts = [made.part(index, "docs") for index in range(20)]
     store.commit_bytes(b'{"inputs": "made", "counts": {}, "outputs": {}}', "score/docs/part-00001.json")
     store.commit_bytes(
         store.read("score/docs/embeddings/img_emb/img_emb_00000.npy"), "score/docs/embeddings/img_emb/img_emb_00002.npy"
     )
-    found = find_parts(store, "docs", "images")
-    assert [(part.index, part.rows, part.dim) for part in found] == [(0, 2, 64), (3, 5, 64), (12, 14, 64)]
-    assert find_parts(store, "other", "images") == []
+    found = find_parts(store, parts, "images")
+    assert [(one.part.index, one.rows, one.dim) for one in found] == [(0, 2, 64), (3, 5, 64), (12, 14, 64)]
+    assert find_parts(store, [made.part(0, "other")], "images") == []
 
 
 def broken(tmp_path: Path) -> tuple[Store, Path]:
@@ -50,11 +52,11 @@ def test_a_truncated_file(tmp_path: Path) -> None:
     store, path = broken(tmp_path)
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(DataError, match=r"img_emb_00004.npy: 1,277 bytes, its receipt says 1,280 .*part-00004.json"):
-        find_parts(store, "docs", "images")
-    assert find_parts(store, "docs", "captions")[0].rows == 9
+        find_parts(store, PARTS, "images")
+    assert find_parts(store, PARTS, "captions")[0].rows == 9
     path.unlink()
     with pytest.raises(DataError, match=r"img_emb_00004.npy: missing"):
-        find_parts(store, "docs", "images")
+        find_parts(store, PARTS, "images")
 
 
 def test_another_kind_of_file(tmp_path: Path) -> None:
@@ -63,11 +65,11 @@ def test_another_kind_of_file(tmp_path: Path) -> None:
     for data in (b"x" * size, path.read_bytes().replace(b"<f2", b"<f4")):
         path.write_bytes(data)
         with pytest.raises(DataError, match=r"img_emb_00004.npy: not a"):
-            find_parts(store, "docs", "images")
+            find_parts(store, PARTS, "images")
 
 
 def test_vectors_of_two_models(tmp_path: Path) -> None:
     store, _ = broken(tmp_path)
     write_part(store, "docs", 5, VECTORS[:9, :32])
     with pytest.raises(DataError, match=r"vectors of \[32, 64\] values"):
-        find_parts(store, "docs", "images")
+        find_parts(store, PARTS, "images")

@@ -15,7 +15,7 @@ import yaml
 from rich.console import Console
 
 from tests.export.reading import tree
-from tests.made_run import SETS, MadeRun, make_run
+from tests.made_run import SETS, MadeRun, make_run, write_lock_of
 from vila_data.blend.config import BlendConfig
 from vila_data.core.errors import UsageError
 from vila_data.core.store import Store
@@ -26,6 +26,7 @@ from vila_data.workflow.exporting import export
 from vila_data.workflow.inspection import check
 from vila_data.workflow.lock import LOCK
 from vila_data.workflow.progress import Silence
+from vila_data.workflow.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> MadeRun:
             "sources": [{"shards": "docs", "weight": 3}, {"shards": "pairs", "weight": 1}],
         },
     }
-    made.store.commit_bytes(yaml.safe_dump({"recipe": recipe, "fingerprints": {}}, sort_keys=False).encode(), LOCK)
+    write_lock_of(made.store, Recipe.model_validate(recipe, strict=False))
     return made
 
 

@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import vila_data as vd
 from tests.loader.made_stream import opened
-from tests.made_preview import RECIPE, Run, fates, lock, make, streamed_run
+from tests.made_preview import RECIPE, MadePreview, fates, lock, make, streamed_run
 from tests.made_run import (
     SETS,
     Item,
@@ -28,6 +29,7 @@ from vila_data.cli import app
 from vila_data.core.errors import DataError, UsageError, VilaDataError
 from vila_data.core.schemas import FATES, IGNORED
 from vila_data.core.store import Store
+from vila_data.runs.run import Run
 from vila_data.view.preview.values import ROOMS
 from vila_data.workflow.previewing import Choice, preview
 from vila_data.workflow.previewing import build as previewing
@@ -39,7 +41,7 @@ from vila_data.workflow.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> MadePreview:
     return make(str(tmp_path_factory.mktemp("run")))
 
 
@@ -52,8 +54,8 @@ def streamed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # What is said of it
 
 
-def test_each_fate_is_there_with_the_value_that_failed(run: Run, tmp_path: Path) -> None:
-    source = RunSource(run.store)
+def test_each_fate_is_there_with_the_value_that_failed(run: MadePreview, tmp_path: Path) -> None:
+    source = RunSource(Run(run.store))
     seen: dict[str, set[str]] = {}
     for corpus, name in enumerate(source.corpora):
         items = run.items[name]
@@ -112,7 +114,7 @@ def test_values_that_failed(reason: str, facts: dict[str, int], similarity: floa
 
 
 def test_trained_tokens_are_the_answers(streamed: Path) -> None:
-    source = RunSource(Store(str(streamed / "run")))
+    source = RunSource(vd.open_run(streamed / "run"))
     talk = source.corpora.index("talk")
     places = [Place(talk, part, row) for part in (0, 1) for row in range(20)]
     tokens = source.tokens(places)
@@ -139,7 +141,7 @@ def test_trained_tokens_are_the_answers(streamed: Path) -> None:
 
 
 def test_packs_are_those_of_the_stream(streamed: Path, tmp_path: Path) -> None:
-    packs, legend, missing = RunSource(Store(str(streamed / "run"))).packs(9)
+    packs, legend, missing = RunSource(vd.open_run(streamed / "run")).packs(9)
     assert len(packs) == 9 and legend.sets == ("docs", "pairs", "chat") and not missing
     with opened(streamed) as loader:
         for number, (pack, batch) in enumerate(zip(packs, loader, strict=False)):
@@ -194,7 +196,7 @@ def test_a_set_in_its_run_copied_alone_and_its_shards(streamed: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("name", list(SETS))
-def test_samples_of_a_set_show_what_the_run_shows(run: Run, tmp_path: Path, name: str) -> None:
+def test_samples_of_a_set_show_what_the_run_shows(run: MadePreview, tmp_path: Path, name: str) -> None:
     path = tmp_path / "page.html"
     report = preview(run.store.location(f"shards/{name}"), path, Choice(count=1000))
     manifest = json.loads(run.store.read(f"shards/{name}/manifest.json"))
@@ -236,7 +238,7 @@ def test_tars_that_others_wrote(tmp_path: Path) -> None:
 # Where it lies, and what goes wrong
 
 
-def test_a_run_and_a_page_on_an_object_store(run: Run, tmp_path: Path) -> None:
+def test_a_run_and_a_page_on_an_object_store(run: MadePreview, tmp_path: Path) -> None:
     remote = Store("memory://previewed")
     for path in run.store.files(""):
         remote.commit_bytes(run.store.read(path), path)
@@ -253,7 +255,7 @@ def test_the_same_call_gives_the_same_bytes(streamed: Path, tmp_path: Path) -> N
     assert str(streamed).encode() not in (tmp_path / "one").read_bytes()
 
 
-def test_calls_that_cannot_be(run: Run, streamed: Path, tmp_path: Path) -> None:
+def test_calls_that_cannot_be(run: MadePreview, streamed: Path, tmp_path: Path) -> None:
     page = str(tmp_path / "page.html")
     (tmp_path / "empty").mkdir()
     (tmp_path / "some.yaml").write_text("version: 1")
@@ -280,7 +282,7 @@ def test_calls_that_cannot_be(run: Run, streamed: Path, tmp_path: Path) -> None:
             Choice(**values)
 
 
-def test_a_run_that_is_not_filtered_yet(run: Run, tmp_path: Path) -> None:
+def test_a_run_that_is_not_filtered_yet(run: MadePreview, tmp_path: Path) -> None:
     shutil.copytree(run.store.url, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "filter" / "alt")
     report = preview(tmp_path / "run", tmp_path / "page.html")
@@ -290,7 +292,7 @@ def test_a_run_that_is_not_filtered_yet(run: Run, tmp_path: Path) -> None:
         preview(tmp_path / "run", tmp_path / "page.html")
 
 
-def test_tables_that_do_not_fit_together(run: Run, tmp_path: Path) -> None:
+def test_tables_that_do_not_fit_together(run: MadePreview, tmp_path: Path) -> None:
     shutil.copytree(run.store.url, tmp_path / "run")
     path = tmp_path / "run" / "filter" / "web" / "part-00000.parquet"
     table = pq.read_table(path)
@@ -298,12 +300,12 @@ def test_tables_that_do_not_fit_together(run: Run, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="run the recipe again"):
         preview(tmp_path / "run", tmp_path / "page.html", Choice(count=500))
     path.write_bytes(b"nothing")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"not a whole Parquet table: .*; run check on the run"):
         preview(tmp_path / "run", tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 
 
-def test_a_damaged_picture_is_said_and_the_rest_is_shown(run: Run, tmp_path: Path) -> None:
+def test_a_damaged_picture_is_said_and_the_rest_is_shown(run: MadePreview, tmp_path: Path) -> None:
     shutil.copytree(run.store.url, tmp_path / "run")
     tar = tmp_path / "run" / "download" / "web" / "part-00000.tar"
     data = tar.read_bytes().replace(b"\xff\xd8\xff", b"\x00\x00\x00", 1)
@@ -312,7 +314,9 @@ def test_a_damaged_picture_is_said_and_the_rest_is_shown(run: Run, tmp_path: Pat
     assert report.pictures_broken == 1 and report.records == 151
 
 
-def test_the_page_appears_whole_or_not_at_all(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_appears_whole_or_not_at_all(
+    run: MadePreview, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = tmp_path / "page.html"
     page.write_text("before")
     real = previewing_write.draw
@@ -348,7 +352,7 @@ class Counting:
         self.done[name] += 1
 
 
-def test_progress_comes_to_its_end(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_comes_to_its_end(run: MadePreview, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Counting()
     preview(run.store.url, tmp_path / "page.html", Choice(count=50), watch=watch)
     assert watch.totals == watch.done == {"choose": 7, "draw": 50}
@@ -409,7 +413,7 @@ def test_two_hundred_documents_with_large_photographs(tmp_path: Path) -> None:
 # On the command line
 
 
-def test_the_command(run: Run, tmp_path: Path) -> None:
+def test_the_command(run: MadePreview, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     call = ["preview", run.store.url, "--out", str(page), "--order", "worst", "--count", "12", "--corpus", "web"]
     found = CliRunner().invoke(app, [*call, "--json"])

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.made_preview import Run, chosen, fates, ids, make, similarities
+from tests.made_preview import MadePreview, chosen, fates, ids, make, similarities
 from tests.made_requests import counted_ranges
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.store import Store
@@ -28,7 +28,7 @@ from vila_data.workflow.run import run as launch
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> MadePreview:
     return make(str(tmp_path_factory.mktemp("run")))
 
 
@@ -37,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.mark.parametrize("order", ["worst", "best"])
 @pytest.mark.parametrize("count", [1, 7, 500])
-def test_worst_and_best_are_over_the_whole_run(run: Run, tmp_path: Path, order: Any, count: int) -> None:
+def test_worst_and_best_are_over_the_whole_run(run: MadePreview, tmp_path: Path, order: Any, count: int) -> None:
     report = preview(run.store.url, tmp_path / "page.html", Choice(order=order, count=count))
     of = min if order == "worst" else max
     values = {name: np.float32(of(found)) for name, found in similarities(run).items() if found}
@@ -47,7 +47,7 @@ def test_worst_and_best_are_over_the_whole_run(run: Run, tmp_path: Path, order: 
     assert (report.of, report.matching) == (151, 151)
 
 
-def test_random_takes_as_many_of_each_corpus(run: Run, tmp_path: Path) -> None:
+def test_random_takes_as_many_of_each_corpus(run: MadePreview, tmp_path: Path) -> None:
     report = preview(run.store.url, tmp_path / "page.html", Choice(count=60))
     assert {name: counts["shown"] for name, counts in report.corpora.items()} == {"web": 20, "alt": 20, "talk": 20}
     assert list(report.ids) == chosen(run, Choice(count=60)) == chosen(run, Choice(count=60))
@@ -60,7 +60,7 @@ def test_random_takes_as_many_of_each_corpus(run: Run, tmp_path: Path) -> None:
     assert shown == {"web": 41, "alt": 45, "talk": 44}
 
 
-def test_random_does_not_depend_on_the_order_of_files(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_does_not_depend_on_the_order_of_files(run: MadePreview, monkeypatch: pytest.MonkeyPatch) -> None:
     choices = [Choice(count=40), Choice(count=9, order="worst"), Choice(count=9, order="best", seed=3)]
     expected = [chosen(run, choice) for choice in choices]
     parts = RunSource.parts
@@ -82,7 +82,7 @@ def test_random_does_not_depend_on_the_order_of_files(run: Run, monkeypatch: pyt
         ("dropped", "min_images"),
     ],
 )
-def test_by_fate_and_reason(run: Run, fate: str | None, reason: str | None) -> None:
+def test_by_fate_and_reason(run: MadePreview, fate: str | None, reason: str | None) -> None:
     found = chosen(run, Choice(fate=fate, reason=reason, count=500))
     expected = set()
     for corpus in run.items:
@@ -113,7 +113,7 @@ def finished(sample_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return out
 
 
-def test_by_corpus_and_text(run: Run, tmp_path: Path) -> None:
+def test_by_corpus_and_text(run: MadePreview, tmp_path: Path) -> None:
     found = chosen(run, Choice(text="RED BOAT", count=500))
     every = [(name, one) for name, items in run.items.items() for one in items if one is not None]
     expected = {
@@ -131,7 +131,9 @@ def test_by_corpus_and_text(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["run", "set", "shard"])
-def test_by_text_at_an_object_store(run: Run, tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_text_at_an_object_store(
+    run: MadePreview, tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same records, and fewer requests than records."""
     below = {"run": "", "set": "shards/docs", "shard": "shards/docs/docs-000000.tar"}[what]
     remote = Store(f"memory://searched-{what}")
@@ -148,7 +150,7 @@ def test_by_text_at_an_object_store(run: Run, tmp_path: Path, what: str, monkeyp
     assert shown == [record_id for _, record_id in here.ids] and 0 < here.matching < here.of
 
 
-def test_listed_records_in_their_order_with_their_notes(run: Run, tmp_path: Path) -> None:
+def test_listed_records_in_their_order_with_their_notes(run: MadePreview, tmp_path: Path) -> None:
     listed = (
         Listed("alt", "pair-0050", 0, "score 0.9"),
         Listed("web", "doc-0003", 2, "image two"),

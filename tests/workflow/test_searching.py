@@ -24,7 +24,6 @@ from vila_data.core.store import Store
 from vila_data.score.clip import load_clip
 from vila_data.score.config import ClipConfig
 from vila_data.search import index
-from vila_data.shard.evidence import Evidence
 from vila_data.view.search_table import plain, print_search
 from vila_data.view.tables import print_shard
 from vila_data.workflow import searching
@@ -86,7 +85,7 @@ def test_captions_find_their_pictures(run: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_picture_finds_itself(run: Path, tmp_path: Path) -> None:
     for row in [row for row in rows(run, "docs") if row["fate"] == "kept"][::60]:
-        jpeg = Evidence(Store(str(run)), "docs").jpeg(row["part"], row["row"], row["image_index"])
+        jpeg = vd.open_run(run).evidence("docs").jpeg(row["part"], row["row"], row["image_index"])
         assert jpeg is not None
         (tmp_path / "it.jpg").write_bytes(jpeg)
         report = search(run, Question(image=str(tmp_path / "it.jpg"), count=3, fate="kept"))

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from vila_data.cli.options import Json, On, PathArgument, RecipeArgument, Settings, app, print_json
+from vila_data.cli.options import Json, On, PathArgument, Settings, app, print_json
 
 
 @app.command()
@@ -92,8 +92,10 @@ def preview(
 
 @app.command()
 def bench(
-    recipe: RecipeArgument,
-    run: Annotated[str, typer.Option(help="Folder or URL of the recipe's finished run.", show_default=False)],
+    path: Annotated[str, typer.Argument(help="A finished run; or a recipe (YAML), with --run.", show_default=False)],
+    run: Annotated[
+        str | None, typer.Option(help="Read the shards of this run with the blend of the recipe.", show_default=False)
+    ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long to stream.")] = 20.0,
     step_ms: Annotated[float, typer.Option(min=0, help="What a training step takes: how often would it wait?")] = 0.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Packs of a batch.")] = 8,
@@ -109,14 +111,14 @@ def bench(
     from vila_data.view.bench_table import print_bench
     from vila_data.view.tables import console
     from vila_data.workflow.bench import bench as measure
-    from vila_data.workflow.recipe import load_recipe
+    from vila_data.workflow.bench import opened
     from vila_data.workflow.streaming import stream
 
     image = {"size_px": size_px, "fit": fit}
-    resolved = load_recipe(recipe, on, settings or (), find_corpora=False)
-    loader = stream(resolved, run, batch_size=batch_size, num_workers=num_workers, image=image, device=device)
-    found = measure(loader, seconds=seconds, step_s=step_ms / 1000)
+    recipe, found = opened(path, run, on, settings or ())
+    loader = stream(recipe, found, batch_size=batch_size, num_workers=num_workers, image=image, device=device)
+    figures = measure(loader, seconds=seconds, step_s=step_ms / 1000)
     if as_json:
-        print_json(found)
+        print_json(figures)
     else:
-        print_bench(console(), found)
+        print_bench(console(), figures)

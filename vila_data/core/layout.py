@@ -29,6 +29,11 @@ class Part:
     inputs: str
     cut: tuple[float, int] | None = None
 
+    @classmethod
+    def named(cls, corpus: str, index: int) -> Part:
+        """A part of which no more is known than the names of its files."""
+        return cls(corpus, index, "", "", 0, 0, 0, "")
+
     @property
     def name(self) -> str:
         """``part-NNNNN``."""

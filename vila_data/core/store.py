@@ -57,7 +57,7 @@ class Store:
         with self._failing(path):
             try:
                 return int(self._fs.info(self._at(path))["size"])
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return None
 
     def files(self, path: str) -> list[str]:

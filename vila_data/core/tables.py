@@ -8,10 +8,44 @@ active exception"): one in five under load, with pyarrow 26. Tasks run side by s
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+
+from vila_data.core.errors import DataError
+from vila_data.core.store import Store
+
+
+def read_table(
+    store: Store,
+    path: str,
+    columns: Sequence[str] | None = None,
+    schema: pa.Schema | None = None,
+    *,
+    what: str = "a whole Parquet table",
+    advice: str = "run check on the run",
+) -> pa.Table:
+    """A Parquet file of a store, or some of its columns. what, advice: as for `parsing`.
+
+    Raises:
+        DataError: it is not a whole Parquet file, or not of `schema`, or lacks a column.
+        StorageError: it is missing or cannot be read.
+    """
+    with store.open_read(path) as stream, parsing(store.location(path), what, advice):
+        return read_parquet(stream, None if columns is None else list(columns), schema)
+
+
+@contextmanager
+def parsing(
+    where: str, what: str = "a whole Parquet table", advice: str = "run check on the run", *more: type[Exception]
+) -> Iterator[None]:
+    """Raise pyarrow's errors in the block, and those of `more`, as a DataError: ``{where}: not {what}: {error}; {advice}``."""
+    try:
+        yield
+    except (pa.ArrowException, *more) as error:
+        raise DataError(f"{where}: not {what}: {error}; {advice}") from error
 
 
 def read_parquet(stream: Any, columns: list[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
@@ -20,6 +54,8 @@ def read_parquet(stream: Any, columns: list[str] | None = None, schema: pa.Schem
     Raises:
         pyarrow.ArrowInvalid: it is no whole Parquet file, or not of `schema`, or lacks a column.
     """
+    from pyarrow import parquet as pq  # loader processes do without it
+
     names = schema.names if columns is None and schema is not None else columns
     table = pq.ParquetFile(stream, pre_buffer=False).read(columns=names, use_threads=False)
     if names is None:

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vila_data.core.errors import DataError
 from vila_data.core.layout import Part
@@ -17,6 +15,7 @@ from vila_data.core.records import BadRecord, ImageRef, Record
 from vila_data.core.tables import read_parquet
 from vila_data.core.tarcodec import Member, TarFault, sample_key, walk_foreign
 from vila_data.corpora.config import Img2datasetConfig
+from vila_data.corpora.parquet_rows import open_parquet
 from vila_data.corpora.source import PIPE, FileScan, file_fingerprint, open_binary, rows_of_part, scan_pipe
 
 log = logging.getLogger("vila_data.corpora")
@@ -44,10 +43,7 @@ class Img2datasetSource:
                     f"{file}: {stem}{suffix} is not there ({meaning}): remove the tar or finish the download"
                 )
         with open_binary(stem + ".parquet") as stream:
-            try:
-                rows = pq.ParquetFile(stream).metadata.num_rows
-            except pa.ArrowInvalid as error:
-                raise DataError(f"{stem}.parquet: not a parquet file: {error}") from error
+            rows = open_parquet(stream, f"{stem}.parquet").metadata.num_rows
         rows = rows if max_rows is None else min(rows, max_rows)
         return FileScan(file, rows, file_fingerprint(file) + file_fingerprint(stem + ".parquet"))
 

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vila_data.core.errors import DataError
+from vila_data.core.tables import parsing
 from vila_data.corpora.source import open_binary
 
 
@@ -18,10 +18,8 @@ def open_parquet(stream: Any, file: str) -> pq.ParquetFile:
     Raises:
         DataError: it is none.
     """
-    try:
+    with parsing(file, "a parquet file", "replace it, or leave it out of the recipe", OSError):
         return pq.ParquetFile(stream)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{file}: not a parquet file: {error}") from error
 
 
 def count_parquet(file: str) -> int:

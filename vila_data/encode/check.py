@@ -15,7 +15,7 @@ from vila_data.core.layout import shard_stem
 from vila_data.core.receipts import read_receipt
 from vila_data.core.schemas import LENGTHS, TOKENS
 from vila_data.core.store import Store
-from vila_data.core.tables import read_arrow, read_parquet
+from vila_data.core.tables import parsing, read_arrow, read_table
 from vila_data.encode.part import IMAGE_SUFFIX, EncodeJob
 from vila_data.encode.tokens import TokenManifest, TokenSet, lengths_of, read_token_manifest
 
@@ -54,8 +54,9 @@ def _counted(store: Store, jobs: list[EncodeJob]) -> Counter[str]:
 def _check_lengths(store: Store, folder: str, manifest: TokenManifest, jobs: list[EncodeJob]) -> Iterator[str]:
     lengths = TokenSet(store, manifest, folder).lengths()
     try:
-        found = pa.concat_tables([LENGTHS.empty_table(), *(lengths_of(store, job) for job in jobs)])
-    except (pa.ArrowException, StorageError):
+        with parsing(store.location(folder)):
+            found = pa.concat_tables([LENGTHS.empty_table(), *(lengths_of(store, job) for job in jobs)])
+    except (DataError, StorageError):
         return  # a token file is missing or damaged: its receipt's check says so
     if not lengths.equals(found):
         yield f"{store.location(f'{folder}/lengths.parquet')}: not the lengths of its token files"
@@ -65,11 +66,11 @@ def _check_places(store: Store, job: EncodeJob) -> Iterator[str]:
     """Whether a token file's rows and the places of its images are those of the shard's index."""
     where = store.location(job.path())
     try:
-        with store.open_read(job.path()) as stream:
+        with store.open_read(job.path()) as stream, parsing(where):
             tokens = read_arrow(stream)
-        with store.open_read(f"{shard_stem(job.name, job.index)}.parquet") as stream:
-            index = read_parquet(stream, columns=["key", "record_id", "members", "offsets", "sizes"])
-    except (pa.ArrowException, StorageError):
+        columns = ["key", "record_id", "members", "offsets", "sizes"]
+        index = read_table(store, f"{shard_stem(job.name, job.index)}.parquet", columns)
+    except (DataError, StorageError):
         return  # missing or damaged: a receipt's check says so
     if not tokens.schema.equals(TOKENS):
         yield f"{where}: has not the columns of this version; delete {job.folder} and run the recipe again"

@@ -19,9 +19,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vila_data.core.errors import DataError, StorageError
+from vila_data.core.errors import DataError
 from vila_data.core.schemas import IGNORED, IMAGE_ID, LENGTHS, TOKENS
 from vila_data.core.store import Store
+from vila_data.core.tables import parsing, read_table
 
 _MAPPED: Final = 1_024
 """About as many shards as a block's samples come from: a block of 65,536 has 1,024 chunks of 64 rows."""
@@ -109,19 +110,11 @@ class TokenSet:
 
     def lengths(self, columns: Sequence[str] = tuple(LENGTHS.names)) -> pa.Table:
         """core.schemas.LENGTHS, or some of its columns: a row a sample, in the order of shards and rows."""
-        from vila_data.core.tables import read_parquet  # loader processes do without Parquet
-
         path = f"{self.folder}/lengths.parquet"
         if self._store.size(path) is None:
             raise DataError(f"{self._store.location(path)}: missing: run the recipe again to encode it")
-        try:
-            with self._store.open_read(path) as stream:
-                return read_parquet(stream, columns=list(columns), schema=LENGTHS)
-        except (pa.ArrowException, StorageError) as error:
-            raise DataError(
-                f"{self._store.location(path)}: not the lengths of token files: {error}; "
-                "delete it and run the recipe again"
-            ) from error
+        advice = "delete it and run the recipe again"
+        return read_table(self._store, path, columns, LENGTHS, what="the lengths of token files", advice=advice)
 
     def sample(self, shard: int, row: int) -> TokenSample:
         """One sample.
@@ -148,15 +141,14 @@ class TokenSet:
     def _open(self, shard: int) -> _TokenFile:
         path = self._path(shard)
         where = self._store.location(path)
-        try:
-            file = _TokenFile(self._source(path))
-            if self._maps:
-                self._mapped.add(file)
-            return file
-        except FileNotFoundError as error:
-            raise DataError(f"{where}: missing: run the recipe again to encode it") from error
-        except (pa.ArrowException, ValueError, OSError) as error:
-            raise DataError(f"{where}: not a token file: {error}; delete it and run the recipe again") from error
+        with parsing(where, "a token file", "delete it and run the recipe again", ValueError, OSError):
+            try:
+                file = _TokenFile(self._source(path))
+            except FileNotFoundError as error:
+                raise DataError(f"{where}: missing: run the recipe again to encode it") from error
+        if self._maps:
+            self._mapped.add(file)
+        return file
 
     def _source(self, path: str) -> pa.Buffer:
         if self._maps:

@@ -17,10 +17,10 @@ from vila_data.blend.subset import SubsetFilter
 from vila_data.core.errors import UsageError
 from vila_data.core.layout import shard_stem
 from vila_data.core.store import Store
-from vila_data.core.tables import read_parquet
 from vila_data.encode.config import PackConfig
 from vila_data.encode.tokens import KnownTokenizer, TokenManifest, open_tokens
 from vila_data.shard.manifest import Manifest, manifest_path, read_manifest
+from vila_data.shard.read import read_index
 
 _COLUMNS: Final = ("shard", "row", "tokens", "images")
 _READERS: Final = 16
@@ -115,8 +115,7 @@ def _kept(store: Store, held: _Read, subset: Subset) -> tuple[NDArray[np.bool_],
     kept = [np.zeros(0, np.bool_)]
 
     def index_of(shard: int) -> pa.Table:
-        with store.open_read(f"{shard_stem(name, shard)}.parquet") as stream:
-            return read_parquet(stream, columns=columns)
+        return read_index(store, f"{shard_stem(name, shard)}.parquet", columns)
 
     with ThreadPoolExecutor(_READERS) as pool:
         indexes = pool.map(index_of, range(len(held.lengths.ends))) if columns else None

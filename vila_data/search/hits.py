@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vila_data.core.errors import DataError, UsageError
-from vila_data.core.layout import Part, record_key
+from vila_data.core.layout import record_key
 from vila_data.core.store import Store
-from vila_data.core.tables import read_parquet
+from vila_data.core.tables import parsing, read_table
 from vila_data.search.ranking import Ranking
 from vila_data.search.vectors import EmbeddedPart
 
@@ -61,7 +61,7 @@ def hits_of(store: Store, parts: Sequence[EmbeddedPart], ranking: Ranking) -> li
     hits = []
     scores = ranking.scores.tolist()
     for group, row, score in zip(ranking.groups.tolist(), ranking.rows.tolist(), scores, strict=True):
-        hits.append(Hit(score=score, corpus=parts[group].corpus, **found[group][row]))
+        hits.append(Hit(score=score, corpus=parts[group].part.corpus, **found[group][row]))
     return hits
 
 
@@ -73,13 +73,12 @@ class Kept:
         self.of = lru_cache(maxsize=_TABLES)(self._read)
 
     def _read(self, part: EmbeddedPart) -> NDArray[np.bool_]:
-        with self._store.open_read(part.metadata) as stream:
-            rows = _whole(self._store, part.metadata, stream, ["key", "image_index"])
+        rows = read_table(self._store, part.metadata, ["key", "image_index"])
         _same_length(self._store, part, rows.num_rows)
         fates = _fates(self._store, part)
         if fates is None:
             raise UsageError(
-                f"{self._store.location(_part(part).fates_table())}: no such file, so nothing is known to be kept; "
+                f"{self._store.location(part.part.fates_table())}: no such file, so nothing is known to be kept; "
                 "run the recipe's stage filter, or search without --fate kept"
             )
         places = _fate_places(self._store, part, fates, rows)
@@ -89,17 +88,14 @@ class Kept:
 
 def _rows(store: Store, part: EmbeddedPart, wanted: Sequence[int]) -> dict[int, dict[str, Any]]:
     """The fields of Hit of some rows of a part; only the row groups that hold them are read."""
-    with store.open_read(part.metadata) as stream:
-        try:
-            file = pq.ParquetFile(stream)
-            groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
-            ends = np.cumsum(groups)
-            _same_length(store, part, int(ends[-1]) if groups else 0)
-            numbers = np.searchsorted(ends, wanted, side="right").tolist()
-            needed = sorted(set(numbers))
-            table = file.read_row_groups(needed, list(_COLUMNS), use_threads=False)
-        except pa.ArrowException as error:
-            raise _broken(store, part.metadata, error) from error
+    with store.open_read(part.metadata) as stream, parsing(store.location(part.metadata)):
+        file = pq.ParquetFile(stream)
+        groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+        ends = np.cumsum(groups)
+        _same_length(store, part, int(ends[-1]) if groups else 0)
+        numbers = np.searchsorted(ends, wanted, side="right").tolist()
+        needed = sorted(set(numbers))
+        table = file.read_row_groups(needed, list(_COLUMNS), use_threads=False)
     firsts = dict(zip(needed, np.cumsum([0, *(groups[number] for number in needed)]).tolist(), strict=False))
     starts = (ends - groups).tolist()
     places = [firsts[number] + row - starts[number] for number, row in zip(numbers, wanted, strict=True)]
@@ -118,24 +114,23 @@ def _rows(store: Store, part: EmbeddedPart, wanted: Sequence[int]) -> dict[int, 
 
 def _fates(store: Store, part: EmbeddedPart) -> pa.Table | None:
     """Fates of a part's images; None where the run was not filtered."""
-    path = _part(part).fates_table()
+    path = part.part.fates_table()
     if store.size(path) is None:
         return None
-    with store.open_read(path) as stream:
-        table = _whole(store, path, stream, ["row", "image_index", "fate", "reason"])
+    table = read_table(store, path, ["row", "image_index", "fate", "reason"])
     return table.filter(pc.is_valid(table.column("image_index")))
 
 
 def _fate_places(store: Store, part: EmbeddedPart, fates: pa.Table, rows: pa.Table) -> NDArray[np.int64]:
     """[N] the place among the fates of each row of metadata, joined by record row and image index."""
-    prefix = len(record_key(part.corpus, part.index, 0)) - 6
+    prefix = len(record_key(part.part.corpus, part.part.index, 0)) - 6
     record_rows = pc.cast(pc.utf8_slice_codeunits(rows.column("key"), prefix), pa.int64())
     wanted = _join_key(record_rows, rows.column("image_index"))
     there = _join_key(fates.column("row"), fates.column("image_index"))
     order = np.argsort(there, kind="stable")
     places = np.minimum(np.searchsorted(there[order], wanted), max(0, len(there) - 1))
     if len(there) == 0 or not np.array_equal(there[order][places], wanted):
-        where = store.location(_part(part).fates_table())
+        where = store.location(part.part.fates_table())
         raise DataError(f"{where}: lacks images of {part.metadata}; delete its receipt and run the recipe again")
     found: NDArray[np.int64] = order[places]
     return found
@@ -146,24 +141,9 @@ def _join_key(row: pa.ChunkedArray, image_index: pa.ChunkedArray) -> NDArray[np.
     return key
 
 
-def _part(part: EmbeddedPart) -> Part:
-    return Part(part.corpus, part.index, "", "", 0, 0, 0, "")
-
-
 def _same_length(store: Store, part: EmbeddedPart, rows: int) -> None:
     if rows != part.rows:
         raise DataError(
             f"{store.location(part.metadata)}: {rows:,} rows beside {part.rows:,} vectors; "
-            f"delete {store.location(_part(part).receipt('score'))} and run the recipe again"
+            f"delete {store.location(part.part.receipt('score'))} and run the recipe again"
         )
-
-
-def _whole(store: Store, path: str, stream: Any, columns: list[str]) -> pa.Table:
-    try:
-        return read_parquet(stream, columns)
-    except pa.ArrowException as error:
-        raise _broken(store, path, error) from error
-
-
-def _broken(store: Store, path: str, error: Exception) -> DataError:
-    return DataError(f"{store.location(path)}: not a whole Parquet table: {error}; run check on the run")

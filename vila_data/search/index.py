@@ -163,7 +163,7 @@ def _weigh(store: Store, segment: Segment, ranking: Ranking, positions: NDArray[
 
 
 def _segment(pieces: Sequence[Slice], kind: Kind, number: int) -> Segment:
-    folder = index_folder(pieces[0].part.corpus, kind)
+    folder = index_folder(pieces[0].part.part.corpus, kind)
     name = f"segment-{number:05d}"
     made_from = [[piece.part.path, piece.part.sha256, piece.start, piece.stop] for piece in pieces]
     inputs = fingerprint([_VERSION, made_from])

@@ -5,8 +5,7 @@ Shapes: N rows, D the model's dimension. The files are those of score.embeddings
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -27,7 +26,6 @@ Kind = Literal["images", "captions"]
 
 _HEADER: Final = 128
 """Bytes of the header of a .npy file of two dimensions."""
-_RECEIPT: Final = re.compile(r"part-(\d+)\.json")
 _REQUESTS: Final = 16
 """Requests to a remote store at a time, where files are small."""
 
@@ -36,8 +34,7 @@ _REQUESTS: Final = 16
 class EmbeddedPart:
     """The vectors of one kind of one part: `rows` of width `dim`; `sha256` of the file, as its receipt has it."""
 
-    corpus: str
-    index: int
+    part: Part
     path: str
     metadata: str
     rows: int
@@ -45,22 +42,19 @@ class EmbeddedPart:
     sha256: str
 
 
-def find_parts(store: Store, corpus: str, kind: Kind) -> list[EmbeddedPart]:
-    """The parts of a corpus that have embeddings, in order; of a part without a valid score receipt nothing is taken.
+def find_parts(store: Store, parts: Iterable[Part], kind: Kind) -> list[EmbeddedPart]:
+    """Those parts of a corpus that have embeddings, in order; of a part without a valid score receipt nothing is taken.
 
     Raises:
         DataError: a file is not as its receipt says, or is no float16 table.
     """
-    folder = f"score/{corpus}/"
-    names = (path.removeprefix(folder) for path in store.files(folder.rstrip("/")))
-    numbers = [int(found[1]) for name in names if (found := _RECEIPT.fullmatch(name))]
     with ThreadPoolExecutor(_REQUESTS, "parts") as pool:
-        found_parts = list(pool.map(lambda number: _part(store, corpus, number, kind), sorted(numbers)))
-    parts = [part for part in found_parts if part is not None]
-    widths = {part.dim for part in parts}
+        found = [one for one in pool.map(lambda part: _embedded(store, part, kind), parts) if one is not None]
+    widths = {one.dim for one in found}
     if len(widths) > 1:
-        raise DataError(f"{store.location(folder)}embeddings: vectors of {sorted(widths)} values; run the recipe again")
-    return parts
+        folder = store.location(found[0].path.rsplit("/", 1)[0])
+        raise DataError(f"{folder}: vectors of {sorted(widths)} values; run the recipe again")
+    return found
 
 
 def read_block(store: Store, part: EmbeddedPart, start: int, stop: int) -> NDArray[np.float16]:
@@ -85,8 +79,7 @@ def read_rows(store: Store, part: EmbeddedPart, rows: Sequence[int]) -> NDArray[
     return np.frombuffer(data, "<f2").reshape(len(rows), part.dim)
 
 
-def _part(store: Store, corpus: str, number: int, kind: Kind) -> EmbeddedPart | None:
-    part = Part(corpus, number, "", "", 0, 0, 0, "")
+def _embedded(store: Store, part: Part, kind: Kind) -> EmbeddedPart | None:
     receipt = read_receipt(store, part.receipt("score"))
     images, texts, metadata = embedding_paths(part)
     path = images if kind == "images" else texts
@@ -107,4 +100,4 @@ def _part(store: Store, corpus: str, number: int, kind: Kind) -> EmbeddedPart | 
     fits = version == (1, 0) and len(shape) == 2 and dtype == np.dtype("<f2") and stream.tell() == _HEADER
     if not fits or _HEADER + 2 * shape[0] * shape[1] != size:
         raise DataError(f"{store.location(path)}: not a whole float16 table of two dimensions; {redo}")
-    return EmbeddedPart(corpus, number, path, metadata, shape[0], shape[1], facts["sha256"])
+    return EmbeddedPart(part, path, metadata, shape[0], shape[1], facts["sha256"])

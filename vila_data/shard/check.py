@@ -11,12 +11,10 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import pyarrow as pa
-
 from vila_data.core.errors import DataError, StorageError
 from vila_data.core.records import IMAGE_MARK
 from vila_data.core.store import Store
-from vila_data.core.tables import read_parquet
+from vila_data.core.tables import read_table
 from vila_data.core.tarcodec import BLOCK, member_bytes, walk_file
 from vila_data.shard.energon import tar_index
 from vila_data.shard.manifest import Manifest, ShardFacts, parse_manifest, wids_meta
@@ -168,10 +166,11 @@ def _check_index(store: Store, path: str, shard: ShardFacts, samples: _Samples) 
         yield f"{where}: sha256 is not the manifest's: bytes have changed"
         return
     try:
-        with store.open_read(path) as stream:
-            rows = read_parquet(stream, columns=["key", "n_images", "members", "offsets", "sizes"]).to_pylist()
-    except (pa.ArrowException, StorageError, ValueError) as error:
-        yield f"{where}: not an index: {error}"
+        columns = ["key", "n_images", "members", "offsets", "sizes"]
+        advice = "restore it, or make the set again"
+        rows = read_table(store, path, columns, what="an index", advice=advice).to_pylist()
+    except (DataError, StorageError) as error:
+        yield str(error)
         return
     found = [(row["key"], list(zip(row["members"], row["offsets"], row["sizes"], strict=False))) for row in rows]
     if found != samples or [row["n_images"] for row in rows] != list(map(_images, samples)):

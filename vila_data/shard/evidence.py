@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -17,7 +17,7 @@ from vila_data.core.layout import Part
 from vila_data.core.ranges.reader import Blocks, Span, read_spans
 from vila_data.core.records import Record, record_from_json
 from vila_data.core.store import Store
-from vila_data.core.tables import read_parquet
+from vila_data.core.tables import read_table
 from vila_data.core.tarcodec import BLOCK
 
 _TABLES: Final = 8
@@ -38,11 +38,12 @@ class _Places:
 class Evidence:
     """The records and pictures of one corpus of a run, as downloaded; kept, dropped or failed.
 
-    Reads by range through the tables of `download`; those of the parts used last are held.
+    parts: of the corpus. Reads by range through the tables of `download`; those of the parts used last are held.
     """
 
-    def __init__(self, store: Store, corpus: str) -> None:
-        self._store, self._corpus = store, corpus
+    def __init__(self, store: Store, parts: Iterable[Part]) -> None:
+        self._store = store
+        self._parts = {part.index: part for part in parts}
         self._blocks = Blocks(store)
         self._places = lru_cache(maxsize=_TABLES)(self._read_places)
 
@@ -108,23 +109,17 @@ class Evidence:
         return places
 
     def _part(self, index: int) -> Part:
-        """As far as its files' names need it."""
-        return Part(self._corpus, index, "", "", 0, 0, 0, "")
+        if index not in self._parts:
+            raise DataError(f"{self._store.url}: asked for part {index}, which the corpus does not have")
+        return self._parts[index]
 
     def _where(self, part: int) -> str:
         return self._store.location(self._part(part).records_table())
 
     def _read_places(self, index: int) -> _Places:
         part = self._part(index)
-        try:
-            with self._store.open_read(part.records_table()) as stream:
-                records = read_parquet(stream, columns=["row", "json_bytes", "offset"])
-            with self._store.open_read(part.images_table()) as stream:
-                images = read_parquet(stream, columns=["row", "bytes", "offset"])
-        except pa.ArrowException as error:
-            raise DataError(
-                f"{self._where(index)}: not a table of `download`: {error}; run check on the run"
-            ) from error
+        records = read_table(self._store, part.records_table(), ["row", "json_bytes", "offset"])
+        images = read_table(self._store, part.images_table(), ["row", "bytes", "offset"])
         rows = np.arange(records.num_rows + 1)
         return _Places(
             offset=_integers(records, "offset"),

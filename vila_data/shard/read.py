@@ -16,7 +16,7 @@ import pyarrow as pa
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.ranges.reader import Span, read_spans
 from vila_data.core.store import Store
-from vila_data.core.tables import read_parquet
+from vila_data.core.tables import read_table
 from vila_data.shard.manifest import Manifest, parse_manifest
 
 _OPEN_SHARDS = 64
@@ -147,7 +147,7 @@ class _Shard:
         self.name = name
         self._store = store
         self._descriptor: int | None = None
-        index = _read_index(store, name.replace(".tar", ".parquet"))
+        index = read_index(store, name.replace(".tar", ".parquet"), ["key", "members", "offsets", "sizes"])
         members, offsets, sizes = (index.column(i).combine_chunks() for i in ("members", "offsets", "sizes"))
         self.keys: list[str] = index.column("key").to_numpy().tolist()
         self._firsts: list[int] = members.offsets.to_numpy().tolist()
@@ -180,13 +180,13 @@ class _Shard:
             yield Sample(key, self.name, members)
 
 
-def _read_index(store: Store, path: str) -> pa.Table:
-    columns = ["key", "members", "offsets", "sizes"]
-    try:
-        with store.open_read(path) as stream:
-            return read_parquet(stream, columns=columns)
-    except pa.ArrowException as error:
-        raise DataError(f"{store.location(path)}: not an index: {error}") from error
+def read_index(store: Store, path: str, columns: Sequence[str]) -> pa.Table:
+    """Columns of a shard's index.
+
+    Raises:
+        DataError: it is not an index, or lacks a column.
+    """
+    return read_table(store, path, columns, what="an index", advice="run check on the set")
 
 
 def open_shards(path: str | os.PathLike[str]) -> ShardSetReader:

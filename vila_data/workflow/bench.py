@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from vila_data.core.errors import DataError
+from vila_data.core.errors import DataError, UsageError
 from vila_data.loader.assemble import STAGES
 from vila_data.loader.loader import StreamLoader
 from vila_data.loader.meters import StreamMetrics
+from vila_data.runs.run import Run, open_run
+from vila_data.workflow.recipe import Recipe, load_recipe
 
 _COUNTS = ("batches", "packs", "samples", "images", "tokens", "read_bytes")
+
+
+def opened(
+    path: str, run: str | None, on: str | os.PathLike[str] | None = None, settings: Sequence[str] = ()
+) -> tuple[Recipe, Run]:
+    """What to stream: the blend of a run alone (`path`), or that of a recipe (`path`) over the shards of `run`.
+
+    Raises:
+        UsageError: there is no run; `path` is a recipe without a run, or a run with one or with stand-ins; a wrong setting.
+    """
+    if path.endswith((".yaml", ".yml")):
+        if run is None:
+            raise UsageError(
+                f"bench: {path} is a recipe; add --run RUN, or give the directory of its finished run alone"
+            )
+        return load_recipe(path, on, settings, find_corpora=False), open_run(run)
+    if run is not None or on is not None:
+        extra = "--on" if run is None else "--run"
+        raise UsageError(f"bench: {extra} is for a recipe (.yaml), found {path}; leave {extra} out")
+    found = open_run(path)
+    return found.recipe_with(settings), found
 
 
 def bench(loader: StreamLoader, *, seconds: float, step_s: float = 0.0) -> dict[str, Any]:

@@ -19,12 +19,10 @@ from vila_data.export.format import EXPORT_JSON, RECEIPTS
 from vila_data.export.formats import FORMATS, formats_for, open_format
 from vila_data.export.frame import SetExport
 from vila_data.export.metadataset import NotExpressible, SetTotals, metadataset_yaml, sample_blend
+from vila_data.runs.run import Run, open_run
 from vila_data.shard.manifest import parse_manifest
 from vila_data.workflow.inspection import kind_of
-from vila_data.workflow.lock import read_lock
 from vila_data.workflow.progress import Silence, Watch
-from vila_data.workflow.recipe import Recipe
-from vila_data.workflow.report import read_run_json
 
 BLEND_YAML: Final = "blend.yaml"
 _BLEND_RECEIPT: Final = f"{RECEIPTS}/blend.json"
@@ -87,7 +85,7 @@ class _Chosen:
 
     sets: tuple[SetExport, ...]
     not_exported: dict[str, str]
-    run: Store | None
+    run: Run | None
 
 
 def export(
@@ -155,12 +153,10 @@ def _choose(path: str, to: str, out: Store, only: Sequence[str], shards: int | N
 
 
 def _choose_of_run(path: str, to: str, out: Store, only: Sequence[str], shards: int | None) -> _Chosen:
-    run = Store(path)
+    run = open_run(path)
     for folder in RUN_FOLDERS:
-        _refuse_inside(out, run, folder)
-    lock = read_lock(run)
-    assert lock is not None
-    names = list(lock["recipe"]["shards"])
+        _refuse_inside(out, run.store, folder)
+    names = list(run.recipe.shards)
     for name in only:
         if name not in names:
             raise UsageError(f"--only {name}: {path} has no such shard set; it has {', '.join(names)}")
@@ -170,7 +166,7 @@ def _choose_of_run(path: str, to: str, out: Store, only: Sequence[str], shards: 
         if only and name not in only:
             not_exported[name] = "not chosen by --only"
             continue
-        one = _open(Store(run.location(f"shards/{name}")), to, out, shards)
+        one = _open(run.set_store(name), to, out, shards)
         if not isinstance(one, str):
             sets.append(one)
         elif only:
@@ -243,13 +239,11 @@ def _receipt_entry(report: SetReport) -> dict[str, Any]:
 def _export_blend(chosen: _Chosen, out: Store) -> BlendReport | None:
     """Write the blend of the run's recipe for Energon; where there is none to write, that of an earlier recipe goes."""
     assert chosen.run is not None
-    lock = read_lock(chosen.run)
-    assert lock is not None
-    blend = Recipe.model_validate(lock["recipe"], strict=False).blend
+    blend = chosen.run.recipe.blend
     if blend is None:
         _remove_blend(out)
         return None
-    tokens = (read_run_json(chosen.run) or {}).get("tokens", {})
+    tokens = (chosen.run.totals or {}).get("tokens", {})
     totals = {
         name: SetTotals(one.manifest.samples, one.manifest.images, tokens.get(name, {}).get("tokens"))
         for one in chosen.sets

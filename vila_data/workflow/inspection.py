@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.layout import RUN_FOLDERS
@@ -15,11 +15,11 @@ from vila_data.core.store import Store
 from vila_data.core.tarcodec import TarFault, sample_key, walk_foreign
 from vila_data.encode.check import check_tokens
 from vila_data.export.format import EXPORT_JSON, RECEIPTS
+from vila_data.runs.run import PartStage, Run, open_run
 from vila_data.shard.check import check_set, check_tar
 from vila_data.shard.manifest import parse_manifest
 from vila_data.workflow.forecast import forecast
-from vila_data.workflow.lock import LOCK, read_lock
-from vila_data.workflow.report import read_run_json
+from vila_data.workflow.lock import LOCK
 
 Kind = Literal["recipe", "run", "set", "shard", "export"]
 _SAMPLES_SHOWN: Final = 50
@@ -56,7 +56,7 @@ def inspect(path: str | os.PathLike[str]) -> tuple[Kind, dict[str, Any]]:
     if kind == "recipe":
         return kind, forecast(text, None)
     if kind == "run":
-        return kind, _inspect_run(Store(text))
+        return kind, _inspect_run(open_run(text))
     if kind == "set":
         store = Store(text)
         parse_manifest(store.read("manifest.json"), store.location("manifest.json"))
@@ -80,24 +80,23 @@ def check(path: str | os.PathLike[str]) -> Iterator[str]:
     elif kind == "set":
         yield from check_set(Store(text), "")
     else:
-        yield from _check_run(Store(text))
+        yield from _check_run(open_run(text))
 
 
-def _inspect_run(store: Store) -> dict[str, Any]:
-    totals = read_run_json(store)
+def _inspect_run(run: Run) -> dict[str, Any]:
+    totals = run.totals
     if totals is not None:
         return totals
-    lock = read_lock(store) or {}
     return {
-        "name": lock["recipe"]["name"],
-        "recipe": lock["fingerprints"]["recipe"],
+        "name": run.recipe.name,
+        "recipe": run.lock["fingerprints"]["recipe"],
         "finished": False,
         "funnel": {},
         "sets": {},
         "seconds": {},
         "committed": {
-            stage: sum(path.endswith(".json") and "part-" in path for path in store.files(stage))
-            for stage in ("download", "score", "filter")
+            stage: sum(len(run.committed(stage, corpus)) for corpus in run.recipe.corpora)
+            for stage in get_args(PartStage)
         },
     }
 
@@ -137,8 +136,8 @@ def _words(value: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _check_run(store: Store) -> Iterator[str]:
-    read_lock(store)
+def _check_run(run: Run) -> Iterator[str]:
+    store = run.store
     files = [path for path in store.files("") if path.split("/", 1)[0] in RUN_FOLDERS]
     for path in files:
         if path.endswith(".json") and (path.split("/")[-1].startswith("part-") or "/.receipts/" in path):

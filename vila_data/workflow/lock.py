@@ -7,15 +7,17 @@ shards, packs, blends and resources may change: they are derived again in second
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from vila_data.core.errors import DataError, UsageError
+from vila_data.core.errors import DataError, RecipeError, UsageError
 from vila_data.core.receipts import fingerprint
 from vila_data.core.store import Store
 from vila_data.download.config import DownloadConfig
-from vila_data.workflow.recipe import Recipe
+from vila_data.workflow.marked_yaml import MarkedValue
+from vila_data.workflow.recipe import Recipe, checked
 
 LOCK = "recipe.lock.yaml"
 FORM = 2
@@ -61,21 +63,37 @@ def lock_value(
     }
 
 
-def read_lock(store: Store) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class Lock:
+    """A lock as read. value: its content; recipe: what the run was made from; marked: the recipe with its lines."""
+
+    value: dict[str, Any]
+    recipe: Recipe
+    marked: MarkedValue
+
+
+def read_lock(store: Store) -> Lock | None:
     """The lock of a run directory, or None where nothing was run yet.
 
     Raises:
-        DataError: the file is there and is no lock.
+        DataError: the file is not a lock, or is one of another version of vila-data.
     """
     if store.size(LOCK) is None:
         return None
+    where = store.location(LOCK)
     try:
-        value = yaml.safe_load(store.read(LOCK))
-        Recipe.model_validate(value["recipe"], strict=False)
-    except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{store.location(LOCK)}: not a recipe lock: {error}") from error
-    lock: dict[str, Any] = value
-    return lock
+        whole = MarkedValue(where, store.read(LOCK).decode())
+        form, marked = whole.value.get("form", 1), whole.below("recipe")
+        if form == FORM:
+            return Lock(whole.value, checked(marked.again()), marked)
+    except (RecipeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{where}: not a recipe lock: {error}; restore it, or make the run again with another --out"
+        ) from error
+    raise DataError(
+        f"{where}: form {form}, this version of vila-data reads form {FORM}: make the run again with another --out, or "
+        "use the version that made it"
+    )
 
 
 def write_lock(store: Store, value: dict[str, Any]) -> None:
@@ -91,13 +109,13 @@ def check_same_run(store: Store, new: dict[str, Any]) -> None:
     Raises:
         UsageError: names each key that differs, and the ways on.
     """
-    old = read_lock(store)
-    if old is None:
+    found = read_lock(store)
+    if found is None:
         strangers = [path for path in store.files("") if path]
         if strangers:
             raise UsageError(f"{store.url}: not empty and not a run ({strangers[0]} …): choose another --out")
         return
-    differing = list(_differences(old, new))
+    differing = list(_differences(found.value, new))
     if differing:
         raise UsageError(
             f"{store.url}: holds the run of another recipe; it differs in\n  "

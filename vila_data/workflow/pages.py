@@ -9,9 +9,9 @@ from typing import Any, Final
 from jinja2 import TemplateError
 
 from vila_data.core.store import Store
+from vila_data.runs.run import Run
 from vila_data.view.card import card
 from vila_data.view.report_page import report_page
-from vila_data.workflow.lock import read_lock
 
 REPORT_HTML: Final = "report.html"
 CARD_MD: Final = "card.md"
@@ -31,8 +31,7 @@ def write_pages(store: Store, totals: Mapping[str, Any]) -> None:
     Raises:
         StorageError: the store cannot be written.
     """
-    lock = read_lock(store)
-    assert lock is not None
+    lock = Run(store).lock
     for path, draw in PAGES.items():
         try:
             text = draw(totals, lock)

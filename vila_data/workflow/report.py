@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vila_data.core.errors import DataError
 from vila_data.core.fates import Funnel
 from vila_data.core.receipts import Receipt
 from vila_data.core.store import Store
@@ -120,11 +121,24 @@ def write_run_json(store: Store, report: RunReport) -> None:
 
 
 def read_run_json(store: Store) -> dict[str, Any] | None:
-    """The totals of a run, or None where it has none yet."""
+    """The totals of a run, or None where it has none yet.
+
+    Raises:
+        DataError: the file is damaged.
+    """
     if store.size(RUN_JSON) is None:
         return None
-    value: dict[str, Any] = json.loads(store.read(RUN_JSON))
-    return value
+    try:
+        value = json.loads(store.read(RUN_JSON))
+        if isinstance(value, dict):
+            return value
+        problem = f"a {type(value).__name__}, expected a mapping"
+    except ValueError as error:
+        problem = str(error)
+    raise DataError(
+        f"{store.location(RUN_JSON)}: not the totals of a run: {problem}; delete it and run the recipe again: what is "
+        "committed is skipped"
+    )
 
 
 def _sum(receipts: Sequence[Receipt], unit: str) -> dict[str, int]:

@@ -12,17 +12,15 @@ from numpy.typing import NDArray
 
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.store import Store
+from vila_data.runs.run import Run, open_run
 from vila_data.score.clip import load_clip
-from vila_data.score.config import ClipConfig
 from vila_data.search import index
 from vila_data.search.exact import Slice, blocks, search_exact
 from vila_data.search.hits import Hit, Kept, hits_of
 from vila_data.search.query import check_model, image_vector, text_vector
 from vila_data.search.ranking import Ranking
 from vila_data.search.vectors import EmbeddedPart, Kind, find_parts
-from vila_data.workflow.lock import LOCK, read_lock
 from vila_data.workflow.progress import Silence, Watch
-from vila_data.workflow.recipe import Recipe
 
 Fate = Literal["any", "kept"]
 
@@ -131,7 +129,7 @@ def fate_of(name: str) -> Fate:
     raise UsageError(f"search: --fate {name}: give any or kept")
 
 
-def search(run: str | os.PathLike[str], question: Question, watch: Watch | None = None) -> SearchReport:
+def search(run: str | os.PathLike[str] | Run, question: Question, watch: Watch | None = None) -> SearchReport:
     """The images of a run that are most like a text or a picture.
 
     Through the indexes that are there and of these vectors; what has none is searched exactly. Scores and their order
@@ -141,11 +139,11 @@ def search(run: str | os.PathLike[str], question: Question, watch: Watch | None 
         UsageError: no run, no embeddings, another model, a corpus or picture that is not there.
         DataError: files of the run do not fit together.
     """
-    store = Store(os.fspath(run))
-    recipe, fingerprint = _lock_of(store)
+    run = open_run(run)
+    store = run.store
     store.clear_scratch()
-    found = _corpora(store, recipe, question.corpora, question.kind)
-    query_D = _vector(_model_of(recipe, question.model), fingerprint, recipe, question)
+    found = _corpora(run, question.corpora, question.kind)
+    query_D = _vector(run, question)
     parts = [part for entry in found.values() for part in entry]
     for part in parts:
         if part.dim != len(query_D):
@@ -160,7 +158,7 @@ def search(run: str | os.PathLike[str], question: Question, watch: Watch | None 
 
 
 def build_index(
-    run: str | os.PathLike[str], kind: Kind = "images", corpora: Sequence[str] = (), watch: Watch | None = None
+    run: str | os.PathLike[str] | Run, kind: Kind = "images", corpora: Sequence[str] = (), watch: Watch | None = None
 ) -> list[Built]:
     """Make the index of every corpus that is large enough; segments that are there and fresh are passed over.
 
@@ -169,11 +167,11 @@ def build_index(
     """
     if not index.has_faiss():
         raise UsageError('search: an index needs faiss: pip install "vila-data[search]"')
-    store, watch = Store(os.fspath(run)), watch or Silence()
-    recipe, _ = _lock_of(store)
+    run, watch = open_run(run), watch or Silence()
+    store = run.store
     store.clear_scratch()
     result = []
-    for corpus, parts in _corpora(store, recipe, tuple(corpora), kind).items():
+    for corpus, parts in _corpora(run, tuple(corpora), kind).items():
         rows = sum(part.rows for part in parts)
         segments = _segments(list(enumerate(parts)), kind)
         missing = [segment for segment in segments if not index.is_built(store, segment)]
@@ -191,7 +189,7 @@ def build_index(
     return result
 
 
-def preview_hits(run: str | os.PathLike[str], report: SearchReport, out: str) -> Any:
+def preview_hits(run: str | os.PathLike[str] | Run, report: SearchReport, out: str) -> Any:
     """Write a page that shows the found records, in order, each with its score; the preview's own report."""
     from vila_data.workflow.previewing import Choice, Listed, preview
 
@@ -204,7 +202,7 @@ def preview_hits(run: str | os.PathLike[str], report: SearchReport, out: str) ->
     choice = Choice(
         count=len(listed), order="listed", listed=listed, heading=f"{question.kind.capitalize()} like {what}"
     )
-    return preview(os.fspath(run), out, choice)
+    return preview(open_run(run), out, choice)
 
 
 class _Searcher:
@@ -281,27 +279,13 @@ def _segments(numbered: Sequence[tuple[int, EmbeddedPart]], kind: Kind) -> list[
     return index.plan_segments(numbered, kind) if rows >= index.LEAST_ROWS else []
 
 
-def _lock_of(store: Store) -> tuple[Recipe, str | None]:
-    """The run's recipe, and the fingerprint of its model."""
-    lock = read_lock(store)
-    if lock is None:
-        raise UsageError(f"{store.url}: no run here ({LOCK} is missing)")
-    return Recipe.model_validate(lock["recipe"], strict=False), lock["clip"]
-
-
-def _model_of(recipe: Recipe, model: str | None) -> ClipConfig:
-    clip = recipe.score.clip
-    assert clip is not None
-    return clip if model is None else clip.model_copy(update={"model": model, "revision": None})
-
-
-def _corpora(store: Store, recipe: Recipe, asked: Iterable[str], kind: Kind) -> dict[str, list[EmbeddedPart]]:
+def _corpora(run: Run, asked: Iterable[str], kind: Kind) -> dict[str, list[EmbeddedPart]]:
     """The parts with embeddings of each corpus that is searched, by name.
 
     Raises:
         UsageError: an unknown corpus, or one without embeddings; or none has any.
     """
-    names = sorted(set(asked))
+    recipe, names = run.recipe, sorted(set(asked))
     unknown = [name for name in names if name not in recipe.corpora]
     if unknown:
         known = ", ".join(sorted(recipe.corpora))
@@ -309,9 +293,11 @@ def _corpora(store: Store, recipe: Recipe, asked: Iterable[str], kind: Kind) -> 
     clip = recipe.score.clip
     if clip is None or not clip.embeddings:
         raise UsageError(
-            f"{store.url}: has no embeddings: set score.clip.embeddings: true in its recipe and run it again"
+            f"{run.url}: has no embeddings: set score.clip.embeddings: true in its recipe and run it again"
         )
-    found = {name: find_parts(store, name, kind) for name in names or sorted(recipe.corpora)}
+    found = {
+        name: find_parts(run.store, run.committed("score", name), kind) for name in names or sorted(recipe.corpora)
+    }
     empty = [name for name, parts in found.items() if not parts]
     if names and empty:
         raise UsageError(
@@ -319,17 +305,19 @@ def _corpora(store: Store, recipe: Recipe, asked: Iterable[str], kind: Kind) -> 
             "to them yet"
         )
     if len(empty) == len(found):
-        raise UsageError(
-            f"{store.url}: no image has an embedding: none was scored, or the run has not come to them yet"
-        )
+        raise UsageError(f"{run.url}: no image has an embedding: none was scored, or the run has not come to them yet")
     return {name: parts for name, parts in found.items() if parts}
 
 
-def _vector(config: ClipConfig, fingerprint: str | None, recipe: Recipe, question: Question) -> NDArray[np.float32]:
+def _vector(run: Run, question: Question) -> NDArray[np.float32]:
     """The query's vector, [D] of unit length."""
-    check_model(config, fingerprint)
+    config = run.recipe.score.clip
+    assert config is not None
+    if question.model is not None:
+        config = config.model_copy(update={"model": question.model, "revision": None})
+    check_model(config, run.model_fingerprint)
     clip = load_clip(config)
     if question.text is not None:
         return text_vector(clip, question.text)
     assert question.image is not None
-    return image_vector(clip, question.image, recipe.download)
+    return image_vector(clip, question.image, run.recipe.download)

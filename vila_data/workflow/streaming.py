@@ -31,6 +31,7 @@ from vila_data.order.released import released_blend, rows_at_most
 from vila_data.order.sequence import PackSequence
 from vila_data.order.share import Share
 from vila_data.order.sources import read_blended_sets
+from vila_data.runs.run import Run, open_run
 from vila_data.workflow.encoding import ready_tokenizer
 from vila_data.workflow.marked_yaml import nearest, walk
 from vila_data.workflow.recipe import Recipe, load_recipe
@@ -40,8 +41,8 @@ log = logging.getLogger("vila_data.loader")
 
 
 def stream(
-    recipe: Recipe | str | os.PathLike[str],
-    run: str | os.PathLike[str],
+    recipe: Recipe | Run | str | os.PathLike[str],
+    run: Run | str | os.PathLike[str] | None = None,
     tokenizer: Any = None,
     *,
     rank: int | None = None,
@@ -60,9 +61,10 @@ def stream(
     restart: bool = False,
     check_ranks: bool = True,
 ) -> StreamLoader:
-    """A loader of the packed batches of a recipe's blend, from the shards and token files of a finished run.
+    """A loader of the packed batches of a blend, from the shards and token files of a finished run.
 
-    run: folder or fsspec URL. tokenizer: the recipe's unless given (a path, a hub id or a fast Hugging Face tokenizer);
+    ``stream("runs/demo", …)`` reads the blend of a run (a path, a URL or a Run), ``stream(recipe, run=…)`` another one over
+    the same shards. tokenizer: the recipe's unless given (a path, a hub id or a fast Hugging Face tokenizer);
     it must be the one that the run was encoded with. rank, world_size: of torch.distributed where it is initialized,
     else of the environment's RANK and WORLD_SIZE, else 0 of 1. When an iteration begins they are compared with
     torch.distributed's, which a loader takes over that was told none; check_ranks: whether given ones must agree (False
@@ -74,13 +76,28 @@ def stream(
     finished batches that wait at most. patience: say_s and end_s, seconds that a batch is waited for.
 
     Raises:
-        UsageError: the recipe has no pack or blend, its sets are not in the run or not encoded with this tokenizer, or
-            the call makes no sense.
+        UsageError: no run; no pack or blend; sets that are not there or not encoded with this tokenizer; a wrong value.
     """
     call = _Call.of(locals())
     ranks, normalization = call.ranks(), call.normalization()
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, find_corpora=False)
-    return _open(recipe, Store(os.fspath(run)), tokenizer, call, ranks, normalization)
+    recipe, run = _opened(recipe, run)
+    return _open(recipe, run.store, tokenizer, call, ranks, normalization)
+
+
+def _opened(
+    recipe: Recipe | Run | str | os.PathLike[str], run: Run | str | os.PathLike[str] | None
+) -> tuple[Recipe, Run]:
+    """The recipe whose blend is streamed, and the run that has its shards."""
+    if run is not None:
+        if isinstance(recipe, Run):
+            raise UsageError("stream: found two runs; pass one, alone or with a recipe")
+        opened = open_run(run)
+        return recipe if isinstance(recipe, Recipe) else load_recipe(recipe, find_corpora=False), opened
+    if isinstance(recipe, Recipe) or str(recipe).endswith((".yaml", ".yml")):
+        name = recipe.name if isinstance(recipe, Recipe) else recipe
+        raise UsageError(f"stream: {name} is a recipe; pass run= too, or the directory of its finished run alone")
+    opened = open_run(recipe)
+    return opened.recipe, opened
 
 
 def _torch_device(name: Any) -> torch.device:

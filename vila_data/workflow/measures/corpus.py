@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vila_data.core.errors import DataError
 from vila_data.core.layout import Part
 from vila_data.core.store import Store
-from vila_data.core.tables import read_parquet
+from vila_data.core.tables import read_table
 from vila_data.filter.config import Rules
 from vila_data.workflow.measures.counts import Binned, TopNames
 
@@ -67,9 +67,9 @@ class CorpusMeasures:
         Raises:
             DataError: the tables of the part do not hold the same images.
         """
-        images = _read(store, part.images_table(), _IMAGE_COLUMNS)
-        fates = _read(store, part.fates_table(), ["row", "image_index", "fate"])
-        records = _read(store, part.records_table(), ["row", "status", "text_chars"])
+        images = read_table(store, part.images_table(), _IMAGE_COLUMNS)
+        fates = read_table(store, part.fates_table(), ["row", "image_index", "fate"])
+        records = read_table(store, part.records_table(), ["row", "status", "text_chars"])
         is_image = pc.is_valid(fates.column("image_index"))
         of_images, of_records = fates.filter(is_image), fates.filter(pc.invert(is_image))
         if of_images.num_rows != images.num_rows or of_records.num_rows != records.num_rows:
@@ -77,7 +77,7 @@ class CorpusMeasures:
         kept = _bools(pc.equal(of_images.column("fate"), "kept"))
         if scored:
             column = "assigned_similarity" if self._rules.documents.reassign else "similarity"
-            scores = _read(store, part.scores_table(), ["scored", column])
+            scores = read_table(store, part.scores_table(), ["scored", column])
             self._similarity.add(_floats(scores.column(column)), kept & _bools(scores.column("scored")))
         ok = _bools(pc.equal(images.column("status"), "ok"))
         width, height = _floats(images.column("original_width")), _floats(images.column("original_height"))
@@ -86,7 +86,7 @@ class CorpusMeasures:
         self._bytes.add(_floats(images.column("bytes"))[ok], kept[ok])
         self._add_hosts(images, ok)
         if "unsupported_format" in self._errors:
-            self._add_formats(_read(store, part.images_table(), ["error", "detail"]))
+            self._add_formats(read_table(store, part.images_table(), ["error", "detail"]))
         self._add_records(records, of_records, of_images.column("row").to_numpy()[kept])
 
     def _add_hosts(self, images: pa.Table, ok: NDArray[np.bool_]) -> None:
@@ -175,11 +175,6 @@ def _marks(**values: float | None) -> list[tuple[str, float]]:
 def _count(found: TopNames, names: pa.ChunkedArray) -> None:
     counted = pc.value_counts(names)
     found.add(counted.field("values").to_pylist(), counted.field("counts").to_pylist())
-
-
-def _read(store: Store, path: str, columns: list[str]) -> pa.Table:
-    with store.open_read(path) as stream:
-        return read_parquet(stream, columns=columns)
 
 
 def _bools(column: Any) -> NDArray[np.bool_]:

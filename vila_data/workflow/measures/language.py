@@ -14,9 +14,9 @@ from vila_data.core.layout import shard_stem
 from vila_data.core.ranges.reader import Span, read_spans
 from vila_data.core.records import IMAGE_MARK
 from vila_data.core.store import Store
-from vila_data.core.tables import read_parquet
 from vila_data.shard.layout import shuffle
 from vila_data.shard.manifest import Manifest
+from vila_data.shard.read import read_index
 
 SAMPLED: Final = 512
 SHARDS_READ: Final = 8
@@ -74,8 +74,7 @@ def sampled_texts(store: Store, manifest: Manifest, seed: int) -> Iterator[str]:
     each = -(-SAMPLED // max(1, len(order)))
     for number in sorted(order.tolist()):
         stem = shard_stem(manifest.name, number)
-        with store.open_read(f"{stem}.parquet") as stream:
-            index = read_parquet(stream, columns=["offsets", "sizes"])
+        index = read_index(store, f"{stem}.parquet", ["offsets", "sizes"])
         rows = np.sort(shuffle(index.num_rows, seed, f"{stem}/languages")[:each])
         offsets, sizes = (index.column(name).take(rows).to_pylist() for name in ("offsets", "sizes"))
         spans = (Span(f"{stem}.tar", at[0], size[0]) for at, size in zip(offsets, sizes, strict=True))

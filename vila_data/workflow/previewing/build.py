@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from vila_data.core.errors import UsageError
 from vila_data.core.store import Store
+from vila_data.runs.run import Run, open_run
 from vila_data.view.preview.packs import PackLegend, ShownPack
 from vila_data.view.preview.values import FATES, ROOMS, CorpusLine, PreviewPage, ShownRecord
 from vila_data.view.recipe_text import shown_message
@@ -72,7 +73,7 @@ class PreviewReport:
 
 
 def preview(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Run,
     out: str | os.PathLike[str],
     choice: Choice | None = None,
     *,
@@ -92,9 +93,9 @@ def preview(
             out, and the page and a warning say so.
     """
     choice, watch = choice or Choice(), watch or Silence()
-    where, target = os.fspath(path), os.fspath(out)
+    where, target = path.url if isinstance(path, Run) else os.fspath(path), os.fspath(out)
     check_target(target)
-    source = _source(where)
+    source = RunSource(path) if isinstance(path, Run) else _source(where)
     if choice.reason is not None and isinstance(source, RunSource):
         source.check_reason(choice.reason)
     parts = sum(len(source.parts(corpus)) for corpus in range(len(source.corpora)))
@@ -115,7 +116,7 @@ def _source(path: str) -> Source:
         raise UsageError(f"{path}: is a recipe; preview shows runs, shard sets and shards (plan shows recipes)")
     if kind == "shard":
         return TarSource(path)
-    return SetSource(path) if kind == "set" else RunSource(Store(path))
+    return SetSource(path) if kind == "set" else RunSource(open_run(path))
 
 
 def _page(source: Source, choice: Choice, chosen: Chosen, where: str) -> PreviewPage:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,26 +17,18 @@ from numpy.typing import NDArray
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.fates import IMAGE_ERRORS, RECORD_REASONS
 from vila_data.core.layout import Part
-from vila_data.core.receipts import read_receipt
-from vila_data.core.store import Store
-from vila_data.core.tables import read_parquet
 from vila_data.filter.rules import OUTCOMES, RECORD_OUTCOMES
-from vila_data.shard.evidence import Evidence
+from vila_data.runs.run import Run
 from vila_data.view.preview.packs import PackLegend, ShownPack
 from vila_data.view.preview.values import Fate, ShownImage, ShownRecord, ShownTokens
 from vila_data.view.recipe_text import shown_message
-from vila_data.workflow.lock import read_lock
-from vila_data.workflow.plan import committed_plan
 from vila_data.workflow.previewing.faults import TokenFaults
 from vila_data.workflow.previewing.packs import first_packs
 from vila_data.workflow.previewing.source import Asked, Columns, Place, bounds_of, clipped, finite
 from vila_data.workflow.previewing.tokens import TokenFiles
 from vila_data.workflow.previewing.why import image_value, record_value
-from vila_data.workflow.recipe import Recipe
-from vila_data.workflow.report import corpus_funnel
 
 _PARTS: Final = 4
-_PART: Final = re.compile(r"part-(\d+)\.parquet")
 _IMAGE_FACTS: Final = [
     "row",
     "url",
@@ -50,14 +41,6 @@ _SCORES: Final = ["scored", "similarity", "assigned_text_index", "assigned_simil
 _REASONS: Final = {*RECORD_REASONS, *IMAGE_ERRORS, *OUTCOMES[2:], *RECORD_OUTCOMES[2:]}
 _NOT_KEPT: Final = "record_dropped"
 _BETTER: Final = 0.005  # what another text must fit better by to be named
-
-
-def recipe_of(store: Store) -> Recipe:
-    """The recipe that a run was made from, as its lock has it."""
-    lock = read_lock(store)
-    if lock is None:
-        raise DataError(f"{store.url}: no run")
-    return Recipe.model_validate(lock["recipe"], strict=False)
 
 
 @dataclass(frozen=True)
@@ -75,20 +58,18 @@ class _Tables:
 class RunSource:
     """The records of a run's filtered parts."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._recipe = recipe_of(store)
+    def __init__(self, run: Run) -> None:
+        self._run, self._recipe = run, run.recipe
         self.corpora = tuple(self._recipe.corpora)
         self.title = self._recipe.name
-        self._tokens = TokenFiles(store, self._recipe)
+        self._tokens = TokenFiles(run)
         rules = {name: self._recipe.rules_for(name).images.min_similarity for name in self.corpora}
         self.thresholds = {name: limit for name, limit in rules.items() if limit is not None}
-        self._parts = {name: self._filtered(name) for name in self.corpora}
+        self._parts = {name: {part.index: part for part in run.committed("filter", name)} for name in self.corpora}
         if not any(self._parts.values()):
-            raise UsageError(f"{store.url}: no part is filtered yet: run the recipe, or vila-data run --only filter")
-        self._evidence = {name: Evidence(store, name) for name in self.corpora}
+            raise UsageError(f"{run.url}: no part is filtered yet: run the recipe, or vila-data run --only filter")
+        self._evidence = {name: run.evidence(name) for name in self.corpora}
         self._tables = lru_cache(maxsize=_PARTS)(self._read)
-        self._files = lru_cache(maxsize=None)(self._metadata_files)
 
     @property
     def notes(self) -> Sequence[str]:
@@ -104,7 +85,7 @@ class RunSource:
 
     def parts(self, corpus: int) -> Sequence[int]:
         """See `Source`."""
-        return self._parts[self.corpora[corpus]]
+        return list(self._parts[self.corpora[corpus]])
 
     def check_reason(self, reason: str) -> None:
         """Assert that a record or image may have a reason, whether or not one of this run has it.
@@ -116,16 +97,8 @@ class RunSource:
             return
         found: set[str] = set()
         for name in self.corpora:
-            plan = committed_plan(self._store, name)
-            if plan is not None:
-                stages = {
-                    stage: [read_receipt(self._store, part.receipt(stage)) for part in plan.parts]
-                    for stage in ("download", "filter")
-                }
-                funnel = corpus_funnel(plan, stages).as_dict()
-                found |= {
-                    fate.partition(":")[2] for units in funnel.values() for counts in units.values() for fate in counts
-                }
+            stages = self._run.funnel(name).values()
+            found |= {fate.partition(":")[2] for units in stages for counts in units.values() for fate in counts}
         if reason not in found:
             names = sorted(found - {""}, key=lambda name: (-SequenceMatcher(None, reason, name).ratio(), name))
             raise UsageError(f"--reason {reason}: there is no such reason; this run has {', '.join(names) or 'none'}")
@@ -133,7 +106,7 @@ class RunSource:
     def columns(self, corpus: int, part: int, fate: str | None, reason: str | None) -> Columns:
         """See `Source`."""
         where = self._part(corpus, part)
-        fates = self._table(where.fates_table(), ["row", "image_index", "fate", "reason"])
+        fates = self._run.part_table(where, "fates", ["row", "image_index", "fate", "reason"])
         is_image = pc.is_valid(fates.column("image_index"))
         owner = fates.column("row").to_numpy().astype(np.int64)
         count = len(owner) - int(is_image.to_numpy().sum())
@@ -148,7 +121,7 @@ class RunSource:
 
     def record_ids(self, corpus: int, part: int) -> pa.ChunkedArray:
         """See `Source`."""
-        return self._table(self._part(corpus, part).records_table(), ["record_id"]).column("record_id")
+        return self._run.part_table(self._part(corpus, part), "records", ["record_id"]).column("record_id")
 
     def words(self, corpus: int, part: int, rows: Sequence[int]) -> Iterator[Sequence[str]]:
         """See `Source`."""
@@ -161,7 +134,7 @@ class RunSource:
 
     def packs(self, count: int) -> tuple[tuple[ShownPack, ...], PackLegend, str]:
         """The run's first packs, their legend and, where there are none, why."""
-        return first_packs(self._store, self._recipe, self._tokens.tokenizer, count, self._tokens.faults)
+        return first_packs(self._run.store, self._recipe, self._tokens.tokenizer, count, self._tokens.faults)
 
     def tokens(self, places: Sequence[Place]) -> dict[Place, ShownTokens]:
         """See `Source`."""
@@ -178,7 +151,7 @@ class RunSource:
         reason = fate["reason"] or ""
         counts: Counter[str] = Counter("kept" if image.reason == _NOT_KEPT else image.fate for image in images)
         if found is None:
-            problem = shown_message(row["detail"] or "", self._files(name)[place.part : place.part + 1])
+            problem = shown_message(row["detail"] or "", [self._parts[name][place.part].file])
             return ShownRecord(name, row["record_id"], "", fate["fate"], reason, problem, asked.note)
         value = record_value(reason, counts, self._recipe.rules_for(name))
         texts, lengths = clipped(found.texts)
@@ -238,56 +211,36 @@ class RunSource:
 
     def _similarities(self, part: Part, count: int) -> NDArray[np.float64]:
         """float64[images]: the similarity that the rules judge, NaN where there is none."""
-        if self._recipe.score.clip is None or self._store.size(part.scores_table()) is None:
-            return np.full(count, np.nan)
         name = "assigned_similarity" if self._recipe.rules_for(part.corpus).documents.reassign else "similarity"
-        column = self._table(part.scores_table(), [name]).column(name)
-        values: NDArray[np.float64] = column.cast(pa.float64()).to_numpy().astype(np.float64)
+        scores = self._run.scores(part, [name])
+        if scores is None:
+            return np.full(count, np.nan)
+        values: NDArray[np.float64] = scores.column(name).cast(pa.float64()).to_numpy().astype(np.float64)
         if len(values) != count:
             raise DataError(
-                f"{self._store.location(part.scores_table())}: {len(values)} images where there are {count} fates: "
+                f"{self._run.store.location(part.scores_table())}: {len(values)} images where there are {count} fates: "
                 "run the recipe again"
             )
         return values
 
     def _read(self, corpus: int, index: int) -> _Tables:
         part = self._part(corpus, index)
-        fates = self._table(
-            part.fates_table(), ["row", "image_index", "fate", "reason", "stage", "text_index", "similarity"]
-        )
+        columns = ["row", "image_index", "fate", "reason", "stage", "text_index", "similarity"]
+        fates = self._run.part_table(part, "fates", columns)
         is_image = pc.is_valid(fates.column("image_index"))
-        images = self._table(part.images_table(), _IMAGE_FACTS)
-        records = self._table(part.records_table(), ["record_id", "detail"])
-        scores = None
-        if self._recipe.score.clip is not None and self._store.size(part.scores_table()) is not None:
-            scores = self._table(part.scores_table(), _SCORES)
+        images = self._run.part_table(part, "images", _IMAGE_FACTS)
+        records = self._run.part_table(part, "records", ["record_id", "detail"])
+        scores = self._run.scores(part, _SCORES)
         image_fates = fates.filter(is_image)
         counts = {table.num_rows for table in (images, image_fates, scores) if table is not None}
         if len(counts) != 1 or fates.num_rows - image_fates.num_rows != records.num_rows:
-            where = self._store.location(part.fates_table())
+            where = self._run.store.location(part.fates_table())
             raise DataError(f"{where}: its rows are not those of the part's other tables: run the recipe again")
         firsts = np.searchsorted(images.column("row").to_numpy(), np.arange(records.num_rows + 1))
         return _Tables(records, fates.filter(pc.invert(is_image)), image_fates, images, scores, firsts)
 
-    def _filtered(self, name: str) -> list[int]:
-        """Numbers of the parts that have fates."""
-        found = (_PART.fullmatch(path.rsplit("/", 1)[-1]) for path in self._store.files(f"filter/{name}"))
-        return sorted(int(match.group(1)) for match in found if match)
-
-    def _metadata_files(self, name: str) -> tuple[str, ...]:
-        """The metadata file of each of a corpus's parts."""
-        plan = committed_plan(self._store, name)
-        return () if plan is None else tuple(part.file for part in plan.parts)
-
     def _part(self, corpus: int, index: int) -> Part:
-        return Part(self.corpora[corpus], index, "", "", 0, 0, 0, "")
-
-    def _table(self, path: str, columns: list[str]) -> pa.Table:
-        try:
-            with self._store.open_read(path) as stream:
-                return read_parquet(stream, columns=columns)
-        except pa.ArrowException as error:
-            raise DataError(f"{self._store.location(path)}: cannot be read: {error}; run check on the run") from error
+        return self._parts[self.corpora[corpus]][index]
 
 
 def _better(score: Any, text_index: int | None, similarity: float | None) -> tuple[int, float] | None:

@@ -16,13 +16,12 @@ import pyarrow as pa
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.ranges.reader import Blocks, Span, read_spans
 from vila_data.core.store import Store
-from vila_data.core.tables import read_parquet
 from vila_data.core.tarcodec import Member, TarFault, sample_key, walk_foreign
+from vila_data.runs.run import run_above
 from vila_data.shard.manifest import parse_manifest
+from vila_data.shard.read import read_index
 from vila_data.view.preview.values import ShownImage, ShownRecord, ShownTokens
-from vila_data.workflow.lock import LOCK
 from vila_data.workflow.previewing.faults import TokenFaults
-from vila_data.workflow.previewing.run import recipe_of
 from vila_data.workflow.previewing.source import Asked, Columns, Place, bounds_of, clipped, finite
 from vila_data.workflow.previewing.tokens import TokenFiles
 
@@ -68,14 +67,12 @@ class SetSource:
         self._tokens: TokenFiles | None = None
         self._blocks = Blocks(self._store)
         self._index = lru_cache(maxsize=_SHARDS)(self._read_index)
-        above = self._store.url.rstrip("/").rsplit("/", 2)
-        run = Store(above[0]) if len(above) == 3 and above[1] == "shards" else None
-        if run is not None and run.size(LOCK) is not None:
-            recipe = recipe_of(run)
-            self._tokens = TokenFiles(run, recipe)
+        run = run_above(self._store)
+        if run is not None and self._store.url.startswith(run.store.location("shards/")):
+            self._tokens = TokenFiles(run)
             self.notes, self.faults = self._tokens.notes, self._tokens.faults
-            if self._manifest.corpus in recipe.corpora:
-                limit = recipe.rules_for(self._manifest.corpus).images.min_similarity
+            if self._manifest.corpus in run.recipe.corpora:
+                limit = run.recipe.rules_for(self._manifest.corpus).images.min_similarity
                 self.thresholds = {} if limit is None else {self._manifest.corpus: limit}
 
     def parts(self, corpus: int) -> Sequence[int]:
@@ -121,12 +118,7 @@ class SetSource:
 
     def _read_index(self, shard: int) -> pa.Table:
         path = self._manifest.shards[shard].name.replace(".tar", ".parquet")
-        columns = ["key", "record_id", "members", "offsets", "sizes", "similarities"]
-        try:
-            with self._store.open_read(path) as stream:
-                return read_parquet(stream, columns=columns)
-        except pa.ArrowException as error:
-            raise DataError(f"{self._store.location(path)}: not an index: {error}; run check on the set") from error
+        return read_index(self._store, path, ["key", "record_id", "members", "offsets", "sizes", "similarities"])
 
 
 class TarSource:

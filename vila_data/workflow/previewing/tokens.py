@@ -10,20 +10,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vila_data.core.errors import DataError, VilaDataError
+from vila_data.core.errors import VilaDataError
 from vila_data.core.layout import record_key, shard_stem, tokens_folder
 from vila_data.core.schemas import IGNORED, IMAGE_ID
-from vila_data.core.store import Store
-from vila_data.core.tables import read_arrow, read_parquet
+from vila_data.core.tables import parsing, read_arrow
 from vila_data.encode.token_set import TokenSample, TokenSet, read_token_manifest
 from vila_data.encode.tokenizer import TextTokenizer
 from vila_data.encode.tokens import encoding_fingerprint
-from vila_data.shard.manifest import read_manifest
+from vila_data.runs.run import Run
+from vila_data.shard.read import read_index
 from vila_data.view.preview.values import ShownTokens, TokenPiece
-from vila_data.workflow.encoding import ready_tokenizer
 from vila_data.workflow.previewing.faults import DAMAGE, TokenFaults
 from vila_data.workflow.previewing.source import Place
-from vila_data.workflow.recipe import Recipe
 
 _IDS_SHOWN: Final = 2_000
 _FILES: Final = 4
@@ -35,26 +33,27 @@ class TokenFiles:
     faults: those that cannot be read; what they hold is not shown.
     """
 
-    def __init__(self, store: Store, recipe: Recipe) -> None:
-        self._store, self._recipe = store, recipe
+    def __init__(self, run: Run) -> None:
+        self._run, self._store, self._recipe = run, run.store, run.recipe
         self.notes: tuple[str, ...] = ()
         self.faults = TokenFaults()
         self._tokenizer: TextTokenizer | None = None
         self._sets: dict[str, TokenSet] = {}
         self._facts = lru_cache(maxsize=_FILES)(self._read_facts)
-        if recipe.pack is None or not store.exists("tokens"):
+        pack, store = run.recipe.pack, run.store
+        if pack is None or not store.exists("tokens"):
             return
         try:
-            self._tokenizer = ready_tokenizer(recipe.pack)
+            self._tokenizer = run.tokenizer
         except VilaDataError as error:
             self.notes = (f"Tokens are not shown: {error}",)
             return
-        encoding = encoding_fingerprint(recipe.pack, self._tokenizer)
-        for name in recipe.shards:
+        encoding = encoding_fingerprint(pack, self._tokenizer)
+        for name in run.recipe.shards:
             folder = tokens_folder(self._tokenizer.fingerprint, name, encoding)
             try:
                 manifest = read_token_manifest(store, folder)
-                if manifest is not None and read_manifest(store, name) is not None:
+                if manifest is not None and run.manifest(name) is not None:
                     self._sets[name] = TokenSet(store, manifest, folder)
             except DAMAGE as error:
                 self.faults.add(store.location(f"{folder}/manifest.json"), error)
@@ -96,15 +95,14 @@ class TokenFiles:
 
     def _by_key(self, name: str, keys: set[str]) -> list[tuple[str, ShownTokens | None]]:
         """Those of the keys that the set has, None where they cannot be read; shards are read until all are found."""
-        manifest = read_manifest(self._store, name)
+        manifest = self._run.manifest(name)
         assert manifest is not None
         found: list[tuple[str, ShownTokens | None]] = []
         wanted = pa.array(sorted(keys), pa.string())
         for shard in range(len(manifest.shards)):
             index = f"{shard_stem(name, shard)}.parquet"
             try:
-                with self._store.open_read(index) as stream:
-                    column = read_parquet(stream, columns=["key"]).column("key")
+                column = read_index(self._store, index, ["key"]).column("key")
             except DAMAGE as error:
                 self.faults.add(self._store.location(index), error)
                 continue
@@ -143,13 +141,12 @@ class TokenFiles:
     def _read_facts(self, name: str, shard: int) -> pa.Table:
         """What a token file says beside ids and places."""
         path = self._path(name, shard)
-        try:
+        where = self._store.location(path)
+        with parsing(where, "a token file", "delete it and run the recipe again", OSError):
             if self._store.is_local:
-                table = read_arrow(pa.memory_map(self._store.location(path)))
+                table = read_arrow(pa.memory_map(where))
             else:
                 table = read_arrow(pa.py_buffer(self._store.read(path)))
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{self._store.location(path)}: not a token file: {error}; run the recipe again") from error
         facts = table.select(["images_left_out", "tokens_cut", "fate", "detail"])
         facts.validate(full=True)  # a damaged text's end may lie outside the file
         return facts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from vila_data.core.errors import UsageError
 from vila_data.filter.config import Rules
 from vila_data.filter.rules import KEPT
 from vila_data.filter.whatif import UNKNOWN, PartTable, Settled, Tally, tally
+from vila_data.runs.run import Run
 from vila_data.shard.config import ShardSet, View
 from vila_data.shard.layout import count_shards, member_bytes_of, pair_bound, record_bound
 from vila_data.workflow.progress import Silence, Watch
@@ -69,7 +71,7 @@ class Answer:
     notes: tuple[str, ...] = ()
 
 
-def whatif(run: str, settings: Sequence[str], watch: Watch | None = None) -> Answer:
+def whatif(run: str | os.PathLike[str] | Run, settings: Sequence[str], watch: Watch | None = None) -> Answer:
     """What a run with ``filter.…=value`` settings over its recipe would keep; nothing is written.
 
     Without unknown images the counts are those that relaunching the run with these settings gives.

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from vila_data.core.errors import DataError
 from vila_data.core.records import Record
-from vila_data.core.store import Store
 from vila_data.filter.whatif_cuts import AtCut, NearestToCuts
+from vila_data.runs.run import Run
 from vila_data.shard.evidence import Evidence
 from vila_data.view.sweep import CutExamples, Example
 from vila_data.view.thumbnail import Thumbnail, data_uri
@@ -43,12 +43,12 @@ def examples_a_side(cuts: int, corpora: int) -> int:
 
 
 def examples_of(
-    store: Store, key: str, nearest: Mapping[str, NearestToCuts], shown: Sequence[int], watch: Watch
+    run: Run, key: str, nearest: Mapping[str, NearestToCuts], shown: Sequence[int], watch: Watch
 ) -> list[CutExamples]:
     """The examples of each corpus at each shown cut, their pictures made small."""
     if not nearest:
         return []
-    readers = {corpus: _Reader(store, corpus, key) for corpus in nearest}
+    readers = {corpus: _Reader(run.evidence(corpus), key) for corpus in nearest}
     budget = _Budget(_BYTES)
     watch.stage("examples", len(shown), 0)
     result = []
@@ -83,8 +83,8 @@ class _Budget:
 class _Reader:
     """Examples of one corpus, read by range."""
 
-    def __init__(self, store: Store, corpus: str, key: str) -> None:
-        self._evidence = Evidence(store, corpus)
+    def __init__(self, evidence: Evidence, key: str) -> None:
+        self._evidence = evidence
         self._thumbnail = lru_cache(maxsize=256)(self._read_thumbnail)
         self._unit = {"min_similarity": "similarity", "min_side_px": "px"}.get(key.rsplit(".", 1)[1], "images kept")
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.fates import Funnel
-from vila_data.core.receipts import Receipt, read_receipt
-from vila_data.core.store import Store
 from vila_data.filter.config import DocumentRules, ImageRules
 from vila_data.filter.whatif import Scope, Tally
-from vila_data.workflow.lock import FORM, LOCK
-from vila_data.workflow.marked_yaml import MarkedValue
-from vila_data.workflow.plan import CorpusPlan, committed_plan
-from vila_data.workflow.recipe import Recipe, checked
-from vila_data.workflow.report import corpus_funnel
+from vila_data.runs.run import PartStage, Run, open_run
+from vila_data.workflow.lock import LOCK
+from vila_data.workflow.recipe import Recipe
 
 _WHY_NOT: Final = {
     "corpora": "other records would have to be downloaded",
@@ -70,22 +67,15 @@ class CorpusFates:
 
 
 class FilteredRun:
-    """A run directory whose fates are committed.
+    """A run whose fates are committed.
 
     Raises:
-        UsageError: it is no run, or one whose download or filter is not complete; says what to run.
-        DataError: its lock is none.
+        UsageError, DataError: as `open_run`.
     """
 
-    def __init__(self, url: str) -> None:
-        self.store = Store(url)
-        if self.store.size(LOCK) is None:
-            raise UsageError(
-                f"{self.store.url}: no run lies there ({LOCK} is missing): make one with vila-data run RECIPE --out "
-                f"{self.store.url}"
-            )
-        self._lock = self._read_lock()
-        self.recipe = checked(self._lock.again())
+    def __init__(self, run: str | os.PathLike[str] | Run) -> None:
+        self.run = open_run(run)
+        self.store, self.recipe = self.run.store, self.run.recipe
 
     def asked(self, settings: Sequence[str]) -> Recipe:
         """The run's recipe with ``filter.…=value`` settings over it.
@@ -95,7 +85,7 @@ class FilteredRun:
         """
         for setting in settings:
             check_key(setting)
-        return checked(self._lock.again(), settings)
+        return self.run.recipe_with(settings)
 
     def value_in_force(self, key: str, settings: Sequence[str]) -> Any:
         """What the run's recipe, with settings over it, has at a dotted key of a rule, defaults included; None
@@ -116,39 +106,20 @@ class FilteredRun:
         return [self._corpus(name) for name in self.recipe.corpora]
 
     def _corpus(self, name: str) -> CorpusFates:
-        plan = committed_plan(self.store, name)
-        if plan is None:
-            raise UsageError(f"{self.store.url}: corpus {name!r} is not downloaded: {_again(self.store)}")
-        receipts = {stage: self._receipts(plan, stage) for stage in ("download", "filter")}
-        scored = self.recipe.score.clip is not None
-        funnel = corpus_funnel(plan, receipts).as_dict()
+        parts = self.run.parts(name)
+        if not parts:
+            raise UsageError(f"{self.run.url}: corpus {name!r} is not downloaded: {self.run.finish()}")
+        stages: tuple[PartStage, ...] = ("download", "filter")
+        funnel = self.run.funnel(name)
+        for stage in stages:
+            if stage not in funnel:
+                missing = sum(receipt is None for receipt in self.run.receipts(stage, name))
+                raise UsageError(
+                    f"{self.run.url}: corpus {name!r}: {stage} lacks {missing} of {len(parts)} parts: {self.run.finish()}"
+                )
         conversations = self.recipe.corpora[name].makes == "conversation"
-        return CorpusFates(name, Scope(plan.parts, scored, conversations), funnel)
-
-    def _receipts(self, plan: CorpusPlan, stage: str) -> list[Receipt | None]:
-        receipts = [read_receipt(self.store, part.receipt(stage)) for part in plan.parts]
-        missing = sum(receipt is None for receipt in receipts)
-        if missing:
-            raise UsageError(
-                f"{self.store.url}: corpus {plan.name!r}: {stage} lacks {missing} of {len(receipts)} parts: "
-                f"{_again(self.store)}"
-            )
-        return receipts
-
-    def _read_lock(self) -> MarkedValue:
-        where = self.store.location(LOCK)
-        try:
-            whole = MarkedValue(where, self.store.read(LOCK).decode())
-            lock = whole.below("recipe")
-            unclear = whole.value.get("form", 1) < FORM and bool(lock.value["filter"]["per_corpus"])
-        except (KeyError, TypeError, UnicodeDecodeError) as error:
-            raise DataError(f"{where}: not a recipe lock: {error!r}") from error
-        if unclear:
-            raise DataError(
-                f"{where}: an earlier version of vila-data wrote it, and not which keys of filter.per_corpus are set: "
-                f"relaunch vila-data run RECIPE --out {self.store.url} (what is committed is passed over), then ask"
-            )
-        return lock
+        scope = Scope(parts, self.recipe.score.clip is not None, conversations)
+        return CorpusFates(name, scope, funnel)
 
 
 def check_key(setting: str) -> None:
@@ -168,7 +139,3 @@ def check_key(setting: str) -> None:
         f"({why}); ask filter.images.{{{images}}}, filter.documents.{{{documents}}}, or the same under "
         "filter.per_corpus.CORPUS"
     )
-
-
-def _again(store: Store) -> str:
-    return f"finish the run first: vila-data run RECIPE --out {store.url}"

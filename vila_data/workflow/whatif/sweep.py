@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
@@ -11,6 +12,7 @@ from vila_data.core.errors import UsageError
 from vila_data.filter.config import Rules
 from vila_data.filter.whatif import UNKNOWN, Tally, tally
 from vila_data.filter.whatif_cuts import Measure, NearestToCuts, measure_of
+from vila_data.runs.run import Run
 from vila_data.view.sweep import write_sweep
 from vila_data.workflow.marked_yaml import MarkedValue
 from vila_data.workflow.previewing.write import check_target
@@ -80,7 +82,12 @@ class _Plan:
 
 
 def sweep(
-    run: str, text: str, settings: Sequence[str] = (), *, out: str | None = None, watch: Watch | None = None
+    run: str | os.PathLike[str] | Run,
+    text: str,
+    settings: Sequence[str] = (),
+    *,
+    out: str | None = None,
+    watch: Watch | None = None,
 ) -> SweepAnswer:
     """What a run would keep at each value of ``key=START:STOP:STEP`` (or ``key=a,b,c``).
 
@@ -123,7 +130,7 @@ def sweep(
     answer = SweepAnswer(found.store.url, key, tuple(settings), in_force, values, corpora, untouched, sets, out)
     if out is not None:
         nearest = {plan.corpus.name: plan.nearest for plan in plans if plan.nearest is not None}
-        write_sweep(out, answer.as_dict(), examples_of(found.store, key, nearest, shown, watch))
+        write_sweep(out, answer.as_dict(), examples_of(found.run, key, nearest, shown, watch))
     return answer
 
 

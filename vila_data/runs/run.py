@@ -1,0 +1,257 @@
+"""An opened run directory: its recipe, parts, receipts, tables, shard sets, token files and totals, by name."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import cached_property
+from typing import Any, Final, Literal
+
+import pyarrow as pa
+
+from vila_data.core.errors import StorageError, UsageError
+from vila_data.core.layout import Part
+from vila_data.core.receipts import Receipt, read_receipt
+from vila_data.core.store import Store
+from vila_data.core.tables import read_table
+from vila_data.encode.tokenizer import TextTokenizer
+from vila_data.encode.tokens import TokenSet, open_tokens
+from vila_data.shard.evidence import Evidence
+from vila_data.shard.manifest import Manifest, read_manifest
+from vila_data.shard.read import ShardSetReader
+from vila_data.workflow.encoding import ready_tokenizer
+from vila_data.workflow.lock import LOCK, read_lock
+from vila_data.workflow.marked_yaml import nearest
+from vila_data.workflow.plan import CorpusPlan, committed_plan
+from vila_data.workflow.recipe import Recipe, checked
+from vila_data.workflow.report import RUN_JSON, corpus_funnel, read_run_json
+
+PartStage = Literal["download", "score", "filter"]
+PartTable = Literal["images", "records", "fates"]
+_RECEIPT: Final = re.compile(r"/part-(\d+)\.json$")
+_LEVELS: Final = 5
+"""Directories above a path in which its run is looked for: tokens/<tokenizer>/<set>/<encoding>/<file>."""
+
+
+class Run:
+    """A run directory, opened. Opening reads recipe.lock.yaml; everything else is read when it is asked for.
+
+    store:  where the run is.
+    recipe: what the run was made from, as the last launch resolved it.
+    lock:   the whole content of recipe.lock.yaml.
+
+    Raises:
+        UsageError: there is no run at the path; says what is there.
+        DataError: recipe.lock.yaml is damaged, or was written by another version.
+    """
+
+    def __init__(self, store: Store) -> None:
+        found = read_lock(store)
+        if found is None:
+            raise UsageError(_no_run(store))
+        self.store = store
+        self.lock = found.value
+        self.recipe = found.recipe
+        self._marked = found.marked
+        self._plans: dict[str, CorpusPlan | None] = {}
+
+    def __repr__(self) -> str:
+        return f"Run({self.url!r}: {self.recipe.name})"
+
+    @property
+    def url(self) -> str:
+        """The local path or URL of the directory."""
+        return self.store.url
+
+    @property
+    def model_fingerprint(self) -> str | None:
+        """The fingerprint of the CLIP model that scored the run; None for a run without scores."""
+        found: str | None = self.lock["clip"]
+        return found
+
+    @property
+    def totals(self) -> dict[str, Any] | None:
+        """The content of run.json; None before the first launch has ended.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        return read_run_json(self.store)
+
+    def recipe_with(self, settings: Sequence[str]) -> Recipe:
+        """The recipe with ``dotted.key=value`` settings in place of its own values.
+
+        Raises:
+            RecipeError: a key is unknown or a value is wrong.
+        """
+        return checked(self._marked.again(), settings)
+
+    def plan(self, corpus: str) -> CorpusPlan | None:
+        """The parts of a corpus and its counts of rows; None before its metadata was scanned.
+
+        Raises:
+            UsageError: the recipe has no such corpus.
+        """
+        self._known("corpus", corpus, self.recipe.corpora)
+        if corpus not in self._plans:
+            self._plans[corpus] = committed_plan(self.store, corpus)
+        return self._plans[corpus]
+
+    def parts(self, corpus: str) -> tuple[Part, ...]:
+        """The parts of a corpus, in order; none before its metadata was scanned."""
+        plan = self.plan(corpus)
+        return () if plan is None else plan.parts
+
+    def committed(self, stage: PartStage, corpus: str) -> tuple[Part, ...]:
+        """The parts of a corpus that have a receipt of a stage, found by one listing.
+
+        Where the list of parts is gone, as in a copy without download/, they are known by name alone.
+        """
+        there = set(self.store.files(f"{stage}/{corpus}"))
+        parts: Iterable[Part] = self.parts(corpus)
+        if self.plan(corpus) is None:
+            numbers = sorted(int(found[1]) for path in there if (found := _RECEIPT.search(path)))
+            parts = (Part.named(corpus, number) for number in numbers)
+        return tuple(part for part in parts if part.receipt(stage) in there)
+
+    def receipts(self, stage: PartStage, corpus: str) -> list[Receipt | None]:
+        """The receipts of a stage, one per part of the corpus; None for a part that is not committed."""
+        return [read_receipt(self.store, part.receipt(stage)) for part in self.parts(corpus)]
+
+    def funnel(self, corpus: str) -> dict[str, dict[str, dict[str, int]]]:
+        """{stage: {"records" | "images": {fate: count}}} of a corpus, up to the last stage that is complete.
+
+        Raises:
+            DataError: the fates of a stage do not sum to what entered it.
+        """
+        plan = self.plan(corpus)
+        if plan is None:
+            return {}
+        receipts = {stage: self.receipts(stage, corpus) for stage in ("download", "filter")}
+        return corpus_funnel(plan, receipts).as_dict()
+
+    def part_table(self, part: Part, table: PartTable, columns: Sequence[str] | None = None) -> pa.Table:
+        """A table of a part, or some of its columns.
+
+        images: a row per image of the metadata, what its download gave (core.schemas.DOWNLOAD_IMAGES);
+        records: a row per row of the metadata (DOWNLOAD_RECORDS); fates: a row per record and per image (FATES).
+
+        Raises:
+            DataError: it is damaged, or lacks a column.
+            StorageError: it is missing or cannot be read.
+        """
+        paths = {"images": part.images_table, "records": part.records_table, "fates": part.fates_table}
+        return read_table(self.store, paths[table](), columns)
+
+    def scores(self, part: Part, columns: Sequence[str] | None = None) -> pa.Table | None:
+        """The scores of a part, a row per image (core.schemas.SCORE_IMAGES); None where nothing was scored.
+
+        Raises:
+            DataError, StorageError: as `part_table`.
+        """
+        path = part.scores_table()
+        if self.recipe.score.clip is None or self.store.size(path) is None:
+            return None
+        return read_table(self.store, path, columns)
+
+    def evidence(self, corpus: str) -> Evidence:
+        """The records and images of a corpus as downloaded, whatever became of them."""
+        return Evidence(self.store, self.parts(corpus))
+
+    def manifest(self, name: str) -> Manifest | None:
+        """The manifest of a shard set; None before the set is finished.
+
+        Raises:
+            UsageError: the recipe has no such set.
+            DataError: the manifest is damaged, or of another version.
+        """
+        self._known("shard set", name, self.recipe.shards)
+        return read_manifest(self.store, name)
+
+    def open_set(self, name: str) -> ShardSetReader:
+        """The samples of a finished shard set.
+
+        Raises:
+            UsageError: the recipe has no such set, or the set is not finished.
+            DataError: the manifest is damaged, or of another version.
+        """
+        manifest = self.manifest(name)
+        if manifest is None:
+            raise UsageError(f"{self.url}: set {name!r} is not finished: {self.finish()}")
+        return ShardSetReader(self.set_store(name), manifest)
+
+    def set_store(self, name: str) -> Store:
+        """The directory of a shard set."""
+        return Store(self.store.location(f"shards/{name}"))
+
+    @cached_property
+    def tokenizer(self) -> TextTokenizer:
+        """The recipe's tokenizer.
+
+        Raises:
+            UsageError: the recipe has no `pack`, or the tokenizer cannot be loaded here.
+        """
+        if self.recipe.pack is None:
+            raise UsageError(f"{self.url}: its recipe has no `pack:`, so it has neither tokenizer nor token files")
+        return ready_tokenizer(self.recipe.pack)
+
+    def tokens(self, name: str) -> TokenSet:
+        """The token files of a shard set for the recipe's `pack`.
+
+        Raises:
+            UsageError: the recipe has no such set or no `pack`, or the set is not encoded; says what there is.
+        """
+        self._known("shard set", name, self.recipe.shards)
+        tokenizer = self.tokenizer
+        assert self.recipe.pack is not None
+        return open_tokens(self.store, name, self.recipe.pack, tokenizer)
+
+    def finish(self) -> str:
+        """What to do where something of the run is missing."""
+        return f"finish the run first: vila-data run RECIPE --out {self.url}"
+
+    def _known(self, what: str, name: str, names: Iterable[str]) -> None:
+        if name not in names:
+            raise UsageError(f"{self.url}: the run has no {what} {name!r}{nearest(name, names)}")
+
+
+def open_run(path: str | os.PathLike[str] | Run) -> Run:
+    """Open a run directory: a local path or an fsspec URL. An opened run is returned as it is.
+
+    Raises:
+        UsageError: there is no run at the path; says what is there and what to do.
+        DataError: the run's recipe.lock.yaml is damaged, or was written by another version.
+    """
+    return path if isinstance(path, Run) else Run(Store(os.fspath(path)))
+
+
+def run_above(store: Store) -> Run | None:
+    """The run that contains a directory such as a shard set; None where none does."""
+    url = store.url.rstrip("/")
+    for _ in range(_LEVELS):
+        url, slash, _ = url.rpartition("/")
+        if not slash or not url or url.endswith((":", ":/")):
+            return None
+        above = Store(url)
+        with suppress(StorageError):  # a directory above may be closed to the user
+            if above.size(LOCK) is not None:
+                return Run(above)
+    return None
+
+
+def _no_run(store: Store) -> str:
+    """Why a path is not a run, and what to do."""
+    if store.url.endswith((".yaml", ".yml")):
+        return f"{store.url}: is a recipe, not a run: give the directory that vila-data run {store.url} --out made"
+    if (run := run_above(store)) is not None:
+        return f"{store.url}: is a part of the run {run.url}: give that directory"
+    if store.size("manifest.json") is not None:
+        return f"{store.url}: is a shard set, not a run (it has no {LOCK}): give the directory of its run"
+    if not store.exists(""):
+        return f"{store.url}: does not exist: make a run with vila-data run RECIPE --out {store.url}"
+    if store.size(RUN_JSON) is not None:
+        return f"{store.url}: has lost its {LOCK}: restore that file, or make the run again with another --out"
+    make = "make one with vila-data run RECIPE --out DIRECTORY"
+    return f"{store.url}: is not a run (it has no {LOCK}): give the directory of a run, or {make}"
