@@ -8,7 +8,6 @@ whole answer; only a first sentence or answer that is too long by itself is cut 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import accumulate
 
 from vila_data.encode.chat_answers import Unwritable
@@ -52,7 +51,7 @@ def encode_samples(samples: Sequence[Sample], config: PackConfig, tokenizer: Tex
             yield _fitted(sample, chunks, whole, config, tokenizer)
             continue
         if isinstance(original, Conversation):
-            whole = replace(whole, left_out=original.images - len(whole.images))
+            whole = whole._replace(left_out=original.images - len(whole.images))
         yield cut_as_released(_without_unknown(whole, config, tokenizer), config)
 
 
@@ -83,7 +82,7 @@ def _without_unknown(whole: TokenSequence, config: PackConfig, tokenizer: TextTo
     before = [0, *accumulate(token != tokenizer.unk_id for token in whole.ids)]
     ids = [token for token in whole.ids if token != tokenizer.unk_id]
     trained = [(before[first], before[last]) for first, last in whole.trained if before[first] < before[last]]
-    return replace(whole, ids=ids, trained=trained, tokens=whole.tokens - len(whole.ids) + len(ids))
+    return whole._replace(ids=ids, trained=trained, tokens=whole.tokens - len(whole.ids) + len(ids))
 
 
 def _draft_or_fate(sample: Sample, config: PackConfig, tokenizer: TextTokenizer) -> Draft | TokenSequence:
@@ -165,7 +164,7 @@ def _fitted(
     if shorter is None:
         return _first_words(whole, isinstance(sample, Document), config, tokenizer)
     left_out = whole.left_out + len(whole.images) - len(shorter.images)
-    return replace(shorter, left_out=left_out, cut=whole.tokens - shorter.tokens)
+    return shorter._replace(left_out=left_out, cut=whole.tokens - shorter.tokens)
 
 
 def _says_something(tokenized: Tokenized, sequence: TokenSequence) -> bool:
@@ -261,6 +260,6 @@ def _first_words(
     end = len(short.ids)
     trained = list(short.trained)
     _add(trained, end, end + 1)
-    return replace(
-        short, ids=[*short.ids, tokenizer.eos_id], trained=trained, tokens=short.tokens + 1, cut=short.cut - 1
+    return short._replace(
+        ids=[*short.ids, tokenizer.eos_id], trained=trained, tokens=short.tokens + 1, cut=short.cut - 1
     )
