@@ -213,6 +213,9 @@ def _sliced(pieces: Sequence[Piece], first: int, last: int) -> tuple[Piece, ...]
 def _split_at_images(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
     group: list[Piece] = []
     for piece in pieces:
+        if IMAGE not in piece.text:
+            group.append(piece)
+            continue
         first, *rest = piece.text.split(IMAGE)
         group.append(Piece(first, piece.trained, piece.special))
         for text in rest:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from operator import itemgetter
 
 from vila_data.encode.chat_answers import Unwritable
 from vila_data.encode.config import PackConfig
@@ -34,7 +35,12 @@ Sample = Document | Conversation
 
 def encode_samples(samples: Sequence[Sample], config: PackConfig, tokenizer: TextTokenizer) -> Iterator[TokenSequence]:
     """Sequences of samples, in order."""
-    given = [_as_released(sample, config) for sample in samples]
+    released = config.faithful and config.template != "chat"
+    given = (
+        [as_released(sample, config) if isinstance(sample, Conversation) else sample for sample in samples]
+        if released
+        else samples
+    )
     counted = _counted(given, config, tokenizer)
     drafts = [None if at in counted else _draft_or_fate(sample, config, tokenizer) for at, sample in enumerate(given)]
     tokenized = tokenize([draft for draft in drafts if isinstance(draft, Draft)], tokenizer)
@@ -53,12 +59,6 @@ def encode_samples(samples: Sequence[Sample], config: PackConfig, tokenizer: Tex
         if isinstance(original, Conversation):
             whole = whole._replace(left_out=original.images - len(whole.images))
         yield cut_as_released(_without_unknown(whole, config, tokenizer), config)
-
-
-def _as_released(sample: Sample, config: PackConfig) -> Sample:
-    if isinstance(sample, Conversation) and config.faithful and config.template != "chat":
-        return as_released(sample, config)
-    return sample
 
 
 def _counted(samples: Sequence[Sample], config: PackConfig, tokenizer: TextTokenizer) -> dict[int, TokenSequence]:
@@ -168,7 +168,7 @@ def _fitted(
 
 
 def _says_something(tokenized: Tokenized, sequence: TokenSequence) -> bool:
-    return tokenized.draft.has_text and bool(sequence.trained) and any(ids for ids, _ in tokenized.chunks)
+    return tokenized.draft.has_text and bool(sequence.trained) and any(map(itemgetter(0), tokenized.chunks))
 
 
 def _fits(sequence: TokenSequence, config: PackConfig) -> bool:

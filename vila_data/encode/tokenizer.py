@@ -142,7 +142,7 @@ class TextTokenizer:
 
     def encode_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids that `encode` gives, in less time."""
-        given = [self._with_prefix(text) for text in texts]
+        given = [_SPACE + text if text else text for text in texts] if self._has_prefix else texts
         found = [encoding.ids for encoding in self._armed.encode_batch_fast(given, add_special_tokens=False)]
         if not self._has_prefix:
             return found
