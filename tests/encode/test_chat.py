@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -222,7 +222,7 @@ def test_images_are_where_the_template_puts_them(known: Callable[[str], Known], 
     sequence = made.encoded(given)
     assert sequence.fate == OK and sequence.images == (0, 1) and expected.count(image) == 2
     assert sequence.ids == [IMAGE_ID if token == image else token for token in expected]
-    assert made.encoded(replace(given, messages=None)).ids == sequence.ids, "a row of LLaVA's form is the same"
+    assert made.encoded(given._replace(messages=None)).ids == sequence.ids, "a row of LLaVA's form is the same"
     in_rows = tuple((role, text.replace("<image>", "<image>\n", 1)) for role, text in turns)
     assert made.encoded(Conversation(in_rows, None, 2)).ids == sequence.ids, "its line break belongs to the placeholder"  # type: ignore[arg-type]
 
@@ -295,7 +295,7 @@ def test_tools(known: Callable[[str], Known], name: str) -> None:
 def test_a_refusal_costs_its_own_record(known: Callable[[str], Known]) -> None:
     made = known(chat_templates.published()["gemma"])
     good = conversation_of([("user", "Q"), ("assistant", "A")])
-    sequences = list(encode_samples([good, replace(good, system="Be brief."), good], CONFIG, made.ours))
+    sequences = list(encode_samples([good, good._replace(system="Be brief."), good], CONFIG, made.ours))
     assert [one.fate for one in sequences] == [OK, TEMPLATE_REFUSED, OK] and sequences[0] == sequences[2]
     assert sequences[1].detail == "System role not supported"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -244,7 +243,7 @@ def test_a_conversation_with_more_images_than_a_pack_takes(made: Made) -> None:
     turns = [{"from": ("human", "gpt")[n % 2], "value": text} for n, text in enumerate(said)]
     sequence = encoded(conversation_json(turns), config_of(max_images_per_pack=2), tokenizer)
     head = encoded(conversation_json(turns[:4]), config_of(), tokenizer)
-    assert sequence == replace(head, left_out=1, cut=sequence.cut)
+    assert sequence == head._replace(left_out=1, cut=sequence.cut)
     whole = encoded(conversation_json(turns), config_of(), tokenizer)
     assert (sequence.images, sequence.cut) == ((0, 1), whole.tokens - sequence.tokens)
     crowded = conversation_json([{"from": "human", "value": "<image>" * 3}, {"from": "gpt", "value": "a boat"}])

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from vila_data.core.records import IMAGE_MARK, Role
 
 Turn = tuple[Role, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Conversation:
+class Conversation(NamedTuple):
     """Turns in order; they alternate, and may begin with gpt or end with human.
 
     system:   None: the template's own; "": none.
@@ -59,7 +57,7 @@ class Conversation:
         messages = self.messages
         if messages is not None:
             messages = messages[: _messages_of_turns(messages, turns)]
-        return replace(self, turns=kept, images=images, messages=messages)
+        return self._replace(turns=kept, images=images, messages=messages)
 
 
 def _messages_of_turns(messages: Sequence[Mapping[str, Any]], turns: int) -> int:

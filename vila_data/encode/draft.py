@@ -7,7 +7,6 @@ sentence, texts joined by a space, spaces beside an image removed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from vila_data.encode.chat import WrittenChat, chat_template
@@ -49,8 +48,7 @@ class Draft(NamedTuple):
     has_text: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(NamedTuple):
     """A document or pair in reading order.
 
     entries: a sentence (str), or the number of an image (int).
@@ -65,7 +63,7 @@ class Document:
 
     def first(self, count: int) -> Document:
         """The document that ends after `count` entries."""
-        return replace(self, entries=self.entries[:count])
+        return self._replace(entries=self.entries[:count])
 
 
 def document_of(sample: dict[str, Any]) -> Document:
@@ -87,8 +85,8 @@ def document_of(sample: dict[str, Any]) -> Document:
 
 def draft_document(document: Document, config: PackConfig, tokenizer: TextTokenizer) -> Draft:
     """A document as VILA writes it, under the recipe's semantics."""
-    spoken = [at for at, entry in enumerate(document.entries) if isinstance(entry, str) and entry.strip()]
     faithful = config.faithful
+    spoken = [at for at, entry in enumerate(document.entries) if isinstance(entry, str) and entry.strip()]
     if document.is_pair and (faithful or spoken):
         texts = _pair_texts(document, faithful)
         kept: tuple[int, ...] = (0,)
@@ -207,7 +205,7 @@ def _sliced(pieces: Sequence[Piece], first: int, last: int) -> tuple[Piece, ...]
     for piece in pieces:
         start, stop = max(first - at, 0), min(last - at, len(piece.text))
         if start < stop:
-            found.append(replace(piece, text=piece.text[start:stop]))
+            found.append(piece._replace(text=piece.text[start:stop]))
         at += len(piece.text)
     return tuple(found)
 
@@ -215,6 +213,9 @@ def _sliced(pieces: Sequence[Piece], first: int, last: int) -> tuple[Piece, ...]
 def _split_at_images(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
     group: list[Piece] = []
     for piece in pieces:
+        if IMAGE not in piece.text:
+            group.append(piece)
+            continue
         first, *rest = piece.text.split(IMAGE)
         group.append(Piece(first, piece.trained, piece.special))
         for text in rest:

@@ -8,8 +8,8 @@ whole answer; only a first sentence or answer that is too long by itself is cut 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import accumulate
+from operator import itemgetter
 
 from vila_data.encode.chat_answers import Unwritable
 from vila_data.encode.config import PackConfig
@@ -35,7 +35,12 @@ Sample = Document | Conversation
 
 def encode_samples(samples: Sequence[Sample], config: PackConfig, tokenizer: TextTokenizer) -> Iterator[TokenSequence]:
     """Sequences of samples, in order."""
-    given = [_as_released(sample, config) for sample in samples]
+    released = config.faithful and config.template != "chat"
+    given = (
+        [as_released(sample, config) if isinstance(sample, Conversation) else sample for sample in samples]
+        if released
+        else samples
+    )
     counted = _counted(given, config, tokenizer)
     drafts = [None if at in counted else _draft_or_fate(sample, config, tokenizer) for at, sample in enumerate(given)]
     tokenized = tokenize([draft for draft in drafts if isinstance(draft, Draft)], tokenizer)
@@ -52,14 +57,8 @@ def encode_samples(samples: Sequence[Sample], config: PackConfig, tokenizer: Tex
             yield _fitted(sample, chunks, whole, config, tokenizer)
             continue
         if isinstance(original, Conversation):
-            whole = replace(whole, left_out=original.images - len(whole.images))
+            whole = whole._replace(left_out=original.images - len(whole.images))
         yield cut_as_released(_without_unknown(whole, config, tokenizer), config)
-
-
-def _as_released(sample: Sample, config: PackConfig) -> Sample:
-    if isinstance(sample, Conversation) and config.faithful and config.template != "chat":
-        return as_released(sample, config)
-    return sample
 
 
 def _counted(samples: Sequence[Sample], config: PackConfig, tokenizer: TextTokenizer) -> dict[int, TokenSequence]:
@@ -83,7 +82,7 @@ def _without_unknown(whole: TokenSequence, config: PackConfig, tokenizer: TextTo
     before = [0, *accumulate(token != tokenizer.unk_id for token in whole.ids)]
     ids = [token for token in whole.ids if token != tokenizer.unk_id]
     trained = [(before[first], before[last]) for first, last in whole.trained if before[first] < before[last]]
-    return replace(whole, ids=ids, trained=trained, tokens=whole.tokens - len(whole.ids) + len(ids))
+    return whole._replace(ids=ids, trained=trained, tokens=whole.tokens - len(whole.ids) + len(ids))
 
 
 def _draft_or_fate(sample: Sample, config: PackConfig, tokenizer: TextTokenizer) -> Draft | TokenSequence:
@@ -165,11 +164,11 @@ def _fitted(
     if shorter is None:
         return _first_words(whole, isinstance(sample, Document), config, tokenizer)
     left_out = whole.left_out + len(whole.images) - len(shorter.images)
-    return replace(shorter, left_out=left_out, cut=whole.tokens - shorter.tokens)
+    return shorter._replace(left_out=left_out, cut=whole.tokens - shorter.tokens)
 
 
 def _says_something(tokenized: Tokenized, sequence: TokenSequence) -> bool:
-    return tokenized.draft.has_text and bool(sequence.trained) and any(ids for ids, _ in tokenized.chunks)
+    return tokenized.draft.has_text and bool(sequence.trained) and any(map(itemgetter(0), tokenized.chunks))
 
 
 def _fits(sequence: TokenSequence, config: PackConfig) -> bool:
@@ -261,6 +260,6 @@ def _first_words(
     end = len(short.ids)
     trained = list(short.trained)
     _add(trained, end, end + 1)
-    return replace(
-        short, ids=[*short.ids, tokenizer.eos_id], trained=trained, tokens=short.tokens + 1, cut=short.cut - 1
+    return short._replace(
+        ids=[*short.ids, tokenizer.eos_id], trained=trained, tokens=short.tokens + 1, cut=short.cut - 1
     )

@@ -9,7 +9,7 @@ preprocess_llama_2, preprocess_multimodal; docs/sources.md)
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from vila_data.core.schemas import IMAGE_ID
 from vila_data.encode.config import PackConfig
@@ -34,11 +34,11 @@ def as_released(conversation: Conversation, config: PackConfig) -> Conversation:
     prompt of its own.
     """
     if config.template == "llama_2" and conversation.system is None:
-        conversation = replace(conversation, system=LLAMA_2_SYSTEM)
+        conversation = conversation._replace(system=LLAMA_2_SYSTEM)
     if not conversation.images or conversation.verbatim:
         return conversation
     turns = tuple((role, _rewritten(text)) for role, text in conversation.turns)
-    return replace(conversation, turns=turns, images=sum(IMAGE in text for _, text in turns))
+    return conversation._replace(turns=turns, images=sum(IMAGE in text for _, text in turns))
 
 
 def _rewritten(text: str) -> str:

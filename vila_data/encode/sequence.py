@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby, islice
+from itertools import groupby
 from typing import Final, NamedTuple
 
 from vila_data.core.schemas import IGNORED as IGNORED
@@ -23,8 +22,7 @@ FATES: Final = (OK, NO_TEXT, TOO_LONG, TOO_MANY_IMAGES, TEMPLATE_REFUSED, ANSWER
 refuses the conversation, or does not write one of its answers or images."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenSequence:
+class TokenSequence(NamedTuple):
     """One sample as tokens.
 
     ids:      with IMAGE_ID for an image; trained: (start, stop) places in `ids` that are labels, in order.
@@ -63,34 +61,34 @@ class Tokenized(NamedTuple):
 def tokenize(drafts: Sequence[Draft], tokenizer: TextTokenizer) -> Iterator[Tokenized]:
     """Tokenize the chunks of many drafts in one batch."""
     done = tokenized_chunks([chunk for draft in drafts for chunk in draft.chunks], tokenizer)
-    return (Tokenized(draft, list(islice(done, len(draft.chunks)))) for draft in drafts)
+    at = 0
+    for draft in drafts:
+        at += len(draft.chunks)
+        yield Tokenized(draft, done[at - len(draft.chunks) : at])
 
 
-def tokenized_chunks(chunks: Sequence[Chunk], tokenizer: TextTokenizer) -> Iterator[tuple[list[int], Places]]:
+def tokenized_chunks(chunks: Sequence[Chunk], tokenizer: TextTokenizer) -> list[tuple[list[int], Places]]:
     """Ids and trained places of each chunk; where all of a chunk is trained or nothing, no offsets are asked for."""
-    uniform = iter(tokenizer.encode_ids([chunk.text for chunk in chunks if chunk.text and not _needs_places(chunk)]))
-    mixed = iter(tokenizer.encode([chunk.text for chunk in chunks if _needs_places(chunk)]))
-    for chunk in chunks:
-        text, spans, pieces, images = chunk
+    uniform = iter(tokenizer.encode_ids([text for text, spans, _, images in chunks if text and not (spans or images)]))
+    mixed = iter(tokenizer.encode([text for text, spans, _, images in chunks if text and (spans or images)]))
+    found: list[tuple[list[int], Places]] = []
+    for text, spans, pieces, images in chunks:
         if not text:
-            yield [], []
+            found.append(([], []))
             continue
-        encoded = next(mixed) if _needs_places(chunk) else None
+        encoded = next(mixed) if spans or images else None
         ids: list[int] = next(uniform) if encoded is None else encoded.ids
         if pieces is not None and tokenizer.spells_special(text, ids, sum([piece.special for piece in pieces])):
-            yield _piecewise(pieces or (Piece(text, trained=True),), tokenizer)
+            found.append(_piecewise(pieces or (Piece(text, trained=True),), tokenizer))
         elif encoded is None:
-            yield ids, [(0, len(ids))] if spans is None and ids else []
+            found.append((ids, [(0, len(ids))] if spans is None and ids else []))
         else:
             for start, stop in images:
                 place = encoded.tokens_of(start, stop)
                 assert place is not None and place[1] == place[0] + 1, "a placeholder is one token"
                 ids[place[0]] = IMAGE_ID
-            yield ids, _places(encoded, ((0, len(text)),) if spans is None else spans)
-
-
-def _needs_places(chunk: Chunk) -> bool:
-    return bool(chunk.spans or chunk.images)
+            found.append((ids, _places(encoded, ((0, len(text)),) if spans is None else spans)))
+    return found
 
 
 def _places(encoded: Encoded, spans: Sequence[tuple[int, int]]) -> Places:
@@ -128,7 +126,7 @@ def _stripped(pieces: Sequence[Piece], tokenizer: TextTokenizer) -> list[Piece]:
             next_to = at + step
             while wanted and 0 <= next_to < len(found) and not (found[next_to].special or found[next_to].image):
                 text = found[next_to].text
-                found[next_to] = replace(found[next_to], text=text.rstrip() if step < 0 else text.lstrip())
+                found[next_to] = found[next_to]._replace(text=text.rstrip() if step < 0 else text.lstrip())
                 if found[next_to].text:
                     break
                 next_to += step

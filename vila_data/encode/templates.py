@@ -8,8 +8,7 @@ Formats and their system prompts: docs/sources.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from vila_data.core.errors import UsageError
 from vila_data.core.records import MARK_IN_WORDS
@@ -33,8 +32,7 @@ LLAMA_2_SYSTEM: Final = (
 """The system prompt of Llama 2's chat models, which VILA v1.0 puts into `llama_2` (docs/sources.md)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """Text of a prompt. trained: its tokens are labels; special: a special token's spelling; image: stands for one."""
 
     text: str

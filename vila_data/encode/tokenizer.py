@@ -66,7 +66,7 @@ class Encoded:
         if first is None:
             return None
         last = next(token for char in range(end - 1, at - 1, -1) if (token := find(char)) is not None)
-        count = len(self._encoding.ids)
+        count = len(self._encoding)
         while last + 1 < count:  # one character may take several tokens
             chars = self._encoding.token_to_chars(last + 1)
             if chars is None or chars[0] >= end:
@@ -142,7 +142,7 @@ class TextTokenizer:
 
     def encode_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids that `encode` gives, in less time."""
-        given = [self._with_prefix(text) for text in texts]
+        given = [_SPACE + text if text else text for text in texts] if self._has_prefix else texts
         found = [encoding.ids for encoding in self._armed.encode_batch_fast(given, add_special_tokens=False)]
         if not self._has_prefix:
             return found
@@ -182,12 +182,12 @@ class TextTokenizer:
 
     def spells_special(self, text: str, ids: Sequence[int], expected: int) -> bool:
         """Whether a text whose ids are given became other special tokens than the `expected` number of its own."""
-        if not self._special_ids.isdisjoint(ids) if expected == 0 else self._special_among(ids) != expected:
-            return True
-        return self._unknown is not None and self._unknown in text
-
-    def _special_among(self, ids: Sequence[int]) -> int:
-        return sum(map(self._special_ids.__contains__, ids))
+        special = self._special_ids
+        if len(special) <= _FEW:
+            found = sum(map(ids.count, special))
+        else:
+            found = sum(map(special.__contains__, ids)) if expected else not special.isdisjoint(ids)
+        return found != expected or (self._unknown is not None and self._unknown in text)
 
     def special_spans(self, text: str) -> list[tuple[int, int]]:
         """(start, stop) characters of each spelling of a special token in a text, in order."""
