@@ -13,12 +13,14 @@ import yaml
 
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.receipts import fingerprint
+from vila_data.core.schemas import check_version
 from vila_data.core.store import Store
 from vila_data.workflow.recipe import Recipe
 
 LOCK = "recipe.lock.yaml"
-FORM = 2
-"""Of the lock. Before 2, `filter.per_corpus` had every key, set or not: what it left to the common rules was lost."""
+FORM = 3
+"""Of a run directory: whatever is in one is read by versions of this form alone (`check_form`). Raised with
+core.schemas.SCHEMA_VERSION, and when a path of shards/FORMAT.md moves."""
 _HARMLESS = {
     "download": {"concurrency", "per_host", "timeout_s", "idle_timeout_s", "retries", "contact"},
     "score": {"clip.batch_size"},
@@ -60,16 +62,27 @@ def lock_value(
     }
 
 
+def check_form(lock: Any, where: str) -> None:
+    """Refuse the run directory of another version of the package.
+
+    Raises:
+        DataError: its form is not FORM; says what to do.
+    """
+    if isinstance(lock, dict) and "recipe" in lock:
+        check_version(where, "form", lock.get("form", 1), FORM)
+
+
 def read_lock(store: Store) -> dict[str, Any] | None:
     """The lock of a run directory, or None where nothing was run yet.
 
     Raises:
-        DataError: the file is there and is no lock.
+        DataError: the file is there and is no lock, or that of another version's run.
     """
     if store.size(LOCK) is None:
         return None
     try:
         value = yaml.safe_load(store.read(LOCK))
+        check_form(value, store.location(LOCK))
         Recipe.model_validate(value["recipe"], strict=False)
     except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{store.location(LOCK)}: not a recipe lock: {error}") from error

@@ -34,6 +34,7 @@ from vila_data.order.share import Share
 from vila_data.order.sources import read_blended_sets
 from vila_data.ranges.reader import ReadOptions
 from vila_data.workflow.encoding import ready_tokenizer
+from vila_data.workflow.lock import read_lock
 from vila_data.workflow.marked_yaml import nearest
 from vila_data.workflow.recipe import Recipe, load_recipe
 
@@ -123,6 +124,7 @@ def _open(
     if recipe.pack is None or recipe.blend is None:
         missing = "pack" if recipe.pack is None else "blend"
         raise UsageError(f"{recipe.name}: the recipe has no `{missing}:`, so there is nothing to stream")
+    read_lock(store)  # refuses the run of another version
     words = _tokenizer(tokenizer, recipe.pack)
     sets = read_blended_sets(store, recipe.blend, recipe.pack, words)
     pack = recipe.pack

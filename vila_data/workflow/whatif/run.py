@@ -12,7 +12,7 @@ from vila_data.core.receipts import Receipt, read_receipt
 from vila_data.core.store import Store
 from vila_data.filter.config import DocumentRules, ImageRules
 from vila_data.filter.whatif import Scope, Tally
-from vila_data.workflow.lock import FORM, LOCK
+from vila_data.workflow.lock import LOCK, check_form
 from vila_data.workflow.marked_yaml import MarkedValue
 from vila_data.workflow.plan import CorpusPlan, committed_plan
 from vila_data.workflow.recipe import Recipe, checked
@@ -139,16 +139,10 @@ class FilteredRun:
         where = self.store.location(LOCK)
         try:
             whole = MarkedValue(where, self.store.read(LOCK).decode())
-            lock = whole.below("recipe")
-            unclear = whole.value.get("form", 1) < FORM and bool(lock.value["filter"]["per_corpus"])
+            check_form(whole.value, where)
+            return whole.below("recipe")
         except (KeyError, TypeError, UnicodeDecodeError) as error:
             raise DataError(f"{where}: not a recipe lock: {error!r}") from error
-        if unclear:
-            raise DataError(
-                f"{where}: an earlier version of vila-data wrote it, and not which keys of filter.per_corpus are set: "
-                f"relaunch vila-data run RECIPE --out {self.store.url} (what is committed is passed over), then ask"
-            )
-        return lock
 
 
 def check_key(setting: str) -> None:
