@@ -103,17 +103,16 @@ def encode_sample(view: View, key: str, corpus: str, record: Record, images: Seq
     """
     source = {"corpus": corpus, "record_id": record.record_id, "url": record.source_url}
     sample: dict[str, Any] = {"sample_id": key, "source": source, "schema": SAMPLE_SCHEMA}
-    facts = [_facts(image, record) for image in images]
     if view == "pairs":
         (image,) = images
         caption = record.text_of(image.text_index)
         text = caption.encode("utf-8", "surrogatepass").decode("utf-8", "replace").encode()
-        data = canonical_json(sample | facts[0] | {"caption": caption})
+        data = canonical_json(sample | _facts(image, record) | {"caption": caption})
         return [(f"{key}.json", data), (f"{key}.jpg", image.jpeg), (f"{key}.txt", text)]
     pictures = [(f"{key}.{number}.jpg", image.jpeg) for number, image in enumerate(images)]
     names = [name for name, _ in pictures]
-    sample |= {"image_info": facts}
     sample |= _turns(key, record, images, names) if view == "conversations" else _sentences(record, images, names)
+    sample["image_info"] = [_facts(image, record) for image in images]
     return [(f"{key}.json", canonical_json(sample, CHAT_KEYS)), *pictures]
 
 
@@ -165,14 +164,14 @@ def decode_sample(data: bytes, where: str) -> SampleContent:
         if value["schema"] != SAMPLE_SCHEMA:
             raise ValueError(f"schema {value['schema']!r}; this version reads {SAMPLE_SCHEMA}")
         if "caption" in value:
-            return _content(value, "pairs", (0, value["caption"]), [_image(f"{value['sample_id']}.jpg", value)])
+            return _content(value, "pairs", (0, _text(value["caption"])), [_image(f"{value['sample_id']}.jpg", value)])
         names = [name for name in value["images"] if name is not None]
         images = [_image(name, info) for name, info in zip(names, value["image_info"], strict=True)]
         if "conversations" in value:
-            turns = [turn["value"] for turn in value["conversations"]]
+            turns = [_text(turn["value"]) for turn in value["conversations"]]
             _check_places(turns, value.get("messages"), len(images))
             return _content(value, "conversations", turns, images)
-        texts = value["texts"]
+        texts = [None if text is None else _text(text) for text in value["texts"]]
         if any((text is None) == (name is None) for text, name in zip(texts, value["images"], strict=True)):
             raise ValueError("not exactly one of texts and images has a value at each place")
         return _content(value, "interleaved", _reading_order(texts, value["images"]), images)
@@ -201,7 +200,8 @@ def decode_foreign(key: str, suffixes: Collection[str], read: Callable[[str], by
                 places = [turn for turn, said in enumerate(entries) for _ in range(str(said).count(IMAGE_MARK))]
         elif "texts" in value and "images" in value:
             view = "interleaved"
-            entries = _reading_order(value["texts"], value["images"])
+            texts = [None if text is None else str(text) for text in value["texts"]]
+            entries = _reading_order(texts, value["images"])
             names = [name for name in value["images"] if name is not None]
             for at, entry in enumerate(entries):
                 places += [at - len(places)] if isinstance(entry, int) else []
@@ -213,7 +213,6 @@ def decode_foreign(key: str, suffixes: Collection[str], read: Callable[[str], by
             names = [f"{key}.{suffix}" for suffix in _IMAGE_SUFFIXES if suffix in suffixes][:1]
             entries = [*range(len(names)), *([] if caption is None else [str(caption)])]
             infos, places = [value], [0]
-        entries = [entry if isinstance(entry, int) else str(entry) for entry in entries]
         count = sum(isinstance(entry, str) for entry in entries)
         images = [
             _foreign_image(number, str(name), infos[number] if number < len(infos) else {}, place)
@@ -231,6 +230,12 @@ def _naming(where: str) -> Iterator[None]:
         raise DataError(f"{where}: not a sample of shards/FORMAT.md: {error!r}; run check on it") from error
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a text is {value!r}")
+    return value
+
+
 def _check_places(turns: Sequence[str], messages: Sequence[Message] | None, images: int) -> None:
     """Assert that a conversation has a place for each image; in one without images, placeholders in turns are text."""
     marks = sum([turn.count(IMAGE_MARK) for turn in turns])
@@ -246,8 +251,6 @@ def _check_places(turns: Sequence[str], messages: Sequence[Message] | None, imag
 def _content(
     value: Mapping[str, Any], view: View, entries: Sequence[str | int], images: Sequence[SampleImage]
 ) -> SampleContent:
-    if not all(isinstance(entry, str | int) for entry in entries):
-        raise TypeError("a text is not a string")
     source, messages, tools = value["source"], value.get("messages"), value.get("tools")
     is_chat = view == "conversations"
     return SampleContent(
@@ -279,7 +282,7 @@ def _image(member: str, facts: Mapping[str, Any]) -> SampleImage:
     )
 
 
-def _reading_order(texts: Sequence[Any], images: Sequence[Any]) -> list[str | int]:
+def _reading_order(texts: Sequence[str | None], images: Sequence[Any]) -> list[str | int]:
     """The texts, and the numbers of the images, each in its place of the two lists."""
     entries: list[str | int] = []
     count = 0
