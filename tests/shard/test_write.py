@@ -146,9 +146,7 @@ def test_the_manifest_round_trips(made: MadeRun) -> None:
     with pytest.raises(DataError, match="not a manifest"):
         parse_manifest(b"{}", "here")
     newer = made.store.read("shards/docs/manifest.json").replace(b'"schema": 2', b'"schema": 3')
-    with pytest.raises(
-        DataError, match="here: schema 3, and this version of vila-data reads schema 2: run the recipe again"
-    ):
+    with pytest.raises(DataError, match="here: schema 3, this version of vila-data reads schema 2: make the run again"):
         parse_manifest(newer, "here")
 
 

@@ -276,19 +276,6 @@ def test_fates_that_are_not_those_of_the_lock_are_an_error(finished: Path, tmp_p
         whatif(str(out), SETTINGS[0])
 
 
-def test_a_lock_that_does_not_say_which_keys_per_corpus_sets(finished: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    shutil.copytree(finished, out)
-    lock = yaml.safe_load((out / LOCK).read_text())
-    del lock["form"]
-    (out / LOCK).write_text(yaml.safe_dump(lock))
-    with pytest.raises(DataError, match=r"earlier version .* relaunch vila-data run"):
-        whatif(str(out), SETTINGS[0])
-    lock["recipe"]["filter"]["per_corpus"] = {}  # nothing was lost there; these are only not this run's rules
-    (out / LOCK).write_text(yaml.safe_dump(lock))
-    assert FilteredRun(str(out)).recipe.filter.per_corpus == {}
-
-
 def test_a_table_that_is_broken_is_an_error(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Final, Literal
@@ -159,22 +158,27 @@ def decode_sample(data: bytes, where: str) -> SampleContent:
     Raises:
         DataError: it is not of one of the layouts, or of another schema.
     """
-    with _naming(where):
-        value = json.loads(data.decode())
-        if value["schema"] != SAMPLE_SCHEMA:
-            raise ValueError(f"schema {value['schema']!r}; this version reads {SAMPLE_SCHEMA}")
-        if "caption" in value:
-            return _content(value, "pairs", (0, _text(value["caption"])), [_image(f"{value['sample_id']}.jpg", value)])
-        names = [name for name in value["images"] if name is not None]
-        images = [_image(name, info) for name, info in zip(names, value["image_info"], strict=True)]
-        if "conversations" in value:
-            turns = [_text(turn["value"]) for turn in value["conversations"]]
-            _check_places(turns, value.get("messages"), len(images))
-            return _content(value, "conversations", turns, images)
-        texts = [None if text is None else _text(text) for text in value["texts"]]
-        if any((text is None) == (name is None) for text, name in zip(texts, value["images"], strict=True)):
-            raise ValueError("not exactly one of texts and images has a value at each place")
-        return _content(value, "interleaved", _reading_order(texts, value["images"]), images)
+    try:
+        return _decoded(json.loads(data.decode()))
+    except _FAULTS as error:
+        raise _fault(where, error) from error
+
+
+def _decoded(value: Mapping[str, Any]) -> SampleContent:
+    if value["schema"] != SAMPLE_SCHEMA:
+        raise ValueError(f"schema {value['schema']!r}; this version reads {SAMPLE_SCHEMA}")
+    if "caption" in value:
+        return _content(value, "pairs", (0, _text(value["caption"])), [_image(f"{value['sample_id']}.jpg", value)])
+    names = [name for name in value["images"] if name is not None]
+    images = [_image(name, info) for name, info in zip(names, value["image_info"], strict=True)]
+    if "conversations" in value:
+        turns = [_text(turn["value"]) for turn in value["conversations"]]
+        _check_places(turns, value.get("messages"), len(images))
+        return _content(value, "conversations", turns, images)
+    texts = [None if text is None else _text(text) for text in value["texts"]]
+    if any((text is None) == (name is None) for text, name in zip(texts, value["images"], strict=True)):
+        raise ValueError("not exactly one of texts and images has a value at each place")
+    return _content(value, "interleaved", _reading_order(texts, value["images"]), images)
 
 
 def decode_foreign(key: str, suffixes: Collection[str], read: Callable[[str], bytes], where: str) -> SampleContent:
@@ -185,49 +189,54 @@ def decode_foreign(key: str, suffixes: Collection[str], read: Callable[[str], by
     Raises:
         DataError: its JSON cannot be read, or its texts and images do not fit together.
     """
-    with _naming(where):
+    try:
         value = json.loads(read("json")) if "json" in suffixes else {}
         if not isinstance(value, dict):
             raise TypeError("not an object")
-        infos = value.get("image_info") or []
-        places: list[int] = []
-        if "conversations" in value:
-            view: View = "conversations"
-            entries: list[str | int] = [str(turn["value"]) for turn in value["conversations"]]
-            names = list(value.get("images") or [])
-            places = [int(info["matched_text_index"]) for info in infos if info.get("matched_text_index") is not None]
-            if len(places) != len(names):
-                places = [turn for turn, said in enumerate(entries) for _ in range(str(said).count(IMAGE_MARK))]
-        elif "texts" in value and "images" in value:
-            view = "interleaved"
-            texts = [None if text is None else str(text) for text in value["texts"]]
-            entries = _reading_order(texts, value["images"])
-            names = [name for name in value["images"] if name is not None]
-            for at, entry in enumerate(entries):
-                places += [at - len(places)] if isinstance(entry, int) else []
-        else:
-            view = "pairs"
-            caption = value.get("caption")
-            if caption is None and "txt" in suffixes:
-                caption = read("txt").decode("utf-8", "replace")
-            names = [f"{key}.{suffix}" for suffix in _IMAGE_SUFFIXES if suffix in suffixes][:1]
-            entries = [*range(len(names)), *([] if caption is None else [str(caption)])]
-            infos, places = [value], [0]
-        count = sum(isinstance(entry, str) for entry in entries)
-        images = [
-            _foreign_image(number, str(name), infos[number] if number < len(infos) else {}, place)
-            for number, (name, place) in enumerate(zip_longest(names, places[: len(names)], fillvalue=count))
-        ]
-        return _content(_completed(value, key), view, entries, images)
+        return _foreign(key, suffixes, read, value)
+    except _FAULTS as error:
+        raise _fault(where, error) from error
 
 
-@contextmanager
-def _naming(where: str) -> Iterator[None]:
-    """Turn whatever is wrong with a JSON value into one sentence."""
-    try:
-        yield
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
-        raise DataError(f"{where}: not a sample of shards/FORMAT.md: {error!r}; run check on it") from error
+def _foreign(key: str, suffixes: Collection[str], read: Callable[[str], bytes], value: dict[str, Any]) -> SampleContent:
+    infos = value.get("image_info") or []
+    places: list[int] = []
+    if "conversations" in value:
+        view: View = "conversations"
+        entries: list[str | int] = [str(turn["value"]) for turn in value["conversations"]]
+        names = list(value.get("images") or [])
+        places = [int(info["matched_text_index"]) for info in infos if info.get("matched_text_index") is not None]
+        if len(places) != len(names):
+            places = [turn for turn, said in enumerate(entries) for _ in range(str(said).count(IMAGE_MARK))]
+    elif "texts" in value and "images" in value:
+        view = "interleaved"
+        texts = [None if text is None else str(text) for text in value["texts"]]
+        entries = _reading_order(texts, value["images"])
+        names = [name for name in value["images"] if name is not None]
+        for at, entry in enumerate(entries):
+            places += [at - len(places)] if isinstance(entry, int) else []
+    else:
+        view = "pairs"
+        caption = value.get("caption")
+        if caption is None and "txt" in suffixes:
+            caption = read("txt").decode("utf-8", "replace")
+        names = [f"{key}.{suffix}" for suffix in _IMAGE_SUFFIXES if suffix in suffixes][:1]
+        entries = [*range(len(names)), *([] if caption is None else [str(caption)])]
+        infos, places = [value], [0]
+    count = sum(isinstance(entry, str) for entry in entries)
+    images = [
+        _foreign_image(number, str(name), infos[number] if number < len(infos) else {}, place)
+        for number, (name, place) in enumerate(zip_longest(names, places[: len(names)], fillvalue=count))
+    ]
+    return _content(_completed(value, key), view, entries, images)
+
+
+_FAULTS: Final = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
+"""Whatever a JSON value that is not a sample's leads to."""
+
+
+def _fault(where: str, error: Exception) -> DataError:
+    return DataError(f"{where}: not a sample of shards/FORMAT.md: {error!r}; run check on it")
 
 
 def _text(value: Any) -> str:

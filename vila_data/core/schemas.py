@@ -23,8 +23,8 @@ def check_version(where: str, what: str, found: Any, read: int) -> None:
     """
     if found != read:
         raise DataError(
-            f"{where}: {what} {found}, and this version of vila-data reads {what} {read}: run the recipe again into an "
-            "empty --out, or use the version of vila-data that made it"
+            f"{where}: {what} {found}, this version of vila-data reads {what} {read}: make the run again with another "
+            "--out, or use the version that made it"
         )
 
 

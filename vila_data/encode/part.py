@@ -196,18 +196,24 @@ def _counts(table: pa.Table) -> dict[str, int]:
 def _samples(store: Store, job: EncodeJob) -> Iterator[tuple[_Row, Sample]]:
     """Samples of a shard in order; only the JSON members are read."""
     stem = shard_stem(job.name, job.index)
+    tar_path = store.location(f"{stem}.tar")
     with store.open_read(f"{stem}.parquet") as stream:
         index = read_parquet(stream, columns=["key", "record_id", "members", *_OF_IMAGES])
-    columns = (column.to_pylist() for column in index.columns)
+    names, (offsets, sizes, checksums, widths, heights) = index.column("members"), index.columns[3:]
+    is_image = pc.ends_with(pc.list_flatten(names), IMAGE_SUFFIX)
+    places = (pc.list_flatten(column).filter(is_image) for column in (offsets, sizes, checksums))
+    sides = (pc.list_flatten(column) for column in (widths, heights))
+    images = zip(*(column.to_pylist() for column in (*places, *sides)), strict=True)
+    counts = pc.list_value_length(widths).to_pylist()
+    firsts = (pc.list_element(column, 0).to_pylist() for column in (names, offsets, sizes, checksums))
+    rows = zip(index.column("key").to_pylist(), index.column("record_id").to_pylist(), counts, *firsts, strict=True)
     with store.open_read(f"{stem}.tar") as tar:
-        for key, record_id, members, offsets, sizes, checksums, widths, heights in zip(*columns, strict=True):
-            where = f"{store.location(stem)}.tar: {members[0]}"
-            tar.seek(offsets[0])
-            data = tar.read(sizes[0])
-            if crc32c(data) != checksums[0]:
-                raise DataError(f"{where}: its bytes are not those of the index; run check on the set")
-            found = decode_sample(data, where)
-            of = [at for at, name in enumerate(members) if name.endswith(IMAGE_SUFFIX)]
-            places = ([column[at] for at in of] for column in (offsets, sizes, checksums))
-            images = list(zip(*places, widths, heights, strict=False))  # check compares them
-            yield _Row(key, record_id, images), as_encoded(found)
+        for key, record_id, count, member, offset, size, checksum in rows:
+            tar.seek(offset)
+            data = tar.read(size)
+            if crc32c(data) != checksum:
+                raise DataError(f"{tar_path}: {member}: its bytes are not those of the index; run check on the set")
+            yield (
+                _Row(key, record_id, list(islice(images, count))),
+                as_encoded(decode_sample(data, f"{tar_path}: {member}")),
+            )
