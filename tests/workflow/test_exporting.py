@@ -24,7 +24,7 @@ from vila_data.export.metadataset import NotExpressible, SetTotals, metadataset_
 from vila_data.view.export_table import print_export
 from vila_data.workflow.exporting import export
 from vila_data.workflow.inspection import check
-from vila_data.workflow.lock import LOCK
+from vila_data.workflow.lock import FORM, LOCK
 from vila_data.workflow.progress import Silence
 
 
@@ -47,7 +47,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> MadeRun:
             "sources": [{"shards": "docs", "weight": 3}, {"shards": "pairs", "weight": 1}],
         },
     }
-    made.store.commit_bytes(yaml.safe_dump({"recipe": recipe, "fingerprints": {}}, sort_keys=False).encode(), LOCK)
+    made.store.commit_bytes(
+        yaml.safe_dump({"form": FORM, "recipe": recipe, "fingerprints": {}}, sort_keys=False).encode(), LOCK
+    )
     return made
 
 
