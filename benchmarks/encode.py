@@ -7,7 +7,7 @@
 
 "alone" is `Tokenizer.encode_batch` of the chunks of text that the encoder tokenises, in the same batches, with the
 ids taken; "alone, without offsets" is `encode_batch_fast`, which can tell no answer from its question. "encoder" goes
-from samples' JSON values to ids and trained places; "stage" is encode_shard, from a tar to a token file and its
+from decoded samples to ids and trained places; "stage" is encode_shard, from a tar to a token file and its
 receipt. All four in turn, in one process on one core, each time with a tokenizer that has seen no text yet (it keeps
 words that it has met), medians of the repetitions. Tokens are those of the texts, seconds those of the processor, so
 that neighbours on the machine count less.
@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,14 @@ import tokenizers
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from vila_data.core.checksums import crc32c
 from vila_data.core.layout import shard_stem
+from vila_data.core.records import ImageRef, Record
+from vila_data.core.samples import KeptImage, SampleContent, View, decode_sample, encode_sample
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import TarWriter
 from vila_data.encode.config import PackConfig
-from vila_data.encode.conversation import Conversation
-from vila_data.encode.draft import document_of
-from vila_data.encode.fit import Sample, draft_of, encode_samples
+from vila_data.encode.fit import as_encoded, draft_of, encode_samples
 from vila_data.encode.part import EncodeJob, encode_shard
 from vila_data.encode.tokenizer import TextTokenizer, load_tokenizer
 from vila_data.encode.tokenizer_files import read_tokenizer_files
@@ -58,28 +59,33 @@ Value = dict[str, Any]
 
 @dataclass(frozen=True)
 class Stream:
-    """Samples' JSON values, and the chunks of their texts by batches of BATCH samples."""
+    """Samples as JSON and decoded, and the chunks of their texts by batches of BATCH samples."""
 
     values: list[Value]
+    contents: list[SampleContent]
     chunks: list[list[str]]
+
+
+def sample_json(view: View, record: Record, places: Sequence[int]) -> Value:
+    """The JSON of a record's sample with an image before each text of `places`."""
+    record = replace(record, images=tuple(ImageRef("") for _ in places))
+    images = [KeptImage(number, place, 0.3, "", 336, 336, b"") for number, place in enumerate(sorted(places))]
+    value: Value = json.loads(encode_sample(view, "key", "corpus", record, images)[0][1])
+    return value
 
 
 def document(texts: Sequence[str], images: Sequence[int]) -> Value:
     """A document with an image before each sentence of `images`."""
-    rows: list[str | None] = []
-    for place, text in enumerate(texts):
-        rows += [None] * images.count(place) + [text]
-    infos = [{"matched_text_index": at, "image_index": i, "similarity": 0.3} for i, at in enumerate(sorted(images))]
-    return {"texts": rows, "image_info": infos}
+    return sample_json("interleaved", Record("row", "document", tuple(texts), ()), images)
 
 
 def talk(question: str, answer: str) -> Value:
-    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-    return {"conversations": turns, "system": None}
+    record = Record("row", "conversation", (question, answer), (), roles=("human", "gpt"))
+    return sample_json("conversations", record, ())
 
 
 def pair(caption: str) -> Value:
-    return {"caption": caption, "similarity": 0.3}
+    return sample_json("pairs", Record("row", "pair", (caption,), ()), (0,))
 
 
 def made_texts(count: int) -> list[str]:
@@ -134,18 +140,13 @@ def made_tokenizer(texts: list[str], folder: Path) -> str:
     return str(folder)
 
 
-def sample_of(value: Value) -> Sample:
-    if "conversations" in value:
-        return Conversation.of(value)
-    return document_of(value)
-
-
 def stream_of(values: list[Value], config: PackConfig, tokenizer: TextTokenizer) -> Stream:
+    contents = [decode_sample(json.dumps(value).encode(), "benchmark") for value in values]
     chunks = []
     for first in range(0, len(values), BATCH):
-        drafts = [draft_of(sample_of(value), config, tokenizer) for value in values[first : first + BATCH]]
+        drafts = [draft_of(as_encoded(one), config, tokenizer) for one in contents[first : first + BATCH]]
         chunks.append([chunk.text for draft in drafts for chunk in draft.chunks if chunk.text])
-    return Stream(values, chunks)
+    return Stream(values, contents, chunks)
 
 
 def write_shard(store: Store, name: str, values: list[Value]) -> None:
@@ -158,20 +159,21 @@ def write_shard(store: Store, name: str, values: list[Value]) -> None:
                 data = json.dumps(value).encode()
                 key = f"{number:07d}"
                 placed = tar.add(f"{key}.json", data)
-                images = 1 if "caption" in value else sum(image is not None for image in value["images"])
+                images = 1 if "caption" in value else len(value["image_info"])
                 members = [placed.name, *(f"{key}.{image}.jpg" for image in range(images))]  # images named, not written
-                row = {"key": key, "record_id": key, "members": members}
-                rows.append({**row, "offsets": [placed.offset, *[0] * images], "sizes": [placed.size, *[0] * images]})
+                row = {"key": key, "record_id": key, "members": members, "crc32c": [crc32c(data), *[0] * images]}
+                row |= {"offsets": [placed.offset, *[0] * images], "sizes": [placed.size, *[0] * images]}
+                rows.append(row | {"widths": [336] * images, "heights": [336] * images})
             tar.finish()
         pq.write_table(pa.Table.from_pylist(rows), scratch / "index")
         store.commit_file(scratch / "tar", f"{shard_stem(name, 0)}.tar")
         store.commit_file(scratch / "index", f"{shard_stem(name, 0)}.parquet")
 
 
-def encode_all(values: list[Value], config: PackConfig, tokenizer: TextTokenizer) -> int:
+def encode_all(contents: list[SampleContent], config: PackConfig, tokenizer: TextTokenizer) -> int:
     ids = 0
-    for first in range(0, len(values), BATCH):
-        samples = [sample_of(value) for value in values[first : first + BATCH]]
+    for first in range(0, len(contents), BATCH):
+        samples = [as_encoded(one) for one in contents[first : first + BATCH]]
         ids += sum(len(sequence.ids) for sequence in encode_samples(samples, config, tokenizer))
     return ids
 
@@ -203,7 +205,7 @@ def measure(stream: Stream, config: PackConfig, repeats: int) -> dict[str, Any]:
 
         def encoder() -> Callable[[], int]:
             tokenizer = fresh(config.tokenizer)
-            return lambda: encode_all(stream.values, config, tokenizer)
+            return lambda: encode_all(stream.contents, config, tokenizer)
 
         def stage() -> Callable[[], dict[str, int]]:
             tokenizer = fresh(config.tokenizer)

@@ -74,11 +74,14 @@ def make_run(url: str, shards: int, samples_a_shard: int) -> None:
     store.commit_bytes(json.dumps(manifest | {"shards": facts}, indent=1).encode(), manifest_path(NAME))
     text = np.maximum(rng.lognormal(np.log(24), 0.45, samples), 3).astype(np.int32) + 2
     nothing, ones = np.zeros(samples, np.int32), np.ones(samples, np.int32)
+    bounds = np.arange(samples + 1, dtype=np.int32)
     columns = {
         "shard": np.repeat(np.arange(shards, dtype=np.int32), samples_a_shard),
         "row": np.tile(np.arange(samples_a_shard, dtype=np.int32), shards),
         "tokens": text + PACK.tokens_per_image,
         "images": ones,
+        "widths": pa.ListArray.from_arrays(bounds, 448 * ones),
+        "heights": pa.ListArray.from_arrays(bounds, 336 * ones),
         "text_tokens": text,
         "images_left_out": nothing,
         "tokens_cut": nothing,

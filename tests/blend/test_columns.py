@@ -22,12 +22,10 @@ def tables() -> tuple[pa.Table, pa.Table]:
         "record_id": [f"r{row // 2}" for row in range(5)],
         "n_images": [len(entry) for entry in similarities],
         "text_chars": [10 * row for row in range(5)],
-        "members": [[]] * 5,
-        "offsets": [[]] * 5,
-        "sizes": [[]] * 5,
+        **{name: [[]] * 5 for name in ("members", "offsets", "sizes", "crc32c", "widths", "heights")},
         "similarities": similarities,
     }
-    zeros = {field.name: [0] * 5 for field in LENGTHS if field.type == pa.int32()}
+    zeros = {field.name: [0 if field.type == pa.int32() else []] * 5 for field in LENGTHS}
     lengths = zeros | {"row": range(5), "tokens": [3, 4, 5, 6, 0], "images": [0, 2, 1, 2, 1], "fate": ["ok"] * 5}
     return pa.table(index, schema=SHARD_INDEX), pa.table(lengths, schema=LENGTHS)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
 
+from vila_data.core.records import ImageRef, Record
+from vila_data.core.samples import KeptImage, View, decode_sample, encode_sample
 from vila_data.encode.config import PackConfig
-from vila_data.encode.conversation import Conversation
-from vila_data.encode.draft import document_of
-from vila_data.encode.fit import Sample, encode_samples
+from vila_data.encode.fit import Sample, as_encoded, encode_samples
 from vila_data.encode.sequence import IGNORED, TokenSequence
 from vila_data.encode.tokenizer import TextTokenizer
 
@@ -77,22 +79,30 @@ def documents(draw: st.DrawFn, sentence: st.SearchStrategy[str] = MARKED_TEXT) -
 
 
 def document_json(sentences: Sequence[str], infos: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A sample's JSON; infos in reading order."""
-    entries: list[str | None] = []
-    names: list[str | None] = []
-    for k, sentence in enumerate(sentences):
-        for number, info in enumerate(infos):
-            if info["matched_text_index"] == k:
-                entries.append(None)
-                names.append(f"key.{number}.jpg")
-        entries.append(sentence)
-        names.append(None)
-    return {"sample_id": "key", "texts": entries, "images": names, "image_info": list(infos), "schema": 1}
+    """A sample's JSON; infos (matched_text_index, image_index, similarity) in reading order."""
+    return sample_json("interleaved", Record("row", "document", tuple(sentences), ()), infos)
+
+
+def pair_json(caption: str) -> dict[str, Any]:
+    """A sample's JSON."""
+    info = {"matched_text_index": 0, "image_index": 0, "similarity": None}
+    return sample_json("pairs", Record("row", "pair", (caption,), ()), [info])
+
+
+def sample_json(view: View, record: Record, infos: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The JSON of a record's sample; the record gets as many images as infos name."""
+    refs = tuple(ImageRef("") for _ in range(1 + max((info["image_index"] for info in infos), default=-1)))
+    images = [
+        KeptImage(info["image_index"], info["matched_text_index"], info["similarity"], "", 8, 8, b"") for info in infos
+    ]
+    members = encode_sample(view, "key", "corpus", replace(record, images=refs), images)
+    value: dict[str, Any] = json.loads(members[0][1])
+    return value
 
 
 def pairs(caption: st.SearchStrategy[str] = MARKED_TEXT) -> st.SearchStrategy[dict[str, Any]]:
     """View `pairs`."""
-    return caption.map(lambda text: {"sample_id": "key", "caption": text, "similarity": None, "image_index": 0})
+    return caption.map(pair_json)
 
 
 @st.composite
@@ -109,14 +119,16 @@ def conversations(draw: st.DrawFn, said: st.SearchStrategy[str] = ANY_TEXT, *, e
 
 def conversation_json(turns: Sequence[dict[str, str]], system: str | None = None) -> dict[str, Any]:
     """A sample's JSON, one image a mark."""
-    marks = sum(turn["value"].count("<image>") for turn in turns)
-    images = [f"key.{number}.jpg" for number in range(marks)]
-    return {"sample_id": "key", "conversations": list(turns), "system": system, "images": images, "schema": 1}
+    texts, roles = tuple(turn["value"] for turn in turns), tuple(turn["from"] for turn in turns)
+    places = [place for place, text in enumerate(texts) for _ in range(text.count("<image>"))]
+    infos = [{"matched_text_index": at, "image_index": i, "similarity": None} for i, at in enumerate(places)]
+    record = Record("row", "conversation", texts, (), roles=roles, system=system)  # type: ignore[arg-type]
+    return sample_json("conversations", record, infos)
 
 
 def sample_of(value: dict[str, Any]) -> Sample:
     """What the encoder makes sequences of."""
-    return Conversation.of(value) if "conversations" in value else document_of(value)
+    return as_encoded(decode_sample(json.dumps(value).encode(), "generated"))
 
 
 def encoded(value: dict[str, Any], config: PackConfig, tokenizer: TextTokenizer) -> TokenSequence:

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from tests.encode import reading
 from tests.encode.conftest import Made
-from tests.encode.generated import conversations, documents, encoded, labels_of, pairs
+from tests.encode.generated import conversations, document_json, documents, encoded, labels_of, pairs
 from vila_data.encode.config import PackConfig
 
 MODES = ("paper", "released_code")
@@ -105,11 +105,8 @@ def test_a_document_by_hand(made: Made, mode: str) -> None:
         {"matched_text_index": 1, "image_index": 5, "similarity": 0.9},
         {"matched_text_index": 2, "image_index": 0, "similarity": 0.5},
     ]
-    value = {
-        "texts": ["the boat", None, None, "red <image> sea", None, "hello"],
-        "images": [None, "k.0.jpg", "k.1.jpg", None, "k.2.jpg", None],
-        "image_info": infos,
-    }
+    value = document_json(["the boat", "red <image> sea", "hello"], infos)
+    assert value["texts"] == ["the boat", None, None, "red <image> sea", None, "hello"]
     config = config_of(mode, 4096, 10).model_copy(update={"max_images_per_document": 2})
     sequence = encoded(value, config, tokenizer)
     chunks = [tokenizer.encode([text])[0].ids for text in ("the boat", "red <IMAGE> sea", "hello")]

@@ -20,21 +20,23 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from tests.encode.conftest import Made
 from tests.encode.generated import encoded, labels_of
 from tests.made_run import MadeRun, make_run
+from vila_data.core.checksums import crc32c
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.layout import shard_stem
 from vila_data.core.receipts import read_receipt, valid_receipt
-from vila_data.core.schemas import LENGTHS, TOKENS
+from vila_data.core.schemas import LENGTHS, SHARD_INDEX, TOKENS
 from vila_data.core.store import Store
 from vila_data.core.tables import read_arrow
 from vila_data.encode.check import check_tokens
 from vila_data.encode.config import PackConfig
 from vila_data.encode.part import COUNTS, EncodeJob, encode_shard
 from vila_data.encode.sequence import OK
-from vila_data.encode.token_set import TokenSet
+from vila_data.encode.token_set import TokenSet, row_crc32c
 from vila_data.encode.tokenizer import TextTokenizer
 from vila_data.encode.tokens import (
     TokenManifest,
@@ -142,14 +144,18 @@ def test_places_of_images_are_those_of_their_members(done: Encoded) -> None:
             with done.run.store.open_read(f"{shard_stem(name, shard)}.parquet") as stream:
                 index = pq.read_table(stream).to_pylist()
             for row, entry in enumerate(index):
-                members = zip(entry["members"], entry["offsets"], entry["sizes"], strict=True)
-                pictures = [(offset, size) for member, offset, size in members if member.endswith(".jpg")]
+                members = zip(entry["members"], entry["offsets"], entry["sizes"], entry["crc32c"], strict=True)
+                pictures = [place for member, *place in members if member.endswith(".jpg")]
                 sample = tokens.sample(shard, row)
-                found = list(zip(sample.offsets.tolist(), sample.sizes.tolist(), strict=True))
-                assert found == [pictures[number] for number in sample.images]
-                images += len(found)
-            jpeg = done.run.store.read_range(f"{shard_stem(name, shard)}.tar", *found[0]) if found else b"\xff\xd8"
-            assert jpeg[:2] == b"\xff\xd8"
+                of_images = (sample.offsets, sample.sizes, sample.crc32c, sample.widths, sample.heights)
+                for number, *place, width, height in zip(
+                    sample.images, *(one.tolist() for one in of_images), strict=True
+                ):
+                    assert place == pictures[number]
+                    jpeg = done.run.store.read_range(f"{shard_stem(name, shard)}.tar", *place[:2])
+                    assert crc32c(jpeg) == place[2] and Image.open(io.BytesIO(jpeg)).size == (width, height)
+                    assert (entry["widths"][number], entry["heights"][number]) == (width, height)
+                    images += 1
     assert images > 20
 
 
@@ -158,14 +164,18 @@ def test_lengths_and_counts_agree(done: Encoded) -> None:
         tokens = open_tokens(done.run.store, name, CONFIG, done.tokenizer)
         lengths = tokens.lengths()
         assert lengths.schema.equals(LENGTHS)
-        totals = {column: sum(lengths.column(column).to_pylist()) for column in LENGTHS.names[2:-1]}
+        counted = ("tokens", "text_tokens", "images", "images_left_out", "tokens_cut")
+        totals = {column: sum(lengths.column(column).to_pylist()) for column in counted}
         assert manifest.counts["samples"] == lengths.num_rows == done.run.sets[name].samples
-        for column in ("tokens", "text_tokens", "images", "images_left_out", "tokens_cut"):
+        for column in counted:
             assert manifest.counts[column] == totals[column]
         fates = lengths.column("fate").to_pylist()
         assert manifest.counts["sequences"] == fates.count(OK)
         failed = {key: count for key, count in manifest.counts.items() if key.startswith("failed:")}
         assert sum(failed.values()) == len(fates) - fates.count(OK)
+        for row in lengths.to_pylist():
+            sample = tokens.sample(row["shard"], row["row"])
+            assert (row["widths"], row["heights"]) == (sample.widths.tolist(), sample.heights.tolist())
         trained = sum(int((tokens.sample(row["shard"], row["row"]).labels >= 0).sum()) for row in lengths.to_pylist())
         assert manifest.counts["trained_tokens"] == trained
         assert set(COUNTS) <= manifest.counts.keys()
@@ -256,12 +266,53 @@ def test_a_damaged_row(copied: Encoded, column: str, value: list[int], message: 
         tokens.sample(0, 0)
 
 
-def rewritten(copied: Encoded, change: Callable[[list[dict[str, Any]]], None], schema: pa.Schema = TOKENS) -> None:
+@pytest.mark.parametrize(
+    "column", [name for name in TOKENS.names if name not in ("images_left_out", "tokens_cut", "fate", "detail")]
+)
+def test_a_row_with_another_value_in_it(copied: Encoded, column: str) -> None:
+    """Every value that a sequence is made of is under the row's checksum; loader and check both say so."""
+
+    at = 1
+
+    def damage(rows: list[dict[str, Any]]) -> None:
+        nonlocal at
+        at = next(number for number, row in enumerate(rows) if number and row["images"])
+        value = rows[at][column]
+        if isinstance(value, list):
+            rows[at][column] = [*value[:-1], value[-1] ^ 1]
+        else:
+            rows[at][column] = value + ("x" if isinstance(value, str) else 1)
+
+    rewritten(copied, damage, sign=False)
+    tokens = open_tokens(copied.run.store, "docs", CONFIG, copied.tokenizer)
+    assert len(tokens.sample(0, 0).ids) > 0
+    with pytest.raises(
+        DataError, match=rf"docs-000000\.arrow: row {at}: .*another checksum.*delete it and run the recipe"
+    ):
+        tokens.sample(0, at)
+    assert any("docs-000000.arrow: " in problem for problem in check_tokens(copied.run.store, copied.folders["docs"]))
+
+
+def signed(row: dict[str, Any]) -> int:
+    """A row's checksum, made from its values."""
+    lists = [
+        np.array(row[field.name], field.type.value_type.to_pandas_dtype())
+        for field in TOKENS
+        if pa.types.is_list(field.type)
+    ]
+    return row_crc32c(row["key"].encode(), row["record_id"].encode(), row["tokens"], *lists)
+
+
+def rewritten(
+    copied: Encoded, change: Callable[[list[dict[str, Any]]], None], schema: pa.Schema = TOKENS, sign: bool = True
+) -> None:
     """Write the first token file of docs again, its rows changed."""
     store, path = copied.run.store, jobs_of(copied.run, "docs", CONFIG, copied.tokenizer)[0].path()
     with store.open_read(path) as stream:
         rows = read_arrow(stream).to_pylist()
     change(rows)
+    if sign and schema is TOKENS:
+        rows = [row | {"row_crc32c": signed(row)} for row in rows]
     stream = io.BytesIO()
     with pa.ipc.new_file(stream, schema) as writer:
         writer.write_table(pa.Table.from_pylist(rows, schema=schema).combine_chunks())
@@ -396,7 +447,7 @@ def test_a_check_of_token_files(copied: Encoded) -> None:
     assert list(check_tokens(store, folder)) == []
 
 
-@pytest.mark.parametrize("column", ["key", "record_id", "offsets", "sizes", "images"])
+@pytest.mark.parametrize("column", ["key", "record_id", "offsets", "sizes", "crc32c", "widths", "heights", "images"])
 def test_a_check_of_places(copied: Encoded, column: str) -> None:
     """Token files that are whole, but not of these shards."""
 
@@ -406,7 +457,8 @@ def test_a_check_of_places(copied: Encoded, column: str) -> None:
         rows[at][column] = "other" if isinstance(value, str) else [value[0] + 7, *value[1:]]
 
     rewritten(copied, swap)
-    (problem,) = check_tokens(copied.run.store, copied.folders["docs"])
+    *lengths, problem = check_tokens(copied.run.store, copied.folders["docs"])
+    assert len(lengths) == (column in ("widths", "heights"))  # lengths.parquet has them too
     assert "docs-000000.arrow: " in problem and problem.endswith("delete it and run the recipe again")
     assert ("not those of the shard's index" in problem) == (column in ("key", "record_id"))
 
@@ -425,7 +477,8 @@ def test_broken_lengths(copied: Encoded) -> None:
     tokens = open_tokens(copied.run.store, "docs", CONFIG, copied.tokenizer)
     data = copied.run.store.read(path)
     changed = tokens.lengths()
-    changed = changed.set_column(4, LENGTHS.field(4), pc.add(changed.column(4), 1).cast(LENGTHS.field(4).type))
+    at = LENGTHS.get_field_index("text_tokens")
+    changed = changed.set_column(at, LENGTHS.field(at), pc.add(changed.column(at), 1).cast(LENGTHS.field(at).type))
     stream = io.BytesIO()
     pq.write_table(changed, stream)
     for broken in (data[:-9], stream.getvalue()):
@@ -440,6 +493,7 @@ def test_broken_lengths(copied: Encoded) -> None:
         tokens.lengths()
 
 
+@pytest.mark.parametrize("sign", [True, False])
 @pytest.mark.parametrize(
     "change",
     [
@@ -448,15 +502,20 @@ def test_broken_lengths(copied: Encoded) -> None:
         lambda data: b"{}".ljust(len(data)),
     ],
 )
-def test_a_shard_whose_json_is_broken(copied: Encoded, change: Any) -> None:
+def test_a_shard_whose_json_is_broken(copied: Encoded, change: Any, sign: bool) -> None:
     store, stem = copied.run.store, shard_stem("docs", 0)
     with store.open_read(f"{stem}.parquet") as stream:
-        row = pq.read_table(stream).to_pylist()[1]
-    tar = store.read(f"{stem}.tar")
+        rows = pq.read_table(stream).to_pylist()
+    tar, row = store.read(f"{stem}.tar"), rows[1]
     start, size = row["offsets"][0], row["sizes"][0]
-    store.commit_bytes(tar[:start] + change(tar[start : start + size]) + tar[start + size :], f"{stem}.tar")
+    broken = change(tar[start : start + size])
+    store.commit_bytes(tar[:start] + broken + tar[start + size :], f"{stem}.tar")
+    if sign:
+        row["crc32c"][0] = crc32c(broken)
+        pq.write_table(pa.Table.from_pylist(rows, SHARD_INDEX), store.location(f"{stem}.parquet"))
     job = jobs_of(copied.run, "docs", CONFIG, copied.tokenizer)[0]
-    with pytest.raises(DataError, match=rf"{row['members'][0]}: not a sample's JSON.*run check"):
+    why = "not a sample of shards/FORMAT.md" if sign else "its bytes are not those of the index"
+    with pytest.raises(DataError, match=rf"{row['members'][0]}: {why}.*run check"):
         encode_shard(store, job, CONFIG, copied.tokenizer)
 
 
@@ -464,7 +523,7 @@ def test_a_truncated_shard(copied: Encoded) -> None:
     store, stem = copied.run.store, shard_stem("docs", 0)
     store.commit_bytes(store.read(f"{stem}.tar")[:2000], f"{stem}.tar")
     job = jobs_of(copied.run, "docs", CONFIG, copied.tokenizer)[0]
-    with pytest.raises(DataError, match="not a sample's JSON"):
+    with pytest.raises(DataError, match="its bytes are not those of the index"):
         encode_shard(store, job, CONFIG, copied.tokenizer)
 
 

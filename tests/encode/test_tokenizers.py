@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.encode import made_tokenizers
 from tests.encode.conftest import Made
-from tests.encode.generated import conversation_json, conversations, documents, encoded, labels_of, pairs
+from tests.encode.generated import conversation_json, conversations, documents, encoded, labels_of, pair_json, pairs
 from vila_data.core.errors import UsageError
 from vila_data.encode.chat import ChatTemplate
 from vila_data.encode.config import PackConfig
@@ -85,7 +85,7 @@ def test_only_special_added_tokens_are_kept_from_texts(made: Made, tmp_path: Pat
     auto.save_pretrained(tmp_path)
     tokenizer = load_tokenizer(str(tmp_path))
     tool, secret = (auto.convert_tokens_to_ids(token) for token in ("<tool>", "<|secret|>"))
-    value = {"caption": "a <tool> and <|secret|>", "similarity": None}
+    value = pair_json("a <tool> and <|secret|>")
     ids = encoded(value, config_of(), tokenizer).ids
     assert tool in ids and secret not in ids
     assert secret in encoded(value, config_of(semantics="paper"), tokenizer).ids

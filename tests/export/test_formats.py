@@ -169,7 +169,7 @@ def write(to: str, view: View, sample: dict[str, Any], images: Sequence[bytes], 
         for n, image in enumerate(images)
     ]  # fmt: skip
     source = {"corpus": "talk", "record_id": "r", "url": None}
-    value = {"sample_id": "small-0", "system": None, "image_info": infos, "source": source, **sample}
+    value = {"sample_id": "small-0", "system": None, "image_info": infos, "source": source, "schema": 1, **sample}
     members = {"json": json.dumps(value).encode()} | {f"{n}.jpg": image for n, image in enumerate(images)}
     content = read_content(Sample("small-0", "small-000000.tar", members), view)
     made, part = open_format(to, view), Part("small", 0, 1, 0, 1)

@@ -344,7 +344,9 @@ def test_damaged_picture(made: MadeRun, tmp_path: Path, to: str) -> None:
     at = data.index(b"\xff\xd8\xff") + 60
     data[at] ^= 1
     tar.write_bytes(data)
-    with pytest.raises(DataError, match=r"docs-000001\.tar: docs-\S+\.0\.jpg: not the picture that its JSON names"):
+    with pytest.raises(
+        DataError, match=r"docs-000001\.tar: docs-\S+\.0\.jpg: missing, or not the picture that its JSON names"
+    ):
         export(tmp_path / "docs", to, tmp_path / "out")
     assert len(list((tmp_path / "out" / RECEIPTS).rglob("part-*.json"))) == 1
     assert json.loads((tmp_path / "out" / "export.json").read_text())["finished"] is False
@@ -354,7 +356,7 @@ def test_a_shard_with_other_members(made: MadeRun, tmp_path: Path) -> None:
     shutil.copytree(folder_of(made, "docs"), tmp_path / "docs")
     manifest = tmp_path / "docs" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"view": "interleaved"', '"view": "conversations"'))
-    with pytest.raises(DataError, match="not a sample of view conversations: KeyError"):
+    with pytest.raises(DataError, match="a sample of view interleaved in a set of view conversations"):
         export(tmp_path / "docs", "energon", tmp_path / "out")
 
 

@@ -18,9 +18,9 @@ def sample(ids: list[int], trained: list[tuple[int, int]], tokens: int) -> Token
     place = np.arange(images, dtype=np.int64)
     spans = np.asarray(trained, np.int32).reshape(-1, 2)
     marks = [place for place, one in enumerate(ids) if one == IMAGE_ID]
-    return TokenSample(
-        "key", "record", np.asarray(ids, np.int32), spans, place.astype(np.int32), place, place, tokens, marks
-    )
+    numbers, checksums = place.astype(np.int32), place.astype(np.uint32)
+    of_images = (numbers, place, place, checksums, numbers, numbers)
+    return TokenSample("key", "record", np.asarray(ids, np.int32), spans, *of_images, tokens, marks)
 
 
 @given(st.data())

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from tests.encode.generated import conversation_json, document_json
+from tests.encode.generated import conversation_json, document_json, pair_json
 
 
 def document(published: dict[str, Any]) -> dict[str, Any]:
@@ -37,13 +37,13 @@ def gimp_help() -> list[dict[str, Any]]:
 def captions(shared: Path) -> list[dict[str, Any]]:
     """Flickr8k's, as pairs."""
     with (shared / "realdata" / "flickr8k" / "captions_en.csv").open(newline="") as stream:
-        return [{"sample_id": "key", "caption": row["caption"], "similarity": None} for row in csv.DictReader(stream)]
+        return [pair_json(row["caption"]) for row in csv.DictReader(stream)]
 
 
 def alt_texts(shared: Path) -> list[dict[str, Any]]:
     """The web's, as pairs: each text once."""
     texts = pq.read_table(shared / "realdata" / "web_rows.parquet").column("TEXT").to_pylist()
-    return [{"sample_id": "key", "caption": text, "similarity": None} for text in dict.fromkeys(texts)]
+    return [pair_json(text) for text in dict.fromkeys(texts)]
 
 
 def talk(*said: str, system: str | None = None) -> dict[str, Any]:

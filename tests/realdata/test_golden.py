@@ -17,17 +17,15 @@ import pytest
 from PIL import Image
 
 from vila_data.core.records import ImageRef, Record
+from vila_data.core.samples import KeptImage, View, decode_sample, encode_sample
 from vila_data.corpora.config import LlavaConfig, VflanConfig
 from vila_data.corpora.llava import llava_rows
 from vila_data.corpora.mmc4 import _document
 from vila_data.corpora.vflan import vflan_rows
 from vila_data.encode.config import PackConfig
-from vila_data.encode.conversation import Conversation
-from vila_data.encode.draft import document_of
-from vila_data.encode.fit import Sample, encode_samples
+from vila_data.encode.fit import Sample, as_encoded, encode_samples
 from vila_data.encode.sequence import IMAGE_ID, TokenSequence
 from vila_data.encode.tokenizer import TextTokenizer, load_tokenizer
-from vila_data.shard.samples import KeptImage, conversation, interleaved
 
 pytestmark = pytest.mark.realdata
 TOKENS_PER_IMAGE = 576
@@ -75,10 +73,9 @@ def unanswered(given: dict[str, Any]) -> Record:
 
 def sample_of(record: Record) -> Sample:
     order = sorted(range(len(record.images)), key=lambda index: (record.images[index].matched_text_index, index))
-    kept = [KeptImage(index, record.images[index].matched_text_index or 0, None, "0", jpeg()) for index in order]
-    make = interleaved if record.kind == "document" else conversation
-    value = json.loads(make("key", "corpus", record, kept)[0][1])
-    return document_of(value) if record.kind == "document" else Conversation.of(value)
+    kept = [KeptImage(index, record.images[index].matched_text_index or 0, None, "0", 8, 8, b"") for index in order]
+    view: View = "interleaved" if record.kind == "document" else "conversations"
+    return as_encoded(decode_sample(encode_sample(view, "key", "corpus", record, kept)[0][1], "golden"))
 
 
 def config_of(kind: str, semantics: str) -> PackConfig:

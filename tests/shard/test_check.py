@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.made_run import SETS, MadeRun
+from vila_data.core.schemas import SHARD_INDEX
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import BLOCK, TarWriter, walk_file
 from vila_data.shard.check import check_set, check_tar
@@ -152,7 +153,11 @@ def test_a_flipped_byte_in_an_image(copy: Copy) -> None:
     picture = next(one for one in walk_file(io.BytesIO(data), "tar") if one.name.endswith(".jpg"))
     data[picture.offset + picture.size // 2] ^= 1
     copy.tar(0).write_bytes(data)
-    assert copy.problems == [f"{copy.tar(0).name}: sha256 is not the manifest's: bytes have changed"]
+    name = copy.tar(0).name
+    member = f"{name}: {picture.name}: its bytes are not those of the index (crc32c)"
+    assert copy.problems == [f"{name}: sha256 is not the manifest's: bytes have changed", member]
+    copy.sign(0)
+    assert copy.problems == [member]
 
 
 def test_a_flipped_byte_in_a_header(copy: Copy) -> None:
@@ -239,6 +244,23 @@ def test_an_index_that_lies(copy: Copy) -> None:
         assert copy.problems == [f"{path.name}: does not describe the members of its tar"], column
 
 
+@pytest.mark.parametrize("column", ["crc32c", "widths", "heights"])
+def test_an_index_with_other_checksums_or_sizes(copy: Copy, column: str) -> None:
+    path = copy.tar(1).with_suffix(".parquet")
+    rows = pq.read_table(path).to_pylist()
+    at = next(at for at, row in enumerate(rows) if row[column])
+    rows[at][column][-1] += 1
+    pq.write_table(pa.Table.from_pylist(rows, SHARD_INDEX), path)
+    copy.sign(1)
+    (problem,) = copy.problems
+    if column == "crc32c":
+        assert (
+            problem == f"{copy.tar(1).name}: {rows[at]['members'][-1]}: its bytes are not those of the index (crc32c)"
+        )
+    else:
+        assert problem.startswith(f"{path.name}: key {rows[at]['key']}: its widths and heights")
+
+
 def test_a_key_twice_in_one_tar(copy: Copy) -> None:
     members = copy.members(0)
     key = members[0][0].split(".")[0]
@@ -272,50 +294,65 @@ def test_a_member_twice_in_one_sample(copy: Copy) -> None:
     assert any("a member stands there twice" in problem for problem in copy.problems)
 
 
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        (b"{", "Expecting property name"),
-        (b"\xff", "codec can't decode"),
-        (b"[]", "no attribute 'get'"),
-        (b'{"images": 3}', "not iterable"),
-        (b'{"images": [1, "a"]}', "not supported between"),
-        (b'{"images": ["other.0.jpg", null]}', "its JSON names 1 images"),
-    ],
-)
-def test_a_json_that_is_none_or_names_what_is_not_there(docs: Copy, content: bytes, problem: str) -> None:
-    members = docs.members(0)
-    docs.rewrite(0, [(members[0][0], content), *members[1:]])
-    assert any(problem in found for found in docs.problems), docs.problems
+BROKEN_JSON = [
+    (b"{", "Expecting property name"),
+    (b"\xff", "UnicodeDecodeError"),
+    (b"[]", "TypeError"),
+    (b'{"sample_id": "a"}', "KeyError('schema')"),
+    (b'{"schema": 2}', "schema 2; this version reads 1"),
+]
+CHANGED_VALUES: list[tuple[str, dict[str, Any], str]] = [
+    ("docs", {"images": 3}, "not iterable"),
+    ("docs", {"images": ["other.0.jpg"], "texts": [None], "image_info": "first"}, "its JSON names 1 images"),
+    ("docs", {"texts": []}, "zip() argument 2 is longer"),
+    ("docs", {"texts": [3], "images": [None], "image_info": []}, "a text is 3"),
+    ("docs", {"texts": [None], "images": [None], "image_info": []}, "not exactly one of texts and images"),
+    ("docs", {"image_info": []}, "zip() argument 2 is shorter"),
+    ("docs", {"image_info": [{}]}, "KeyError"),
+    ("pairs", {"source": None}, "TypeError"),
+    ("chat", {"conversations": [{"from": "human"}]}, "'value'"),
+    ("chat", {"conversations": 3}, "not iterable"),
+    ("chat", {"conversations": []}, "0 <image> marks for"),
+    ("chat", {"messages": 3}, "not iterable"),
+    ("chat", {"messages": [{"role": "user", "content": [{}]}]}, "'type'"),
+    ("chat", {"messages": [{"content": [{"type": "text"}]}, {"role": "user"}]}, "0 image entries in messages for"),
+]
 
 
-MARKED = '"conversations": [{"value": "<image>"}]'
-ENTRY = '"messages": [{"role": "user"}, {"content": "<image>"}, {"content": [{"type": "text"}, {"type": "image"}]}]'
+@pytest.mark.parametrize(("content", "problem"), BROKEN_JSON)
+def test_a_json_that_is_none(copy: Copy, content: bytes, problem: str) -> None:
+    members = copy.members(0)
+    copy.rewrite(0, [(members[0][0], content), *members[1:]])
+    assert any(f"{members[0][0]}: not a sample" in found and problem in found for found in copy.problems)
 
 
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        ('"conversations": [{"from": "human"}]', "'value'"),
-        ('"conversations": 3', "not iterable"),
-        (f'{MARKED}, "image_info": [{{}}]', "1 <image> marks for 0 images"),
-        (f'"conversations": [], {ENTRY}', "1 image entries in messages for 0 images"),
-        ('"messages": 3', "not iterable"),
-        ('"messages": [{"content": [{}]}]', "'type'"),
-        (f'{MARKED}, "messages": [{{"content": "<image>"}}]', None),
-    ],
-)
-def test_turns_that_are_none_or_have_other_marks(
-    made: MadeRun, content: str, problem: str | None, tmp_path: Path
+@pytest.mark.parametrize(("name", "changed", "problem"), CHANGED_VALUES)
+def test_a_json_with_other_values(
+    made: MadeRun, name: str, changed: dict[str, Any], problem: str, tmp_path: Path
 ) -> None:
-    """A mark in a conversation that never had images is plain text, in turns and in messages."""
+    copy = copied(made, tmp_path, name)
+    members = copy.members(0)
+    at, value = next(
+        (at, value)
+        for at, (member, data) in enumerate(members)
+        if member.endswith(".json") and (value := json.loads(data)).get("image_info", True)
+    )
+    if changed.get("image_info") == "first":
+        changed = changed | {"image_info": value["image_info"][:1]}
+    members[at] = (members[at][0], json.dumps(value | changed).encode())
+    copy.rewrite(0, members)
+    assert any(value["sample_id"] in found and problem in found for found in copy.problems), copy.problems
+
+
+def test_a_mark_in_a_conversation_that_never_had_images_is_text(made: MadeRun, tmp_path: Path) -> None:
+    """In turns and in messages."""
     chat = copied(made, tmp_path, "chat")
-    members = chat.members(0)
-    name = members[0][0]
-    others = [one for one in members if not one[0].startswith(f"{name.removesuffix('.json')}.")]
-    chat.rewrite(0, [(name, f'{{"images": [], {content}}}'.encode()), *others])
-    found = [one for one in chat.problems if name.removesuffix(".json") in one]
-    assert [problem] == [problem for one in found if problem in one] if problem else found == []
+    (name, data), *members = chat.members(0)
+    value = json.loads(data) | {"images": [], "image_info": []}
+    value |= {"conversations": [{"from": "human", "value": "<image>"}], "messages": [{"content": "<image>"}]}
+    others = [one for one in members if not one[0].startswith(f"{value['sample_id']}.")]
+    chat.rewrite(0, [(name, json.dumps(value).encode()), *others])
+    assert [one for one in chat.problems if value["sample_id"] in one] == []
 
 
 def test_an_image_that_is_missing(docs: Copy) -> None:

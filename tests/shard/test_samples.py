@@ -10,8 +10,8 @@ from PIL import Image
 from tests.made_run import Item, MadeRun, drawn
 from vila_data.core.errors import DataError
 from vila_data.core.records import ImageRef, Record
+from vila_data.core.samples import KeptImage, Members, encode_sample
 from vila_data.shard.read import open_shards
-from vila_data.shard.samples import KeptImage, Members, conversation, interleaved, pair
 
 RECORD = Record(
     "meta-000007",
@@ -24,7 +24,8 @@ RECORD = Record(
 
 def kept(image_index: int, text_index: int, similarity: float | None = 0.25) -> KeptImage:
     jpeg = drawn(image_index)
-    return KeptImage(image_index, text_index, similarity, hashlib.sha256(jpeg).hexdigest(), jpeg)
+    size = Image.open(io.BytesIO(jpeg)).size
+    return KeptImage(image_index, text_index, similarity, hashlib.sha256(jpeg).hexdigest(), *size, jpeg)
 
 
 def parsed(members: Members) -> dict[str, object]:
@@ -37,7 +38,7 @@ def parsed(members: Members) -> dict[str, object]:
 def test_a_document_in_reading_order() -> None:
     """Two images on one sentence in their own order, before it; image 2 was dropped."""
     images = [kept(3, 0), kept(0, 2), kept(1, 2, None)]
-    members = interleaved("docs-00000-000007", "web", RECORD, images)
+    members = encode_sample("interleaved", "docs-00000-000007", "web", RECORD, images)
     sample = parsed(members)
     key = "docs-00000-000007"
     assert sample["texts"] == [None, "First.", "Second.", None, None, "Third."]
@@ -56,26 +57,20 @@ def test_a_document_in_reading_order() -> None:
     assert [one["sha256"] for one in info] == [image.sha256 for image in images]
 
 
-def test_width_and_height_are_the_jpegs() -> None:
-    for image in (kept(1, 0), kept(2, 0)):
-        facts = image.facts(RECORD)
-        assert (facts["width"], facts["height"]) == Image.open(io.BytesIO(image.jpeg)).size
-
-
 def test_a_document_without_images() -> None:
-    members = interleaved("k", "web", RECORD, [])
+    members = encode_sample("interleaved", "k", "web", RECORD, [])
     sample = parsed(members)
     assert len(members) == 1
     assert (sample["texts"], sample["images"]) == (["First.", "Second.", "Third."], [None] * 3)
 
 
 def test_images_behind_the_last_text_stand_last() -> None:
-    members = interleaved("k", "web", RECORD, [kept(0, 2), kept(1, 3), kept(2, 3)])
+    members = encode_sample("interleaved", "k", "web", RECORD, [kept(0, 2), kept(1, 3), kept(2, 3)])
     sample = parsed(members)
     assert sample["texts"] == ["First.", "Second.", None, "Third.", None, None]
     assert sample["images"] == [None, None, "k.0.jpg", None, "k.1.jpg", "k.2.jpg"]
     assert [name for name, _ in members] == ["k.json", "k.0.jpg", "k.1.jpg", "k.2.jpg"]
-    assert pair("k-001", "web", RECORD, kept(1, 3))[2][1] == b"Third."
+    assert encode_sample("pairs", "k-001", "web", RECORD, [kept(1, 3)])[2][1] == b"Third."
 
 
 CHAT = Record(
@@ -89,7 +84,7 @@ CHAT = Record(
 
 
 def test_a_conversation() -> None:
-    members = conversation("k", "talk", CHAT, [kept(0, 0, None), kept(1, 2, None)])
+    members = encode_sample("conversations", "k", "talk", CHAT, [kept(0, 0, None), kept(1, 2, None)])
     sample = parsed(members)
     turns = sample["conversations"]
     assert isinstance(turns, list)
@@ -104,18 +99,18 @@ def test_a_conversation() -> None:
 @pytest.mark.parametrize("images", [[], [kept(0, 0)], [kept(0, 0), kept(1, 0)], [kept(0, 0), kept(1, 2), kept(2, 2)]])
 def test_a_conversation_that_lost_an_image_is_never_written(images: list[KeptImage]) -> None:
     with pytest.raises(DataError, match=f"record chat-000000003 has 2 <image> marks, {len(images)} images"):
-        conversation("k", "talk", CHAT, images)
+        encode_sample("conversations", "k", "talk", CHAT, images)
 
 
 def test_marks_of_a_conversation_without_images_are_words() -> None:
     record = Record("r", "conversation", ("What is <image>?", "A <image>."), (), roles=("human", "gpt"))
-    sample = parsed(conversation("k", "talk", record, []))
+    sample = parsed(encode_sample("conversations", "k", "talk", record, []))
     assert sample["images"] == [] and sample["conversations"] == [
         {"from": "human", "value": "What is <image>?"},
         {"from": "gpt", "value": "A <image>."},
     ]
     with pytest.raises(DataError, match="record r has 2 <image> marks, 1 images"):
-        conversation("k", "talk", record, [kept(0, 0)])
+        encode_sample("conversations", "k", "talk", record, [kept(0, 0)])
 
 
 def test_chat_messages_and_tools_are_there_where_the_record_has_them() -> None:
@@ -132,12 +127,14 @@ def test_chat_messages_and_tools_are_there_where_the_record_has_them() -> None:
         messages=messages,
         tools=({"name": "f", "a": 1},),
     )
-    members = conversation("k", "talk", record, [kept(0, 0)])
+    members = encode_sample("conversations", "k", "talk", record, [kept(0, 0)])
     sample = parsed(members)
     assert (sample["messages"], sample["tools"]) == (list(messages), [{"name": "f", "a": 1}])
     assert b'"tool_calls":[{"b":1,"a":2}]' in members[0][1] and b'"tools":[{"name":"f","a":1}]' in members[0][1]
     assert list(sample) == sorted(sample)
-    assert {"messages", "tools"}.isdisjoint(parsed(conversation("k", "talk", CHAT, [kept(0, 0), kept(1, 2)])))
+    assert {"messages", "tools"}.isdisjoint(
+        parsed(encode_sample("conversations", "k", "talk", CHAT, [kept(0, 0), kept(1, 2)]))
+    )
 
 
 def test_conversations_of_a_written_set(made: MadeRun) -> None:
@@ -158,7 +155,7 @@ def test_conversations_of_a_written_set(made: MadeRun) -> None:
 
 def test_a_pair() -> None:
     image = kept(2, 1)
-    members = pair("k-002", "web", RECORD, image)
+    members = encode_sample("pairs", "k-002", "web", RECORD, [image])
     assert [name for name, _ in members] == ["k-002.json", "k-002.jpg", "k-002.txt"]
     assert members[1][1] == image.jpeg
     assert members[2][1] == b"Second."
@@ -171,7 +168,7 @@ def test_a_pair() -> None:
 @pytest.mark.parametrize("text", ["\ud800 lone", "plain \U0001f6f6", "\x00\x1f\u2028"])
 def test_texts_that_utf8_cannot_hold_are_the_same_in_json_and_txt(text: str) -> None:
     record = Record("r", "pair", (text,), (ImageRef("https://pictures.test/0.jpg", 0),))
-    members = pair("k", "alt", record, kept(0, 0))
+    members = encode_sample("pairs", "k", "alt", record, [kept(0, 0)])
     caption = parsed(members)["caption"]
     assert isinstance(caption, str)
     assert members[2][1].decode() == caption

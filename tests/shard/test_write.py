@@ -145,8 +145,8 @@ def test_the_manifest_round_trips(made: MadeRun) -> None:
     assert read_manifest(made.store, "no_such_set") is None
     with pytest.raises(DataError, match="not a manifest"):
         parse_manifest(b"{}", "here")
-    newer = made.store.read("shards/docs/manifest.json").replace(b'"schema": 1', b'"schema": 2')
-    with pytest.raises(DataError, match="schema 2; this version reads schema 1"):
+    newer = made.store.read("shards/docs/manifest.json").replace(b'"schema": 2', b'"schema": 3')
+    with pytest.raises(DataError, match="here: schema 3, this version of vila-data reads schema 2: make the run again"):
         parse_manifest(newer, "here")
 
 

@@ -12,6 +12,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from vila_data.core.errors import DataError
+
 RecordKind = Literal["document", "pair", "conversation"]
 Role = Literal["human", "gpt"]
 
@@ -144,9 +146,19 @@ def record_to_json(record: Record) -> bytes:
     return canonical_json(value, CHAT_KEYS)
 
 
-def record_from_json(data: bytes) -> Record:
-    """The inverse of `record_to_json`."""
-    value = json.loads(data)
+def record_from_json(data: bytes, where: str) -> Record:
+    """The inverse of `record_to_json`. where: the tar and the place in it, for the message.
+
+    Raises:
+        DataError: the bytes are not a record's.
+    """
+    try:
+        return _record(json.loads(data))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{where}: not a record: {error!r}; run check on the run") from error
+
+
+def _record(value: dict[str, Any]) -> Record:
     return Record(
         record_id=value["record_id"],
         kind=value["kind"],

@@ -5,11 +5,28 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 
-SCHEMA_VERSION: Final = 1
+from vila_data.core.errors import DataError
+
+SCHEMA_VERSION: Final = 2
+"""Of the tables, and of a set's manifest.json: a reader refuses another one. 2: checksums, widths and heights."""
+
+
+def check_version(where: str, what: str, found: Any, read: int) -> None:
+    """Refuse what another version of the package made. what: the name of its version's number.
+
+    Raises:
+        DataError: the number found is not the one that this version reads; says what to do.
+    """
+    if found != read:
+        raise DataError(
+            f"{where}: {what} {found}, this version of vila-data reads {what} {read}: make the run again with another "
+            "--out, or use the version that made it"
+        )
+
 
 DOWNLOAD_IMAGES: Final = pa.schema(
     [
@@ -91,6 +108,9 @@ SHARD_INDEX: Final = pa.schema(
         pa.field("members", pa.list_(pa.string()), nullable=False),  # in tar order
         pa.field("offsets", pa.list_(pa.int64()), nullable=False),  # of each member's bytes
         pa.field("sizes", pa.list_(pa.int64()), nullable=False),
+        pa.field("crc32c", pa.list_(pa.uint32()), nullable=False),  # of each member's bytes
+        pa.field("widths", pa.list_(pa.int32()), nullable=False),  # of each image, pixels
+        pa.field("heights", pa.list_(pa.int32()), nullable=False),
         pa.field("similarities", pa.list_(pa.float32()), nullable=False),  # one an image, null if not scored
     ]
 )
@@ -110,11 +130,15 @@ TOKENS: Final = pa.schema(
         pa.field("images", pa.list_(pa.int32()), nullable=False),  # number of the sample's image, one for each IMAGE_ID
         pa.field("offsets", pa.list_(pa.int64()), nullable=False),  # of those images' bytes in the shard's tar
         pa.field("sizes", pa.list_(pa.int64()), nullable=False),
+        pa.field("crc32c", pa.list_(pa.uint32()), nullable=False),  # of those images' bytes
+        pa.field("widths", pa.list_(pa.int32()), nullable=False),  # of those images, pixels
+        pa.field("heights", pa.list_(pa.int32()), nullable=False),
         pa.field("tokens", pa.int32(), nullable=False),  # length with images expanded; 0: not in the stream
         pa.field("images_left_out", pa.int32(), nullable=False),
         pa.field("tokens_cut", pa.int32(), nullable=False),
         pa.field("fate", pa.string(), nullable=False),  # encode.sequence.FATES
         pa.field("detail", pa.string(), nullable=False),  # why it is not ok, in the chat template's words; else empty
+        pa.field("row_crc32c", pa.uint32(), nullable=False),  # encode.token_set.row_crc32c
     ]
 )
 """tokens/<tokenizer>/<set>/<encoding>/<set>-NNNNNN.arrow: one row a sample, in the shard's order."""
@@ -125,6 +149,8 @@ LENGTHS: Final = pa.schema(
         pa.field("row", pa.int32(), nullable=False),
         pa.field("tokens", pa.int32(), nullable=False),  # as in TOKENS
         pa.field("images", pa.int32(), nullable=False),
+        pa.field("widths", pa.list_(pa.int32()), nullable=False),
+        pa.field("heights", pa.list_(pa.int32()), nullable=False),
         pa.field("text_tokens", pa.int32(), nullable=False),
         pa.field("images_left_out", pa.int32(), nullable=False),
         pa.field("tokens_cut", pa.int32(), nullable=False),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,10 @@ from vila_data.core.store import Store
 from vila_data.core.tables import parsing, read_arrow, read_table
 from vila_data.encode.part import IMAGE_SUFFIX, EncodeJob
 from vila_data.encode.tokens import TokenManifest, TokenSet, lengths_of, read_token_manifest
+
+_OF_MEMBERS: Final = ("offsets", "sizes", "crc32c")
+_OF_IMAGES: Final = ("widths", "heights")
+"""Columns of lists that a token file takes from the shard's index, there an entry per member and per image."""
 
 
 def check_tokens(store: Store, folder: str) -> Iterator[str]:
@@ -37,8 +42,9 @@ def check_tokens(store: Store, folder: str) -> Iterator[str]:
         if _counted(store, jobs) != Counter(manifest.counts):
             yield f"{where}: its counts are not the sums of the receipts"
         yield from _check_lengths(store, folder, manifest, jobs)
+        tokens = TokenSet(store, manifest, folder)
         for job in jobs:
-            yield from _check_places(store, job)
+            yield from _check_places(store, job, tokens)
     except (DataError, StorageError) as error:
         yield str(error)
 
@@ -62,13 +68,13 @@ def _check_lengths(store: Store, folder: str, manifest: TokenManifest, jobs: lis
         yield f"{store.location(f'{folder}/lengths.parquet')}: not the lengths of its token files"
 
 
-def _check_places(store: Store, job: EncodeJob) -> Iterator[str]:
-    """Whether a token file's rows and the places of its images are those of the shard's index."""
+def _check_places(store: Store, job: EncodeJob, rows: TokenSet) -> Iterator[str]:
+    """Whether a token file's rows have their checksums, and are, with their images, those of the shard's index."""
     where = store.location(job.path())
     try:
         with store.open_read(job.path()) as stream, parsing(where):
             tokens = read_arrow(stream)
-        columns = ["key", "record_id", "members", "offsets", "sizes"]
+        columns = ["key", "record_id", "members", *_OF_MEMBERS, *_OF_IMAGES]
         index = read_table(store, f"{shard_stem(job.name, job.index)}.parquet", columns)
     except (DataError, StorageError):
         return  # missing or damaged: a receipt's check says so
@@ -78,14 +84,17 @@ def _check_places(store: Store, job: EncodeJob) -> Iterator[str]:
         yield f"{where}: its samples are not those of the shard's index; delete it and run the recipe again"
     elif (row := _misplaced(tokens, index)) is not None:
         key = tokens.column("key")[row].as_py()
-        yield f"{where}: row {row} ({key}): its images do not lie in the tar as it says; delete it and run the recipe again"
+        yield f"{where}: row {row} ({key}): its images are not in the tar as it says; delete it and run the recipe again"
+    else:
+        for row in range(tokens.num_rows):
+            rows.sample(job.index, row)
 
 
 def _misplaced(tokens: pa.Table, index: pa.Table) -> int | None:
-    """The first row whose images have other offsets or sizes in the shard's index; None where all agree."""
+    """The first row whose images have other places, checksums or pixels in the shard's index; None where all agree."""
     counts = _counts(tokens, "images")
     differing = np.zeros(len(counts), np.bool_)
-    for name in ("offsets", "sizes"):
+    for name in (*_OF_MEMBERS, *_OF_IMAGES):
         differing |= _counts(tokens, name) != counts
     if differing.any():
         return int(differing.argmax())
@@ -96,9 +105,12 @@ def _misplaced(tokens: pa.Table, index: pa.Table) -> int | None:
     number = pc.list_flatten(tokens.column("images")).to_numpy()
     wrong = (number < 0) | (number >= np.diff(first)[row])
     place = np.where(wrong, 0, first[row] + number)
-    for name in ("offsets", "sizes"):
+    for name in (*_OF_MEMBERS, *_OF_IMAGES):
         held, said = (pc.list_flatten(table.column(name)).to_numpy() for table in (index, tokens))
-        wrong |= np.append(held[image], -1)[place] != said
+        of_images = held[image] if name in _OF_MEMBERS else held
+        if len(of_images) != len(of_row):
+            return 0
+        wrong |= np.append(of_images.astype(np.int64), -1)[place] != said
     return int(row[wrong.argmax()]) if wrong.any() else None
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vila_data.core.records import IMAGE_MARK, Role
+from vila_data.core.samples import SampleContent
 
 Turn = tuple[Role, str]
 
@@ -28,16 +29,15 @@ class Conversation(NamedTuple):
     verbatim: bool = False
 
     @staticmethod
-    def of(sample: Mapping[str, Any]) -> Conversation:
-        """The conversation of a sample's JSON."""
-        messages, tools = sample.get("messages"), sample.get("tools")
+    def of(sample: SampleContent) -> Conversation:
+        """The conversation of a sample."""
         return Conversation(
-            turns=tuple((turn["from"], turn["value"]) for turn in sample["conversations"]),
-            system=sample["system"],
-            images=len(sample["images"]),
-            messages=None if messages is None else tuple(messages),
-            tools=None if tools is None else tuple(tools),
-            verbatim=bool(sample.get("verbatim")),
+            turns=tuple(zip(sample.roles, sample.texts, strict=True)),
+            system=sample.system,
+            images=len(sample.images),
+            messages=sample.messages,
+            tools=sample.tools,
+            verbatim=sample.verbatim,
         )
 
     def exchanges(self) -> list[tuple[str, str | None]]:

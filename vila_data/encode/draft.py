@@ -7,8 +7,9 @@ sentence, texts joined by a space, spaces beside an image removed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from vila_data.core.samples import SampleContent
 from vila_data.encode.chat import WrittenChat, chat_template
 from vila_data.encode.config import PackConfig
 from vila_data.encode.conversation import Conversation
@@ -61,26 +62,16 @@ class Document(NamedTuple):
     similarity: tuple[float | None, ...]
     is_pair: bool = False
 
+    @staticmethod
+    def of(sample: SampleContent) -> Document:
+        """The document or pair of a sample."""
+        order = tuple([image.image_index for image in sample.images])
+        similarity = tuple([image.similarity for image in sample.images])
+        return Document(sample.entries, order, similarity, is_pair=sample.view == "pairs")
+
     def first(self, count: int) -> Document:
         """The document that ends after `count` entries."""
         return self._replace(entries=self.entries[:count])
-
-
-def document_of(sample: dict[str, Any]) -> Document:
-    """A sample's JSON, of view `interleaved` or `pairs`, as a document."""
-    if "caption" in sample:
-        return Document((0, sample["caption"]), (0,), (sample["similarity"],), is_pair=True)
-    entries: list[str | int] = []
-    images = 0
-    for text in sample["texts"]:
-        if text is None:
-            entries.append(images)
-            images += 1
-        else:
-            entries.append(text)
-    infos = sample["image_info"]
-    order = tuple(info["image_index"] for info in infos)
-    return Document(tuple(entries), order, tuple(info["similarity"] for info in infos))
 
 
 def draft_document(document: Document, config: PackConfig, tokenizer: TextTokenizer) -> Draft:

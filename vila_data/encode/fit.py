@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from operator import itemgetter
 
+from vila_data.core.samples import SampleContent
 from vila_data.encode.chat_answers import Unwritable
 from vila_data.encode.config import PackConfig
 from vila_data.encode.conversation import Conversation
@@ -31,6 +32,11 @@ from vila_data.encode.templates import IMAGE
 from vila_data.encode.tokenizer import TextTokenizer
 
 Sample = Document | Conversation
+
+
+def as_encoded(sample: SampleContent) -> Sample:
+    """A sample as the encoder takes it."""
+    return Conversation.of(sample) if sample.view == "conversations" else Document.of(sample)
 
 
 def encode_samples(samples: Sequence[Sample], config: PackConfig, tokenizer: TextTokenizer) -> Iterator[TokenSequence]:

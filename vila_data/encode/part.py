@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date as Date
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vila_data.core.checksums import crc32c
 from vila_data.core.errors import DataError
 from vila_data.core.layout import shard_stem, tokens_folder
 from vila_data.core.receipts import Receipt, committing
+from vila_data.core.samples import decode_sample
 from vila_data.core.schemas import TOKENS
 from vila_data.core.store import Store
 from vila_data.core.tables import read_parquet
 from vila_data.encode.config import PackConfig
-from vila_data.encode.conversation import Conversation
-from vila_data.encode.draft import document_of
-from vila_data.encode.fit import Sample, encode_samples
+from vila_data.encode.fit import Sample, as_encoded, encode_samples
 from vila_data.encode.sequence import OK, TokenSequence
+from vila_data.encode.token_set import row_crc32c
 from vila_data.encode.tokenizer import TextTokenizer
 
 IMAGE_SUFFIX: Final = ".jpg"
@@ -76,10 +76,11 @@ def encode_shard(store: Store, job: EncodeJob, config: PackConfig, tokenizer: Te
     while batch := list(islice(samples, _BATCH)):
         sequences = encode_samples([sample for _, sample in batch], config, tokenizer)
         for (row, _), sequence in zip(batch, sequences, strict=True):
-            if max(sequence.images, default=-1) >= len(row.places):
+            if max(sequence.images, default=-1) >= len(row.images):
                 where = f"{store.location(shard_stem(job.name, job.index))}.tar: {row.key}"
                 raise DataError(f"{where}: its JSON names an image that is no member; run check on the set")
             _add(columns, lists, row, sequence)
+    columns["row_crc32c"] = _row_checksums(columns, lists)
     with committing(store, job.receipt(), job.inputs) as outputs:
         arrays = [lists[name].array() if name in lists else columns[name] for name in TOKENS.names]
         table = pa.Table.from_arrays(
@@ -112,8 +113,9 @@ the fidelity modes keep although nothing in them is trained."""
 _MOST_DETAILS: Final = 16
 """Different words of chat templates that a receipt counts by themselves."""
 
-_LISTS: Final = {"ids": "i", "trained": "i", "images": "i", "offsets": "q", "sizes": "q"}
-"""Columns of lists of integers: array's code of their items."""
+_OF_IMAGES: Final = {"offsets": "q", "sizes": "q", "crc32c": "I", "widths": "i", "heights": "i"}
+_LISTS: Final = {"ids": "i", "trained": "i", "images": "i", **_OF_IMAGES}
+"""Columns of lists of integers, of which those of images are in the shard's index: array's code of their items."""
 
 
 class _ListColumn:
@@ -127,17 +129,22 @@ class _ListColumn:
         self._values.extend(values)
         self._ends.append(len(self._values))
 
+    def rows(self) -> Iterator[memoryview]:
+        """The items of each row."""
+        values = memoryview(self._values)
+        return (values[first:last] for first, last in pairwise(self._ends))
+
     def array(self) -> pa.Array:
         ends, values = (pa.array(np.frombuffer(part, part.typecode)) for part in (self._ends, self._values))
         return pa.ListArray.from_arrays(ends, values)
 
 
 class _Row(NamedTuple):
-    """A sample as the shard's index has it; places: (offset, size) of each of its images, in their order."""
+    """A sample as the shard's index has it. images: values of _OF_IMAGES of each of its images, in their order."""
 
     key: str
     record_id: str
-    places: list[tuple[int, int]]
+    images: list[tuple[int, ...]]
 
 
 def _add(columns: dict[str, list[Any]], lists: dict[str, _ListColumn], row: _Row, sequence: TokenSequence) -> None:
@@ -151,8 +158,15 @@ def _add(columns: dict[str, list[Any]], lists: dict[str, _ListColumn], row: _Row
     lists["ids"].add(sequence.ids)
     lists["trained"].add(chain.from_iterable(sequence.trained))
     lists["images"].add(sequence.images)
-    lists["offsets"].add(row.places[image][0] for image in sequence.images)
-    lists["sizes"].add(row.places[image][1] for image in sequence.images)
+    images = [row.images[image] for image in sequence.images]
+    for at, name in enumerate(_OF_IMAGES):
+        lists[name].add([image[at] for image in images])
+
+
+def _row_checksums(columns: dict[str, list[Any]], lists: dict[str, _ListColumn]) -> list[int]:
+    held = (columns[name] for name in ("key", "record_id", "tokens"))
+    rows = zip(*held, *(lists[name].rows() for name in _LISTS), strict=True)
+    return [row_crc32c(key.encode(), record_id.encode(), tokens, *found) for key, record_id, tokens, *found in rows]
 
 
 def _counts(table: pa.Table) -> dict[str, int]:
@@ -182,23 +196,24 @@ def _counts(table: pa.Table) -> dict[str, int]:
 def _samples(store: Store, job: EncodeJob) -> Iterator[tuple[_Row, Sample]]:
     """Samples of a shard in order; only the JSON members are read."""
     stem = shard_stem(job.name, job.index)
+    tar_path = store.location(f"{stem}.tar")
     with store.open_read(f"{stem}.parquet") as stream:
-        index = read_parquet(stream, columns=["key", "record_id", "members", "offsets", "sizes"])
+        index = read_parquet(stream, columns=["key", "record_id", "members", *_OF_IMAGES])
+    names, (offsets, sizes, checksums, widths, heights) = index.column("members"), index.columns[3:]
+    is_image = pc.ends_with(pc.list_flatten(names), IMAGE_SUFFIX)
+    places = (pc.list_flatten(column).filter(is_image) for column in (offsets, sizes, checksums))
+    sides = (pc.list_flatten(column) for column in (widths, heights))
+    images = zip(*(column.to_pylist() for column in (*places, *sides)), strict=True)
+    counts = pc.list_value_length(widths).to_pylist()
+    firsts = (pc.list_element(column, 0).to_pylist() for column in (names, offsets, sizes, checksums))
+    rows = zip(index.column("key").to_pylist(), index.column("record_id").to_pylist(), counts, *firsts, strict=True)
     with store.open_read(f"{stem}.tar") as tar:
-        for key, record_id, members, *held in zip(*(column.to_pylist() for column in index.columns), strict=True):
-            (offset, size), *others = zip(*held, strict=True)
+        for key, record_id, count, member, offset, size, checksum in rows:
             tar.seek(offset)
             data = tar.read(size)
-            try:
-                sample = _sample(json.loads(data.decode()))
-            except (ValueError, KeyError, TypeError) as error:
-                where = f"{store.location(stem)}.tar: {members[0]}"
-                raise DataError(f"{where}: not a sample's JSON: {error!r}; run check on the set") from error
-            images = [place for name, place in zip(members[1:], others, strict=True) if name.endswith(IMAGE_SUFFIX)]
-            yield _Row(key, record_id, images), sample
-
-
-def _sample(value: dict[str, Any]) -> Sample:
-    if "conversations" in value:
-        return Conversation.of(value)
-    return document_of(value)
+            if crc32c(data) != checksum:
+                raise DataError(f"{tar_path}: {member}: its bytes are not those of the index; run check on the set")
+            yield (
+                _Row(key, record_id, list(islice(images, count))),
+                as_encoded(decode_sample(data, f"{tar_path}: {member}")),
+            )

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from vila_data.core.checksums import crc32c
 from vila_data.core.errors import DataError
 from vila_data.core.schemas import IGNORED, IMAGE_ID, LENGTHS, TOKENS
 from vila_data.core.store import Store
@@ -62,7 +63,7 @@ class TokenSample:
 
     ids int32[n]: IMAGE_ID stands once for each image; trained int32[m, 2]: (start, stop) places in `ids` that are
     labels. images int32[k]: number of the sample's image for each IMAGE_ID; offsets, sizes int64[k]: bytes of its JPEG
-    in the shard's tar. tokens: length with images expanded; in the fidelity modes the last image may be cut by it.
+    in the shard's tar; crc32c uint32[k], widths, heights int32[k]: its checksum and pixels. tokens: length with images expanded; in the fidelity modes the last image may be cut by it.
     marks: places of IMAGE_ID in `ids`.
     """
 
@@ -73,6 +74,9 @@ class TokenSample:
     images: NDArray[np.int32]
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
+    crc32c: NDArray[np.uint32]
+    widths: NDArray[np.int32]
+    heights: NDArray[np.int32]
     tokens: int
     marks: list[int]
 
@@ -83,6 +87,11 @@ class TokenSample:
         for first, last in self.trained.tolist():
             labels[first:last] = self.ids[first:last]
         return labels
+
+
+def row_crc32c(key: bytes | memoryview, record_id: bytes | memoryview, tokens: int, *lists: Any) -> int:
+    """The checksum of a row of core.schemas.TOKENS. key, record_id: in UTF-8; lists: items of `ids` to `heights`."""
+    return crc32c(b"".join((key, record_id, *lists, tokens.to_bytes(4, "little"))))
 
 
 class TokenSet:
@@ -171,46 +180,52 @@ class _TokenFile:
         batch.validate()
         self._rows: int = batch.num_rows
         self._key, self._record_id = (_Strings(batch.column(name)) for name in ("key", "record_id"))
-        self._ids, self._trained, self._images = (
-            _Lists(batch.column(name), np.int32) for name in ("ids", "trained", "images")
-        )
-        self._offsets, self._sizes = (_Lists(batch.column(name), np.int64) for name in ("offsets", "sizes"))
+        self._lists = [_Lists(batch.column(name), kind) for name, kind in _LISTS.items()]
         self._tokens = _integers(batch.column("tokens").buffers()[1])
+        self._row_crc32c = _integers(batch.column("row_crc32c").buffers()[1], np.uint32)
 
     def sample(self, row: int) -> TokenSample:
         """One row; ValueError or IndexError where it cannot be a sample's."""
         if not 0 <= row < self._rows:
             raise IndexError(f"there are {self._rows} rows")
-        ids, trained, images = self._ids.row(row), self._trained.row(row), self._images.row(row)
-        offsets, sizes = self._offsets.row(row), self._sizes.row(row)
+        key, record_id, tokens = self._key.row(row), self._record_id.row(row), self._tokens[row]
+        lists = [column.row(row) for column in self._lists]
+        if row_crc32c(key, record_id, tokens, *lists) != self._row_crc32c[row]:
+            raise ValueError("its bytes have changed: they have another checksum")
+        ids, trained, images, offsets, sizes, checksums, widths, heights = lists
         marks: list[int] = (ids == IMAGE_ID).nonzero()[0].tolist()
-        if not len(images) == len(offsets) == len(sizes) == len(marks):
-            raise ValueError("images, offsets, sizes and the marks in ids are not equally many")
+        if any(len(values) != len(marks) for values in lists[2:]):
+            raise ValueError("the columns of images and the marks in ids are not equally many")
         places = trained.tolist()
         if places and (places[0] < 0 or places[-1] > len(ids) or places != sorted(places)):
             raise ValueError(f"trained places {places} of {len(ids)} ids")
-        tokens = self._tokens[row]
         return TokenSample(
-            self._key.row(row),
-            self._record_id.row(row),
+            str(key, "utf-8"),
+            str(record_id, "utf-8"),
             ids,
             trained.reshape(-1, 2),
             images,
             offsets,
             sizes,
+            checksums,
+            widths,
+            heights,
             tokens,
             marks,
         )
 
 
+_LISTS: Final[dict[str, type[np.integer]]] = {
+    field.name: field.type.value_type.to_pandas_dtype() for field in TOKENS if pa.types.is_list(field.type)
+}
 _READ_OPTIONS: Final = pa.ipc.IpcReadOptions(use_threads=False)
 
 
-def _integers(buffer: pa.Buffer | None) -> memoryview:
-    """int32 values whose items are Python's own integers; ValueError where the buffer holds none."""
+def _integers(buffer: pa.Buffer | None, kind: type[np.integer] = np.int32) -> memoryview:
+    """Values whose items are Python's own integers; ValueError where the buffer holds none."""
     if buffer is None:
         raise ValueError("a column without values")
-    return np.frombuffer(buffer, np.int32).data
+    return np.frombuffer(buffer, kind).data
 
 
 class _Lists:
@@ -236,8 +251,8 @@ class _Strings:
         self._ends = _integers(ends)
         self._data = memoryview(data if data is not None else b"")
 
-    def row(self, row: int) -> str:
+    def row(self, row: int) -> memoryview:
         first, last = self._ends[row], self._ends[row + 1]
         if not 0 <= first <= last <= len(self._data):
             raise ValueError(f"a text from {first} to {last} of {len(self._data)} bytes")
-        return str(self._data[first:last], "utf-8")
+        return self._data[first:last]

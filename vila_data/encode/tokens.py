@@ -36,8 +36,8 @@ __all__ = [
     "read_token_manifest",
 ]
 
-ENCODING_VERSION: Final = 3
-"""Raised when the same samples would give other token files. 3: chat templates and VILA's conversations to the token."""
+ENCODING_VERSION: Final = 4
+"""Raised when the same samples would give other token files. 4: checksums, widths and heights."""
 _READERS: Final = 8
 
 
@@ -97,7 +97,7 @@ def lengths_of(store: Store, job: EncodeJob) -> pa.Table:
         "row": pa.array(np.arange(table.num_rows, dtype=np.int32)),
         "images": images,
         "text_tokens": pc.subtract(ids, images),
-        **{key: table.column(key) for key in ("tokens", "images_left_out", "tokens_cut", "fate")},
+        **{key: table.column(key) for key in ("widths", "heights", "tokens", "images_left_out", "tokens_cut", "fate")},
     }
     return pa.table({field.name: columns[field.name] for field in LENGTHS}).cast(LENGTHS)
 

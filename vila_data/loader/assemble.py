@@ -14,6 +14,7 @@ from vila_data.batch.arrays import BatchArrays, Fault, Origin
 from vila_data.batch.layout import BatchSize
 from vila_data.batch.normalization import Normalization
 from vila_data.batch.pixels import ImageOptions, decode_into, fill_background
+from vila_data.core.checksums import crc32c
 from vila_data.core.errors import DataError, StorageError
 from vila_data.core.images import ImageError
 from vila_data.core.layout import shard_stem
@@ -189,8 +190,9 @@ class Assembler:
             if one is None or not one.sample.marks:
                 continue
             sample, tar = one.sample, prepared.origins[member].shard
-            for span, name in zip(prepared.spans[member], sample.images.tolist(), strict=True):
-                fault, waited = self._picture(span, arrays.pixels_NHWC[image])
+            of_images = zip(prepared.spans[member], sample.images.tolist(), sample.crc32c.tolist(), strict=True)
+            for span, name, checksum in of_images:
+                fault, waited = self._picture(span, checksum, arrays.pixels_NHWC[image])
                 reading += waited
                 if fault is not None:
                     where = f"{self._store.location(tar)}: image {name} of {sample.key}, byte {span.offset}"
@@ -202,7 +204,7 @@ class Assembler:
         self._clock.spent("decode", time.perf_counter() - began - reading)
 
     def _picture(
-        self, span: Span, out: NDArray[np.uint8]
+        self, span: Span, checksum: int, out: NDArray[np.uint8]
     ) -> tuple[tuple[Literal["read", "decode"], str] | None, float]:
         """Decode one image; the stage that failed and why, the picture then being the background; seconds of reading."""
         began = time.perf_counter()
@@ -215,6 +217,9 @@ class Assembler:
             fill_background(self._image, out)
             return ("read", str(error)), time.perf_counter() - began
         reading = time.perf_counter() - began
+        if crc32c(jpeg) != checksum:
+            fill_background(self._image, out)
+            return ("read", "its bytes have changed: they have another checksum"), reading
         try:
             decode_into(jpeg, self._image, out)
         except ImageError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -112,13 +111,8 @@ class Reader:
                 job.text_slots.append(slot)
 
     def _record(self, tar: Any, rows: RecordRows) -> Record:
-        data = self._read(tar, rows.offset + BLOCK, rows.json_bytes)
-        try:
-            record = record_from_json(data)
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{self._tar}: no record at byte {rows.offset}: {error}; delete the part to redo it"
-            ) from error
+        at = rows.offset + BLOCK
+        record = record_from_json(self._read(tar, at, rows.json_bytes), f"{self._tar}: byte {at}")
         if record.record_id != rows.record_id:
             raise DataError(
                 f"{self._tar}: record {record.record_id} at byte {rows.offset}, where the table has {rows.record_id}; "

@@ -7,17 +7,21 @@ a JSON that names what is not there.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
+from vila_data.core.checksums import crc32c
 from vila_data.core.errors import DataError, StorageError
-from vila_data.core.records import IMAGE_MARK
+from vila_data.core.samples import decode_sample
 from vila_data.core.store import Store
 from vila_data.core.tables import read_table
 from vila_data.core.tarcodec import BLOCK, member_bytes, walk_file
 from vila_data.shard.energon import tar_index
 from vila_data.shard.manifest import Manifest, ShardFacts, parse_manifest, wids_meta
+
+_INDEX_CHECKED: Final = ["key", "n_images", "members", "offsets", "sizes", "crc32c", "widths", "heights"]
 
 
 def check_set(store: Store, folder: str) -> Iterator[str]:
@@ -72,14 +76,19 @@ def _check_shard(store: Store, path: str, shard: ShardFacts, keys: dict[str, str
         return
     if size != shard.bytes:
         yield f"{where}: {size} bytes; the manifest says {shard.bytes}"
-    elif store.sha256(path) != shard.sha256:
-        yield f"{where}: sha256 is not the manifest's: bytes have changed"
+    changed = f"{where}: sha256 is not the manifest's: bytes have changed"
+    sizes: dict[str, _Sizes] = {}
     try:
         with store.open_read(path) as stream:
             samples = _samples(stream, where)
+            sha256, checksums = _digests(stream, samples)
+            if size == shard.bytes and sha256 != shard.sha256:
+                yield changed
             yield from _twice(samples, where, keys)
-            yield from _broken_json(samples, stream, where)
+            yield from _broken_json(samples, stream, where, sizes)
     except (DataError, StorageError) as error:
+        if size == shard.bytes and store.sha256(path) != shard.sha256:
+            yield changed
         yield str(error)
         return
     if len(samples) != shard.samples:
@@ -87,12 +96,16 @@ def _check_shard(store: Store, path: str, shard: ShardFacts, keys: dict[str, str
     images = sum(map(_images, samples))
     if images != shard.images:
         yield f"{where}: {images} images; the manifest says {shard.images}"
-    yield from _check_index(store, f"{path.removesuffix('.tar')}.parquet", shard, samples)
+    yield from _check_index(store, path, shard, samples, checksums, sizes)
     yield from _check_tar_index(store, f"{path}.idx", samples)
 
 
 _Samples = list[tuple[str, list[tuple[str, int, int]]]]
 """(key, its adjacent members as (name, offset, size)) in the tar's order."""
+
+
+_Sizes = tuple[list[int], list[int]]
+"""Widths and heights of a sample's images, as its JSON has them."""
 
 
 def _images(sample: tuple[str, list[tuple[str, int, int]]]) -> int:
@@ -109,6 +122,23 @@ def _samples(stream: Any, where: str) -> _Samples:
     return samples
 
 
+def _digests(stream: Any, samples: _Samples) -> tuple[str, list[list[int]]]:
+    """The sha256 of a whole tar, and the CRC-32C of each member by sample, from one pass."""
+    sha256 = hashlib.sha256()
+    checksums: list[list[int]] = []
+    at = stream.seek(0)
+    for _, members in samples:
+        checksums.append([])
+        for _, offset, size in members:
+            sha256.update(stream.read(offset - at))
+            data = stream.read(size)
+            sha256.update(data)
+            checksums[-1].append(crc32c(data))
+            at = offset + size
+    sha256.update(stream.read())
+    return sha256.hexdigest(), checksums
+
+
 def _twice(samples: _Samples, where: str, keys: dict[str, str]) -> Iterator[str]:
     for key, members in samples:
         if key in keys:
@@ -119,7 +149,8 @@ def _twice(samples: _Samples, where: str, keys: dict[str, str]) -> Iterator[str]
             yield f"{where}: key {key}: a member stands there twice"
 
 
-def _broken_json(samples: _Samples, stream: Any, where: str) -> Iterator[str]:
+def _broken_json(samples: _Samples, stream: Any, where: str, sizes: dict[str, _Sizes]) -> Iterator[str]:
+    """What is wrong with each sample's JSON; `sizes` is filled by key."""
     for key, members in samples:
         named = {name: (offset, size) for name, offset, size in members}
         if f"{key}.json" not in named:
@@ -128,36 +159,26 @@ def _broken_json(samples: _Samples, stream: Any, where: str) -> Iterator[str]:
         offset, size = named[f"{key}.json"]
         stream.seek(offset)
         try:
-            value = json.loads(stream.read(size))
-            wanted = sorted(name for name in value.get("images", [f"{key}.jpg"]) if name is not None)
-            places = _places(value)
-        except (ValueError, AttributeError, TypeError, KeyError) as error:
-            yield f"{where}: {key}.json: {error}"
+            content = decode_sample(stream.read(size), f"{where}: {key}.json")
+        except DataError as error:
+            yield str(error)
             continue
+        wanted = sorted(image.member for image in content.images)
         pictures = sorted(name for name in named if name.endswith(".jpg"))
         if wanted != pictures:
             yield f"{where}: key {key}: its JSON names {len(wanted)} images, the tar has {len(pictures)}"
-        for what, count in places:
-            if count != len(wanted):
-                yield f"{where}: key {key}: {count} {what} for {len(wanted)} images"
+        sizes[key] = [image.width for image in content.images], [image.height for image in content.images]
 
 
-def _places(value: dict[str, Any]) -> list[tuple[str, int]]:
-    """How many places for images a conversation has: marks in its turns, which are plain text where it never had
-    images, and entries in its messages."""
-    places = []
-    if value.get("conversations") is not None:
-        marks = sum(turn["value"].count(IMAGE_MARK) for turn in value["conversations"])
-        if value.get("images") or value.get("image_info"):
-            places.append((f"{IMAGE_MARK} marks", marks))
-    if value.get("messages") is not None:
-        contents = [message["content"] for message in value["messages"] if isinstance(message.get("content"), list)]
-        entries = sum(entry["type"] == "image" for content in contents for entry in content)
-        places.append(("image entries in messages", entries))
-    return places
-
-
-def _check_index(store: Store, path: str, shard: ShardFacts, samples: _Samples) -> Iterator[str]:
+def _check_index(
+    store: Store,
+    tar: str,
+    shard: ShardFacts,
+    samples: _Samples,
+    checksums: list[list[int]],
+    sizes: dict[str, _Sizes],
+) -> Iterator[str]:
+    path = f"{tar.removesuffix('.tar')}.parquet"
     where = store.location(path)
     if store.size(path) is None:
         yield f"{where}: missing"
@@ -166,15 +187,22 @@ def _check_index(store: Store, path: str, shard: ShardFacts, samples: _Samples) 
         yield f"{where}: sha256 is not the manifest's: bytes have changed"
         return
     try:
-        columns = ["key", "n_images", "members", "offsets", "sizes"]
         advice = "restore it, or make the set again"
-        rows = read_table(store, path, columns, what="an index", advice=advice).to_pylist()
+        rows = read_table(store, path, _INDEX_CHECKED, what="an index", advice=advice).to_pylist()
     except (DataError, StorageError) as error:
         yield str(error)
         return
     found = [(row["key"], list(zip(row["members"], row["offsets"], row["sizes"], strict=False))) for row in rows]
-    if found != samples or [row["n_images"] for row in rows] != list(map(_images, samples)):
+    counts = [(row["n_images"], len(row["crc32c"])) for row in rows]
+    if found != samples or counts != [(_images(sample), len(sample[1])) for sample in samples]:
         yield f"{where}: does not describe the members of its tar"
+        return
+    for row, (key, members), of_members in zip(rows, samples, checksums, strict=True):
+        for (name, _, _), said, is_now in zip(members, row["crc32c"], of_members, strict=True):
+            if said != is_now:
+                yield f"{store.location(tar)}: {name}: its bytes are not those of the index (crc32c)"
+        if key in sizes and sizes[key] != (row["widths"], row["heights"]):
+            yield f"{where}: key {key}: its widths and heights are not those of the sample's JSON"
 
 
 def _check_tar_index(store: Store, path: str, samples: _Samples) -> Iterator[str]:

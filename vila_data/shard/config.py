@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 from pydantic import Field
 
 from vila_data.core.config import StrictModel
 from vila_data.core.records import RecordKind
-
-View = Literal["interleaved", "pairs", "conversations"]
+from vila_data.core.samples import View as View
 
 VIEWS: Final[dict[RecordKind, tuple[View, ...]]] = {
     "document": ("interleaved", "pairs"),

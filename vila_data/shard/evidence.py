@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -66,21 +65,15 @@ class Evidence:
         spans = [self._span(path, part, row) for row in rows]
         found = read_spans(self._store, [span for span in spans if span is not None])
         for span in spans:
-            yield None if span is None else self._parsed(span, next(found))
+            if span is None:
+                yield None
+            else:
+                yield record_from_json(next(found), f"{self._store.location(path)}: byte {span.offset}")
 
     def _span(self, path: str, part: int, row: int) -> Span | None:
         places = self._row(part, row)
         offset = int(places.offset[row])
         return None if offset < 0 else Span(path, offset + BLOCK, int(places.size[row]))
-
-    def _parsed(self, span: Span, data: bytes) -> Record:
-        try:
-            return record_from_json(data)
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{self._store.location(span.path)}: no record at byte {span.offset - BLOCK}: {error!r}; "
-                "run check on the run"
-            ) from error
 
     def jpeg(self, part: int, row: int, image_index: int) -> bytes | None:
         """The stored JPEG of an image; None where its download failed.

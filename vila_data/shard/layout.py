@@ -37,6 +37,7 @@ class SampleRefs:
     json_digest:    the first 64 bits of the JSON's sha256.
     images_end:     int64[s], where each sample's images end among the k.
     image_offset, image_bytes, digest: where an image's bytes lie, and the first 64 bits of their sha256.
+    width, height:  of the stored image, pixels.
     text_index:     the sentence it stands before; similarity: to that sentence, NaN if not scored.
     size_bound:     int64[s], bytes that the sample takes in a tar at most.
     """
@@ -52,6 +53,8 @@ class SampleRefs:
     image_offset: NDArray[np.int64]
     image_bytes: NDArray[np.int64]
     digest: NDArray[np.uint64]
+    width: NDArray[np.int32]
+    height: NDArray[np.int32]
     text_index: NDArray[np.int32]
     similarity: NDArray[np.float32]
 
@@ -150,22 +153,14 @@ def _part_refs(store: Store, part: Part, view: View) -> SampleRefs:
     with store.open_read(part.records_table()) as stream:
         records = read_parquet(stream, columns=["row", "n_texts", "offset", "json_bytes", "json_sha256"])
     with store.open_read(part.images_table()) as stream:
-        images = read_parquet(stream, columns=["row", "image_index", "offset", "bytes", "sha256"])
+        images = read_parquet(stream, columns=["offset", "bytes", "sha256", "width", "height"])
     is_image = pc.is_valid(fates.column("image_index"))
     is_kept = pc.equal(fates.column("fate"), "kept")
     kept_rows = fates.filter(pc.and_(is_kept, pc.invert(is_image))).column("row").to_numpy()
     # The image rows of `fates` and of `images` are the same rows in the same order.
-    kept_images = fates.filter(is_image).column("fate").to_numpy(zero_copy_only=False) == "kept"
-    chosen = (
-        fates.filter(is_image)
-        .filter(pa.array(kept_images))
-        .append_column("offset", images.column("offset").filter(pa.array(kept_images)))
-    )
-    bytes_, digest = (
-        images.filter(pa.array(kept_images)).column("bytes"),
-        _digests(images.column("sha256").filter(pa.array(kept_images))),
-    )
-    refs = _document_refs(part, records, kept_rows, chosen, bytes_.to_numpy().astype(np.int64), digest)
+    image_fates = fates.filter(is_image)
+    kept = pc.equal(image_fates.column("fate"), "kept")
+    refs = _document_refs(part, records, kept_rows, image_fates.filter(kept), images.filter(kept))
     return _one_image_each(refs) if view == "pairs" else refs
 
 
@@ -173,13 +168,14 @@ def _document_refs(
     part: Part,
     records: pa.Table,
     rows: NDArray[np.int64],
+    fates: pa.Table,
     images: pa.Table,
-    image_bytes: NDArray[np.int64],
-    digest: NDArray[np.uint64],
 ) -> SampleRefs:
-    image_row = images.column("row").to_numpy()
-    image_index = images.column("image_index").to_numpy()
-    text_index = images.column("text_index").to_numpy()
+    """fates, images: rows of the kept images, the same ones in both."""
+    image_row = fates.column("row").to_numpy()
+    image_index = fates.column("image_index").to_numpy()
+    text_index = fates.column("text_index").to_numpy()
+    image_bytes = images.column("bytes").to_numpy().astype(np.int64)
     reading = np.lexsort((image_index, text_index, image_row))  # docs/sources.md: by sentence, then as published
     ends = np.searchsorted(image_row, rows, side="right").astype(np.int64)
     starts = np.searchsorted(image_row, rows, side="left")
@@ -198,9 +194,11 @@ def _document_refs(
         image_index=image_index[reading].astype(np.int32),
         image_offset=images.column("offset").to_numpy()[reading].astype(np.int64),
         image_bytes=image_bytes[reading],
-        digest=digest[reading],
+        digest=_digests(images.column("sha256"))[reading],
+        width=images.column("width").to_numpy()[reading].astype(np.int32),
+        height=images.column("height").to_numpy()[reading].astype(np.int32),
         text_index=text_index[reading].astype(np.int32),
-        similarity=images.column("similarity").to_numpy(zero_copy_only=False)[reading].astype(np.float32),
+        similarity=fates.column("similarity").to_numpy(zero_copy_only=False)[reading].astype(np.float32),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from vila_data.core.errors import DataError
 from vila_data.core.layout import shard_stem
 from vila_data.core.receipts import Receipt
-from vila_data.core.schemas import SCHEMA_VERSION
+from vila_data.core.schemas import SCHEMA_VERSION, check_version
 from vila_data.core.store import Store
 from vila_data.shard import energon
 from vila_data.shard.config import ShardSet
@@ -70,8 +70,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     """
     try:
         value = json.loads(data)
-        if value["schema"] != SCHEMA_VERSION:
-            raise DataError(f"{where}: schema {value['schema']}; this version reads schema {SCHEMA_VERSION}")
+        check_version(where, "schema", value["schema"], SCHEMA_VERSION)
         shards = tuple(
             ShardFacts(**{key: shard[key] for key in ShardFacts.__annotations__}) for shard in value["shards"]
         )

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.ranges.reader import Span, read_spans
+from vila_data.core.samples import SampleContent, decode_sample
 from vila_data.core.store import Store
 from vila_data.core.tables import read_table
 from vila_data.shard.manifest import Manifest, parse_manifest
@@ -42,6 +43,15 @@ class Sample:
         except (ValueError, KeyError) as error:
             raise DataError(f"{self.shard}: {self.key}.json: not JSON: {error!r}; run check on the set") from error
         return value
+
+    @property
+    def content(self) -> SampleContent:
+        """What the sample's JSON says.
+
+        Raises:
+            DataError: the member is missing, or not of one of the layouts.
+        """
+        return decode_sample(self.members.get("json", b""), f"{self.shard}: {self.key}.json")
 
 
 class ShardSetReader(Sequence[Sample]):

@@ -11,18 +11,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vila_data.core.checksums import crc32c
 from vila_data.core.errors import DataError
 from vila_data.core.layout import Part, record_key, shard_stem
 from vila_data.core.ranges.reader import Span, read_shuffled
 from vila_data.core.receipts import Receipt, committing
 from vila_data.core.records import Record, record_from_json
+from vila_data.core.samples import KeptImage, encode_sample
 from vila_data.core.schemas import SHARD_INDEX
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import BLOCK, TarWriter
 from vila_data.shard.config import View
 from vila_data.shard.energon import tar_index
 from vila_data.shard.layout import SampleRefs
-from vila_data.shard.samples import KeptImage, Members, conversation, interleaved, pair
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,11 @@ def write_shard(store: Store, job: ShardJob) -> Receipt:
 
 def _add(tar: TarWriter, job: ShardJob, sample: int, record: Record, images: list[KeptImage]) -> dict[str, Any]:
     key = record_key(job.name, int(job.samples.part[sample]), int(job.samples.row[sample]))
-    members: Members
+    text_chars = sum(map(len, record.texts))
     if job.view == "pairs":
         key = f"{key}-{images[0].image_index:03d}"
-        members = pair(key, job.corpus, record, images[0])
         text_chars = len(record.text_of(images[0].text_index))
-    else:
-        members = (conversation if job.view == "conversations" else interleaved)(key, job.corpus, record, images)
-        text_chars = sum(map(len, record.texts))
+    members = encode_sample(job.view, key, job.corpus, record, images)
     placed = [tar.add(name, content) for name, content in members]
     return {
         "key": key,
@@ -83,6 +81,9 @@ def _add(tar: TarWriter, job: ShardJob, sample: int, record: Record, images: lis
         "members": [member.name for member in placed],
         "offsets": [member.offset for member in placed],
         "sizes": [member.size for member in placed],
+        "crc32c": [crc32c(content) for _, content in members],
+        "widths": [image.width for image in images],
+        "heights": [image.height for image in images],
         "similarities": [image.similarity for image in images],
     }
 
@@ -96,7 +97,8 @@ def _read(store: Store, job: ShardJob) -> Iterator[tuple[Record, list[KeptImage]
         content = data[BLOCK : BLOCK + int(refs.json_bytes[sample])]
         if _digest(hashlib.sha256(content).hexdigest()) != int(refs.json_digest[sample]):
             raise DataError(f"{where}: the record at byte {start} is not the one that was downloaded")
-        yield record_from_json(content), [_image(refs, i, data, start, where) for i in refs.images_of(sample)]
+        record = record_from_json(content, f"{where}: byte {start + BLOCK}")
+        yield record, [_image(refs, i, data, start, where) for i in refs.images_of(sample)]
 
 
 def _span(job: ShardJob, sample: int) -> Span:
@@ -120,6 +122,8 @@ def _image(refs: SampleRefs, i: int, data: bytes, start: int, tar: str) -> KeptI
         text_index=int(refs.text_index[i]),
         similarity=None if np.isnan(similarity) else float(similarity),
         sha256=sha256,
+        width=int(refs.width[i]),
+        height=int(refs.height[i]),
         jpeg=jpeg,
     )
 

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, get_args
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.layout import RUN_FOLDERS
 from vila_data.core.receipts import read_receipt
+from vila_data.core.samples import SampleContent, decode_foreign
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import TarFault, sample_key, walk_foreign
 from vila_data.encode.check import check_tokens
@@ -116,22 +117,23 @@ def _inspect_shard(path: str) -> dict[str, Any]:
             sample["members"][suffix] = member.size
             if suffix == "json" and len(samples) <= _SAMPLES_SHOWN:
                 stream.seek(member.offset)
+                data = stream.read(member.size)
                 try:
-                    sample.update(_words(json.loads(stream.read(member.size))))
-                except (ValueError, TypeError, AttributeError, RecursionError) as error:
-                    faults.append(f"{path}: {member.name}: not a sample of shards/FORMAT.md: {error!r}")
+                    sample.update(
+                        _words(decode_foreign(key, ("json",), {"json": data}.__getitem__, f"{path}: {member.name}"))
+                    )
+                except DataError as error:
+                    faults.append(str(error))
     shown = list(samples.values())[:_SAMPLES_SHOWN]
     more = len(samples) - len(shown)
     found = {"shard": path, "n_samples": len(samples), "samples": shown, "more": more}
     return {**found, "n_faults": len(faults), "faults": faults[:_SAMPLES_SHOWN]}
 
 
-def _words(value: dict[str, Any]) -> dict[str, str]:
-    source = value.get("source")
-    texts = [text for text in value.get("texts", [value.get("caption")]) if text]
-    text = str(texts[0]) if texts else ""
+def _words(sample: SampleContent) -> dict[str, str]:
+    text = next(filter(None, sample.texts), "")
     return {
-        "record_id": str(source.get("record_id", "")) if isinstance(source, dict) else "",
+        "record_id": "" if sample.record_id == sample.key else sample.record_id,
         "text": text if len(text) <= _TEXT_SHOWN else text[: _TEXT_SHOWN - 1] + "…",
     }
 

@@ -14,14 +14,16 @@ import yaml
 
 from vila_data.core.errors import DataError, RecipeError, UsageError
 from vila_data.core.receipts import fingerprint
+from vila_data.core.schemas import check_version
 from vila_data.core.store import Store
 from vila_data.download.config import DownloadConfig
 from vila_data.workflow.marked_yaml import MarkedValue
 from vila_data.workflow.recipe import Recipe, checked
 
 LOCK = "recipe.lock.yaml"
-FORM = 2
-"""Of the lock. Before 2, `filter.per_corpus` had every key, set or not: what it left to the common rules was lost."""
+FORM = 3
+"""Of a run directory: whatever is in one is read by versions of this form alone (`check_form`). Raised with
+core.schemas.SCHEMA_VERSION, and when a path of shards/FORMAT.md moves."""
 _HARMLESS = {
     "download": DownloadConfig.HARMLESS,
     "score": {"clip.batch_size"},
@@ -63,6 +65,16 @@ def lock_value(
     }
 
 
+def check_form(lock: Any, where: str) -> None:
+    """Refuse the run directory of another version of the package.
+
+    Raises:
+        DataError: its form is not FORM; says what to do.
+    """
+    if isinstance(lock, dict) and "recipe" in lock:
+        check_version(where, "form", lock.get("form", 1), FORM)
+
+
 @dataclass(frozen=True)
 class Lock:
     """A lock as read. value: its content; recipe: what the run was made from; marked: the recipe with its lines."""
@@ -83,17 +95,13 @@ def read_lock(store: Store) -> Lock | None:
     where = store.location(LOCK)
     try:
         whole = MarkedValue(where, store.read(LOCK).decode())
-        form, marked = whole.value.get("form", 1), whole.below("recipe")
-        if form == FORM:
-            return Lock(whole.value, checked(marked.again()), marked)
+        check_form(whole.value, where)
+        marked = whole.below("recipe")
+        return Lock(whole.value, checked(marked.again()), marked)
     except (RecipeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{where}: not a recipe lock: {error}; restore it, or make the run again with another --out"
         ) from error
-    raise DataError(
-        f"{where}: form {form}, this version of vila-data reads form {FORM}: make the run again with another --out, or "
-        "use the version that made it"
-    )
 
 
 def write_lock(store: Store, value: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +12,7 @@ import numpy as np
 from vila_data.core.layout import shard_stem
 from vila_data.core.ranges.reader import Span, read_spans
 from vila_data.core.records import IMAGE_MARK
+from vila_data.core.samples import SampleContent, decode_sample
 from vila_data.core.store import Store
 from vila_data.shard.layout import shuffle
 from vila_data.shard.manifest import Manifest
@@ -79,14 +79,11 @@ def sampled_texts(store: Store, manifest: Manifest, seed: int) -> Iterator[str]:
         offsets, sizes = (index.column(name).take(rows).to_pylist() for name in ("offsets", "sizes"))
         spans = (Span(f"{stem}.tar", at[0], size[0]) for at, size in zip(offsets, sizes, strict=True))
         for data in read_spans(store, spans):
-            yield _text(json.loads(data))[:CHARS_READ]
+            yield _text(decode_sample(data, store.location(f"{stem}.tar")))[:CHARS_READ]
 
 
-def _text(sample: dict[str, Any]) -> str:
-    if "conversations" in sample:
-        texts = [turn["value"] for turn in sample["conversations"]]
-        if sample.get("images"):
-            texts = [text.replace(IMAGE_MARK, " ") for text in texts]
-    else:
-        texts = sample.get("texts", [sample.get("caption")])
+def _text(sample: SampleContent) -> str:
+    texts = sample.texts
+    if sample.view == "conversations" and sample.images:
+        texts = tuple(text.replace(IMAGE_MARK, " ") for text in texts)
     return " ".join(text for text in texts if text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ import pyarrow as pa
 
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.ranges.reader import Blocks, Span, read_spans
+from vila_data.core.samples import SampleImage, View, decode_foreign
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import Member, TarFault, sample_key, walk_foreign
 from vila_data.runs.run import run_above
@@ -22,12 +22,12 @@ from vila_data.shard.manifest import parse_manifest
 from vila_data.shard.read import read_index
 from vila_data.view.preview.values import ShownImage, ShownRecord, ShownTokens
 from vila_data.workflow.previewing.faults import TokenFaults
-from vila_data.workflow.previewing.source import Asked, Columns, Place, bounds_of, clipped, finite
+from vila_data.workflow.previewing.source import Asked, Columns, Place, bounds_of, clipped
 from vila_data.workflow.previewing.tokens import TokenFiles
 
 _SHARDS: Final = 4
 _FAULTS_SHOWN: Final = 3
-_ROLES: Final = ("human", "gpt")
+_KINDS: Final[dict[View, str]] = {"interleaved": "document", "pairs": "pair", "conversations": "conversation"}
 
 Members = Mapping[str, Member]
 """A sample's members by suffix."""
@@ -241,110 +241,34 @@ def _words(record: ShownRecord) -> Sequence[str]:
 
 
 def _record(tar: _Tar, key: str, members: Members, asked: Asked, tokens: ShownTokens | None) -> ShownRecord:
-    """A sample in one of the layouts of shards/FORMAT.md; a picture with a .txt, or a .json with a caption, is a pair."""
-    where = f"{tar.location}: {key}"
-    value: dict[str, Any] = {}
-    try:
-        if "json" in members:
-            value = json.loads(tar.read(members["json"]))
-        if not isinstance(value, dict):
-            raise TypeError("no object")
-        if "conversations" in value:
-            return _conversation(tar, key, members, value, asked, tokens)
-        if "texts" in value and "images" in value:
-            return _document(tar, key, members, value, asked, tokens)
-        return _pair(tar, key, members, value, asked, tokens)
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError) as error:
-        raise DataError(f"{where}: not a sample of shards/FORMAT.md: {error!r}; run check on it") from error
-
-
-def _document(
-    tar: _Tar, key: str, members: Members, value: Any, asked: Asked, tokens: ShownTokens | None
-) -> ShownRecord:
-    texts: list[str] = []
-    images: list[ShownImage] = []
-    info = value.get("image_info") or []
-    for text, image in zip(value["texts"], value["images"], strict=True):
-        if image is not None:
-            facts = info[len(images)] if len(images) < len(info) else {}
-            picture = _picture(tar, members, members.get(str(image).removeprefix(f"{key}.")))
-            images.append(_image(len(images), picture, facts, len(texts), asked))
-        if text is not None:
-            texts.append(str(text))
-    return _made(key, "document", value, texts, images, (), asked, tokens)
-
-
-def _conversation(
-    tar: _Tar, key: str, members: Members, value: Any, asked: Asked, tokens: ShownTokens | None
-) -> ShownRecord:
-    turns = value["conversations"]
-    names = value.get("images") or []
-    info = value.get("image_info") or []
-    images = []
-    for index, image in enumerate(names):
-        facts = info[index] if index < len(info) else {}
-        picture = _picture(tar, members, members.get(str(image).removeprefix(f"{key}.")))
-        images.append(_image(index, picture, facts, facts.get("matched_text_index"), asked))
-    roles = tuple(str(turn.get("from", "")) for turn in turns)
-    return _made(key, "conversation", value, [str(turn["value"]) for turn in turns], images, roles, asked, tokens)
-
-
-def _pair(tar: _Tar, key: str, members: Members, value: Any, asked: Asked, tokens: ShownTokens | None) -> ShownRecord:
-    caption = value.get("caption")
-    if caption is None and "txt" in members:
-        caption = tar.read(members["txt"]).decode("utf-8", "replace")
-    picture = next((members[suffix] for suffix in ("jpg", "jpeg", "png", "webp") if suffix in members), None)
-    images = [] if picture is None else [_image(0, _picture(tar, members, picture), value, 0, asked)]
-    return _made(key, "pair", value, [] if caption is None else [str(caption)], images, (), asked, tokens)
-
-
-def _made(
-    key: str,
-    kind: str,
-    value: Any,
-    texts: Sequence[str],
-    images: Sequence[ShownImage],
-    roles: tuple[str, ...],
-    asked: Asked,
-    tokens: ShownTokens | None,
-) -> ShownRecord:
-    source = value.get("source")
-    source = source if isinstance(source, dict) else {}
-    system = value.get("system")
-    beginnings, lengths = clipped(texts)
-    url = source.get("url")
+    found = decode_foreign(key, members, lambda suffix: tar.read(members[suffix]), f"{tar.location}: {key}")
+    beginnings, lengths = clipped(found.texts)
     return ShownRecord(
-        corpus=str(source.get("corpus") or ""),
-        record_id=str(source.get("record_id") or key),
-        kind=kind,
+        corpus=found.corpus,
+        record_id=found.record_id,
+        kind=_KINDS[found.view],
         note=asked.note,
-        source_url=None if url is None else str(url),
+        source_url=found.source_url,
         texts=beginnings,
         lengths=lengths,
-        roles=roles,
-        system=None if system is None else str(system),
-        images=tuple(images),
+        roles=found.roles,
+        system=found.system,
+        images=tuple(_image(tar, key, members, at, image, asked) for at, image in enumerate(found.images)),
         tokens=tokens,
     )
 
 
-def _image(index: int, jpeg: Any, facts: Any, text_index: Any, asked: Asked) -> ShownImage:
-    similarity = finite(facts.get("similarity"))
-    number = facts.get("image_index", index)
+def _image(tar: _Tar, key: str, members: Members, index: int, image: SampleImage, asked: Asked) -> ShownImage:
     return ShownImage(
         index=index,
-        jpeg=jpeg,
-        text_index=None if text_index is None else int(text_index),
-        similarity=similarity,
-        width=_size(facts.get("width")),
-        height=_size(facts.get("height")),
-        url=str(facts.get("url") or ""),
-        asked=asked.image_index is not None and number == asked.image_index,
+        jpeg=_picture(tar, members, members.get(image.member.removeprefix(f"{key}."))),
+        text_index=image.text_index,
+        similarity=image.similarity,
+        width=image.width or None,
+        height=image.height or None,
+        url=image.url,
+        asked=asked.image_index is not None and image.image_index == asked.image_index,
     )
-
-
-def _size(value: Any) -> int | None:
-    return value if isinstance(value, int) else None
 
 
 def _picture(tar: _Tar, members: Members, member: Member | None) -> Any:
