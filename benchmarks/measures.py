@@ -70,7 +70,7 @@ def write_part(folder: Path, index: int) -> None:
     )
     scores = {"row": row, "record_id": columns["record_id"], "image_index": number, "scored": ok}
     scores["similarity"] = pa.array(similarity, mask=~ok)
-    save(folder / part.scores_table(), SCORE_IMAGES, scores, images)
+    save(folder / part.scores_table("clip"), SCORE_IMAGES, scores, images)
     fate = np.concatenate([np.where(kept, "kept", np.where(ok, "dropped", "failed")), ["kept"] * records])
     fates = {
         "row": np.concatenate([row, np.arange(records, dtype=np.int32)]),

@@ -85,8 +85,8 @@ def write_embeddings(store: Store, vectors: Iterator[NDArray[np.float32]], corpu
     """A part for each array of vectors, as the score stage leaves it, without metadata."""
     for number, vectors_ND in enumerate(vectors):
         part = Part(corpus, number, "", "", 0, 0, 0, "")
-        with committing(store, part.receipt("score"), "made") as outputs:
-            images, texts, _ = embedding_paths(part)
+        with committing(store, part.receipt("score clip"), "made") as outputs:
+            images, texts, _ = embedding_paths(part, "clip")
             for path in (images, texts):
                 with open(outputs.path(path), "wb") as stream:
                     np.save(stream, vectors_ND.astype("<f2"))
@@ -194,7 +194,7 @@ def _seconds(work: Callable[[], Any]) -> float:
 def run_step(name: str, folder: Path, rows: int) -> dict[str, Any]:
     """In a process of its own: a step's figures, and the memory that it added to the imports'."""
     store = Store(str(folder))
-    parts = find_parts(store, CORPUS, "images")
+    parts = find_parts(store, CORPUS, "clip", "images")
     if name != "exact":
         import faiss  # noqa: F401
     before = _most_memory_mb()

@@ -127,7 +127,7 @@ def write_part(store: Store, part: Part, counts: NDArray[np.int64], rng: np.rand
     write_table(store, part.images_table(), head | image_columns(part, ok, side, rng), DOWNLOAD_IMAGES)
     write_table(store, part.records_table(), record_columns(part, counts, rng), DOWNLOAD_RECORDS)
     scored = ok & (side.min(axis=1) >= RULES["images"]["min_side_px"])
-    write_table(store, part.scores_table(), head | score_columns(part, scored, rng), SCORE_IMAGES)
+    write_table(store, part.scores_table("clip"), head | score_columns(part, scored, rng), SCORE_IMAGES)
     fates = {"ok": int(ok.sum()), "failed:dns": int((~ok).sum())}
     write_receipt(store, part.receipt("download"), Receipt("-", {"records": {"ok": m}, "images": fates}))
     return n
@@ -249,7 +249,7 @@ def main() -> None:
         conditions = {
             "images": images,
             "parts": args.parts,
-            "score_tables_mb": round(sum(path.stat().st_size for path in folder.glob("score/*/*.parquet")) / 1e6),
+            "score_tables_mb": round(sum(path.stat().st_size for path in folder.glob("score/*/*/*.parquet")) / 1e6),
             "download_tables_mb": round(sum(path.stat().st_size for path in folder.glob("download/*/*.parquet")) / 1e6),
             "repeats": REPEATS,
             "what": "wall seconds of whole commands, the start of Python included; exact duplicates dropped",

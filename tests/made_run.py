@@ -142,7 +142,7 @@ def write_part(store: Store, corpus: str, index: int, items: Sequence[Item | Non
             tar.finish()
         pq.write_table(_table(images, DOWNLOAD_IMAGES), outputs.path(part.images_table()))
         pq.write_table(_table(records, DOWNLOAD_RECORDS), outputs.path(part.records_table()))
-        pq.write_table(_table(scores, SCORE_IMAGES), outputs.path(part.scores_table()))
+        pq.write_table(_table(scores, SCORE_IMAGES), outputs.path(part.scores_table("clip")))
     return part
 
 

@@ -31,30 +31,31 @@ def test_parts_without_vectors_are_passed_over(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     for index in (0, 3, 12):
         write_part(store, "docs", index, VECTORS[: index + 2])
-    store.commit_bytes(b'{"inputs": "made", "counts": {}, "outputs": {}}', "score/docs/part-00001.json")
+    store.commit_bytes(b'{"inputs": "made", "counts": {}, "outputs": {}}', "score/docs/clip/part-00001.json")
     store.commit_bytes(
-        store.read("score/docs/embeddings/img_emb/img_emb_00000.npy"), "score/docs/embeddings/img_emb/img_emb_00002.npy"
+        store.read("score/docs/clip/embeddings/img_emb/img_emb_00000.npy"),
+        "score/docs/clip/embeddings/img_emb/img_emb_00002.npy",
     )
-    found = find_parts(store, "docs", "images")
+    found = find_parts(store, "docs", "clip", "images")
     assert [(part.index, part.rows, part.dim) for part in found] == [(0, 2, 64), (3, 5, 64), (12, 14, 64)]
-    assert find_parts(store, "other", "images") == []
+    assert find_parts(store, "other", "clip", "images") == []
 
 
 def broken(tmp_path: Path) -> tuple[Store, Path]:
     store = Store(str(tmp_path))
     write_part(store, "docs", 4, VECTORS[:9])
-    return store, tmp_path / "score/docs/embeddings/img_emb/img_emb_00004.npy"
+    return store, tmp_path / "score/docs/clip/embeddings/img_emb/img_emb_00004.npy"
 
 
 def test_a_truncated_file(tmp_path: Path) -> None:
     store, path = broken(tmp_path)
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(DataError, match=r"img_emb_00004.npy: 1,277 bytes, its receipt says 1,280 .*part-00004.json"):
-        find_parts(store, "docs", "images")
-    assert find_parts(store, "docs", "captions")[0].rows == 9
+        find_parts(store, "docs", "clip", "images")
+    assert find_parts(store, "docs", "clip", "captions")[0].rows == 9
     path.unlink()
     with pytest.raises(DataError, match=r"img_emb_00004.npy: missing"):
-        find_parts(store, "docs", "images")
+        find_parts(store, "docs", "clip", "images")
 
 
 def test_another_kind_of_file(tmp_path: Path) -> None:
@@ -63,11 +64,11 @@ def test_another_kind_of_file(tmp_path: Path) -> None:
     for data in (b"x" * size, path.read_bytes().replace(b"<f2", b"<f4")):
         path.write_bytes(data)
         with pytest.raises(DataError, match=r"img_emb_00004.npy: not a"):
-            find_parts(store, "docs", "images")
+            find_parts(store, "docs", "clip", "images")
 
 
 def test_vectors_of_two_models(tmp_path: Path) -> None:
     store, _ = broken(tmp_path)
     write_part(store, "docs", 5, VECTORS[:9, :32])
     with pytest.raises(DataError, match=r"vectors of \[32, 64\] values"):
-        find_parts(store, "docs", "images")
+        find_parts(store, "docs", "clip", "images")

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vila_data.core.errors import DataError
-from vila_data.core.layout import Part
+from vila_data.core.layout import Part, score_stage
 from vila_data.core.receipts import read_receipt
 from vila_data.core.store import Store
 from vila_data.score.embeddings import embedding_paths
@@ -35,10 +35,11 @@ _GAP_BYTES: Final = 64 << 10
 
 @dataclass(frozen=True)
 class EmbeddedPart:
-    """The vectors of one kind of one part: `rows` of width `dim`; `sha256` of the file, as its receipt has it."""
+    """The vectors of one kind of one part by one scorer: `rows` of width `dim`; `sha256` of the file, as its receipt has it."""
 
     corpus: str
     index: int
+    scorer: str
     path: str
     metadata: str
     rows: int
@@ -46,17 +47,17 @@ class EmbeddedPart:
     sha256: str
 
 
-def find_parts(store: Store, corpus: str, kind: Kind) -> list[EmbeddedPart]:
+def find_parts(store: Store, corpus: str, scorer: str, kind: Kind) -> list[EmbeddedPart]:
     """The parts of a corpus that have embeddings, in order; of a part without a valid score receipt nothing is taken.
 
     Raises:
         DataError: a file is not as its receipt says, or is no float16 table.
     """
-    folder = f"score/{corpus}/"
+    folder = f"score/{corpus}/{scorer}/"
     names = (path.removeprefix(folder) for path in store.files(folder.rstrip("/")))
     numbers = [int(found[1]) for name in names if (found := _RECEIPT.fullmatch(name))]
     with ThreadPoolExecutor(_REQUESTS, "parts") as pool:
-        found_parts = list(pool.map(lambda number: _part(store, corpus, number, kind), sorted(numbers)))
+        found_parts = list(pool.map(lambda number: _part(store, corpus, number, scorer, kind), sorted(numbers)))
     parts = [part for part in found_parts if part is not None]
     widths = {part.dim for part in parts}
     if len(widths) > 1:
@@ -107,16 +108,17 @@ def _spans(rows: Sequence[int], gap: int) -> Iterable[list[int]]:
         yield span
 
 
-def _part(store: Store, corpus: str, number: int, kind: Kind) -> EmbeddedPart | None:
+def _part(store: Store, corpus: str, number: int, scorer: str, kind: Kind) -> EmbeddedPart | None:
     part = Part(corpus, number, "", "", 0, 0, 0, "")
-    receipt = read_receipt(store, part.receipt("score"))
-    images, texts, metadata = embedding_paths(part)
+    receipt_path = part.receipt(score_stage(scorer))
+    receipt = read_receipt(store, receipt_path)
+    images, texts, metadata = embedding_paths(part, scorer)
     path = images if kind == "images" else texts
     if receipt is None or path not in receipt.outputs:
         return None
     facts = receipt.outputs[path]
     size = store.size(path)
-    redo = f"delete {store.location(part.receipt('score'))} and run the recipe again"
+    redo = f"delete {store.location(receipt_path)} and run the recipe again"
     if size is None or size != facts["bytes"]:
         found = "missing" if size is None else f"{size:,} bytes"
         raise DataError(f"{store.location(path)}: {found}, its receipt says {facts['bytes']:,} bytes; {redo}")
@@ -129,4 +131,4 @@ def _part(store: Store, corpus: str, number: int, kind: Kind) -> EmbeddedPart | 
     fits = version == (1, 0) and len(shape) == 2 and dtype == np.dtype("<f2") and stream.tell() == _HEADER
     if not fits or _HEADER + 2 * shape[0] * shape[1] != size:
         raise DataError(f"{store.location(path)}: not a whole float16 table of two dimensions; {redo}")
-    return EmbeddedPart(corpus, number, path, metadata, shape[0], shape[1], facts["sha256"])
+    return EmbeddedPart(corpus, number, scorer, path, metadata, shape[0], shape[1], facts["sha256"])

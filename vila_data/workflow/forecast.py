@@ -6,8 +6,8 @@ import os
 from typing import Any, Final
 
 from vila_data.core.errors import VilaDataError
+from vila_data.core.layout import score_stage
 from vila_data.core.store import Store
-from vila_data.score.clip import clip_fingerprint
 from vila_data.shard.manifest import read_manifest
 from vila_data.workflow import lock, tasks
 from vila_data.workflow.blend_tree import blend_node
@@ -36,12 +36,12 @@ def forecast(
     """
     value = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     store = Store(os.fspath(out)) if out is not None else None
-    clip = clip_fingerprint(value.score.clip) if value.score.clip else None
+    scorers = {name: scorer.fingerprint() for name, scorer in value.score.items()}
     inputs = corpus_inputs(value)
-    fingerprints = lock.stage_fingerprints(value, limit, inputs, clip)
+    fingerprints = lock.stage_fingerprints(value, limit, inputs, scorers)
     if store is not None:
-        lock.check_same_run(store, lock.lock_value(value, limit, fingerprints, inputs, clip))
-    work = Work(store or Store("memory://nothing-is-here"), value, clip)
+        lock.check_same_run(store, lock.lock_value(value, limit, fingerprints, inputs, scorers))
+    work = Work(store or Store("memory://nothing-is-here"), value, scorers)
     plans = {
         name: plan_corpus(work.store, name, config, inputs[name], limit, scan_here)
         for name, config in value.corpora.items()
@@ -67,12 +67,12 @@ def _corpus_node(work: Work, plan: CorpusPlan) -> Node:
     children = [_stage_node("download", len(plan.parts), len(done))]
     hours = images / IMAGES_A_SECOND_A_CORE / 3600
     children[0]["label"] += f"; about {images:,} images, {bytes_ / 1e9:.2f} GB stored, {hours:.2f} core hours"
-    if work.scored:
+    for table in work.scores.tables:
         scored = sum(
-            receipt is not None and tasks.committed_score(work, part, receipt) is not None
+            receipt is not None and tasks.committed_score(work, part, table.name, receipt) is not None
             for part, receipt in zip(plan.parts, downloads, strict=True)
         )
-        children.append(_stage_node("score", len(plan.parts), scored))
+        children.append(_stage_node(score_stage(table.name), len(plan.parts), scored))
     filtered = sum(work.store.size(part.receipt("filter")) is not None for part in plan.parts)
     children.append(_stage_node("filter", len(plan.parts), filtered))
     return {

@@ -1,12 +1,12 @@
 """recipe.lock.yaml: what a run directory was made from, and whether a recipe may go on in it.
 
-Downloads and scores cost days; a recipe that would throw them away is refused. Rules,
-shards, packs, blends and resources may change: they are derived again in seconds or hours.
+Downloads and scores cost days; a recipe that would throw them away is refused. New scorers may be
+added; rules, shards, packs, blends and resources may change: they are derived again in seconds or hours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -14,30 +14,28 @@ import yaml
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.receipts import fingerprint
 from vila_data.core.store import Store
+from vila_data.score.kinds import KINDS
 from vila_data.workflow.recipe import Recipe
 
 LOCK = "recipe.lock.yaml"
 FORM = 2
 """Of the lock. Before 2, `filter.per_corpus` had every key, set or not: what it left to the common rules was lost."""
-_HARMLESS = {
-    "download": {"concurrency", "per_host", "timeout_s", "idle_timeout_s", "retries", "contact"},
-    "score": {"clip.batch_size"},
-}
-"""Keys that change how work is done, not what comes out of it."""
+_HARMLESS = {"concurrency", "per_host", "timeout_s", "idle_timeout_s", "retries", "contact"}
+"""Keys of `download` that change how work is done, not what comes out of it; those of a scorer are `Scorer.harmless`."""
 
 
 def stage_fingerprints(
-    recipe: Recipe, limit: int | None, inputs: dict[str, list[str]], clip: str | None
+    recipe: Recipe, limit: int | None, inputs: dict[str, list[str]], scorers: Mapping[str, str]
 ) -> dict[str, str]:
-    """Fingerprints by stage. inputs: file fingerprints by corpus; clip: of the model's bytes."""
+    """Fingerprints by stage. inputs: file fingerprints by corpus; scorers: `Scorer.fingerprint` by name."""
     value = recipe.model_dump(mode="json")
     corpora = {
         name: {key: entry for key, entry in config.items() if key not in ("files", "image_root", "dataset")}
         | {"inputs": inputs[name]}
         for name, config in value["corpora"].items()
     }
-    download = fingerprint([corpora, limit, _without(value["download"], _HARMLESS["download"])])
-    score = {"model": clip, "embeddings": recipe.score.clip.embeddings} if recipe.score.clip else None
+    download = fingerprint([corpora, limit, _without(value["download"], _HARMLESS)])
+    score = {name: [scorers[name], scorer.switched()] for name, scorer in recipe.score.items()}
     return {
         "download": download,
         "score": fingerprint([download, score]),
@@ -47,7 +45,11 @@ def stage_fingerprints(
 
 
 def lock_value(
-    recipe: Recipe, limit: int | None, fingerprints: dict[str, str], inputs: dict[str, list[str]], clip: str | None
+    recipe: Recipe,
+    limit: int | None,
+    fingerprints: dict[str, str],
+    inputs: dict[str, list[str]],
+    scorers: Mapping[str, str],
 ) -> dict[str, Any]:
     """The content of recipe.lock.yaml."""
     return {
@@ -55,7 +57,7 @@ def lock_value(
         "recipe": recipe.model_dump(mode="json") | {"filter": _rules(recipe)},
         "limit": limit,
         "inputs": inputs,
-        "clip": clip,
+        "scorers": dict(scorers),
         "fingerprints": fingerprints,
     }
 
@@ -102,7 +104,7 @@ def check_same_run(store: Store, new: dict[str, Any]) -> None:
             f"{store.url}: holds the run of another recipe; it differs in\n  "
             + "\n  ".join(differing)
             + "\nchoose another --out, or delete that folder, or set these keys back (filter, shards, pack, blend "
-            "and resources may change in place)"
+            "and resources may change in place, and scorers may be added)"
         )
 
 
@@ -112,22 +114,35 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
         yield f"name: {before['name']!r} there, {after['name']!r} here"
     if old["limit"] != new["limit"]:
         yield f"--limit: {old['limit']} there, {new['limit']} here"
-    for section in ("corpora", "download", "score"):
+    for section in ("corpora", "download"):
         there, here = _flat(before[section]), _flat(after[section])
         for key in sorted(there.keys() | here.keys()):
-            if (
-                key in _HARMLESS.get(section, ())
-                or key.endswith((".files", ".image_root", ".dataset", "clip.model"))
-                or there.get(key) == here.get(key)
-                or (key == "clip.embeddings" and here.get(key) is True)  # may be asked for later
-            ):
+            harmless = section == "download" and key in _HARMLESS
+            if harmless or key.endswith((".files", ".image_root", ".dataset")) or there.get(key) == here.get(key):
                 continue
             yield f"{section}.{key}: {there.get(key)!r} there, {here.get(key)!r} here"
     for name in sorted(old["inputs"].keys() & new["inputs"].keys()):
         if old["inputs"][name] != new["inputs"][name]:
             yield f"corpora.{name}.files: the metadata files have changed"
-    if old["clip"] != new["clip"] and before["score"]["clip"] and after["score"]["clip"]:
-        yield f"score.clip.model: the weights differ ({old['clip']} there, {new['clip']} here)"
+    for name, scorer in before["score"].items():
+        yield from _of_scorer(name, scorer, after["score"].get(name), old["scorers"], new["scorers"])
+
+
+def _of_scorer(
+    name: str, there: Mapping[str, Any], here: Mapping[str, Any] | None, old: Mapping[str, str], new: Mapping[str, str]
+) -> Iterator[str]:
+    """What differs of a scorer that is there already; new ones may be added."""
+    if here is None:
+        yield f"score.{name}: there, and not here"
+        return
+    kind = KINDS[here["kind"]]
+    for key in sorted(there.keys() | here.keys()):
+        switched_on = key in kind.switches and here.get(key) is True
+        if key not in kind.harmless and not switched_on and there.get(key) != here.get(key):
+            yield f"score.{name}.{key}: {there.get(key)!r} there, {here.get(key)!r} here"
+    if there["kind"] == here["kind"] and old[name] != new[name]:
+        what = f"score.{name}.model: the weights differ" if "model" in here else f"score.{name}: its code differs"
+        yield f"{what} ({old[name]} there, {new[name]} here)"
 
 
 def _rules(recipe: Recipe) -> dict[str, Any]:

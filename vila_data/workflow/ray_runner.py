@@ -128,7 +128,9 @@ class _Actors:
         gpus = _cluster("GPU")
         count = step.resources.max_tasks or int(gpus / step.resources.num_gpus)
         if count < 1 or gpus < step.resources.num_gpus:
-            raise RunError(f"resources.{step.stage}: asks for {step.resources.num_gpus} GPU; the cluster has {gpus:g}")
+            raise RunError(
+                f"resources.{step.stage.partition(' ')[0]}: asks for {step.resources.num_gpus} GPU; the cluster has {gpus:g}"
+            )
         remote: Any = ray.remote(_Caller).options(
             max_restarts=-1, max_task_retries=_RETRIES, **_options(step.resources)
         )

@@ -76,7 +76,7 @@ class RunReport:
         }
 
 
-def corpus_funnel(plan: CorpusPlan, receipts: Mapping[str, Sequence[Receipt | None]], scored: bool) -> Funnel:
+def corpus_funnel(plan: CorpusPlan, receipts: Mapping[str, Sequence[Receipt | None]]) -> Funnel:
     """The funnel of a corpus from its receipts; each stage's fates sum to what entered it.
 
     Raises:

@@ -6,6 +6,7 @@ relaunching the same call resumes.
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import time
@@ -15,14 +16,14 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from vila_data.core.errors import DataError, UsageError
-from vila_data.core.layout import Part
+from vila_data.core.layout import Part, score_stage
 from vila_data.core.receipts import Receipt, fingerprint
 from vila_data.core.store import Store
 from vila_data.corpora.source import FileScan
 from vila_data.encode.part import EncodeJob
 from vila_data.encode.tokens import TokenManifest
 from vila_data.filter import duplicates
-from vila_data.score.clip import clip_fingerprint
+from vila_data.filter.rules import scorers_read
 from vila_data.shard.layout import lay_out
 from vila_data.shard.manifest import Manifest, finish_set, manifest_path, read_manifest
 from vila_data.shard.write import ShardJob
@@ -90,8 +91,7 @@ def open_runner(name: str) -> Runner:
 class _Run:
     def __init__(self, recipe: Recipe, store: Store, runner: Runner, limit: int | None, watch: Watch) -> None:
         self._recipe, self._store, self._runner, self._limit, self._watch = recipe, store, runner, limit, watch
-        clip = clip_fingerprint(recipe.score.clip) if recipe.score.clip else None
-        self._work = Work(store, recipe, clip)
+        self._work = Work(store, recipe, {name: scorer.fingerprint() for name, scorer in recipe.score.items()})
         self._seconds: dict[str, float] = {}
         self._fingerprints: dict[str, str] = {}
         self._tokens: dict[str, TokenManifest] = {}
@@ -103,8 +103,8 @@ class _Run:
         if self._recipe.pack is not None and only in (None, "encode", "blend"):
             ready_tokenizer(self._recipe.pack)  # rather now than after days of downloads
         inputs = corpus_inputs(self._recipe)
-        self._fingerprints = lock.stage_fingerprints(self._recipe, self._limit, inputs, self._work.clip)
-        locked = lock.lock_value(self._recipe, self._limit, self._fingerprints, inputs, self._work.clip)
+        self._fingerprints = lock.stage_fingerprints(self._recipe, self._limit, inputs, self._work.scorers)
+        locked = lock.lock_value(self._recipe, self._limit, self._fingerprints, inputs, self._work.scorers)
         lock.check_same_run(self._store, locked)
         self._earlier = read_run_json(self._store) or {}
         with self._timed("scan"):
@@ -141,26 +141,26 @@ class _Run:
         return [found[index] for index in range(len(jobs))]
 
     def _download_and_score(self, corpora: dict[str, CorpusState], only: str | None) -> None:
-        """Fetch and score; a part is scored as soon as it is fetched."""
+        """Fetch and score; a part is scored as soon as it is fetched, by one scorer after another."""
+        scorers = [table.name for table in self._work.scores.tables]
         for corpus in corpora.values():
             downloads = [tasks.committed_download(self._work, part) for part in corpus.plan.parts]
-            corpus.receipts = {"download": downloads, "score": [None] * len(downloads)}
-            if self._work.scored:
-                corpus.receipts["score"] = [
-                    None if done is None else tasks.committed_score(self._work, part, done)
+            corpus.receipts = {"download": downloads}
+            for name in scorers:
+                corpus.receipts[score_stage(name)] = [
+                    None if done is None else tasks.committed_score(self._work, part, name, done)
                     for part, done in zip(corpus.plan.parts, downloads, strict=True)
                 ]
         steps = []
         if only in (None, "download"):
             steps.append(self._step("download", tasks.download))
-        if only in (None, "score") and self._work.scored:
-            steps.append(self._step("score", tasks.score))
         if only == "score":
-            if not steps:
-                raise UsageError("--only score: the recipe has no score.clip")
+            if not scorers:
+                raise UsageError("--only score: the recipe has no scorer, e.g. score.clip")
             for corpus in corpora.values():
                 corpus.complete("download")
-            steps = [self._step("score", _score_committed)]
+        if only in (None, "score"):
+            steps += [self._step(score_stage(name), functools.partial(_score, name)) for name in scorers]
         if steps:
             self._run_parts(corpora, steps)
 
@@ -201,7 +201,11 @@ class _Run:
 
     def _filter_jobs(self, name: str, corpus: CorpusState) -> list[FilterJob]:
         parts, downloads = corpus.plan.parts, corpus.complete("download")
-        scores: list[Receipt] | list[None] = corpus.complete("score") if self._work.scored else [None] * len(parts)
+        read = scorers_read(self._recipe.rules_for(name), self._work.scores)
+        by_scorer = [corpus.complete(score_stage(scorer)) for scorer in read]
+        scores = [dict(zip(read, receipts, strict=True)) for receipts in zip(*by_scorer, strict=True)] or [{}] * len(
+            parts
+        )
         copies: list[Any] = [None] * len(parts)
         if self._recipe.rules_for(name).images.exact_duplicates == "drop":
             copies = duplicates.later_copies(self._ordered("filter", tasks.digests, parts))
@@ -214,7 +218,8 @@ class _Run:
             basis = standing.fates_basis(self._store, self._recipe, corpus, found)
             if basis is not None and basis == self._earlier.get("made_from", {}).get("fates", {}).get(name):
                 return list(found)
-            if corpus.is_complete("download") and (not self._work.scored or corpus.is_complete("score")):
+            read = scorers_read(self._recipe.rules_for(name), self._work.scores)
+            if all(corpus.is_complete(stage) for stage in ("download", *map(score_stage, read))):
                 return self._ordered("filter", tasks.committed_fates, self._filter_jobs(name, corpus))
         return [None] * len(corpus.plan.parts)
 
@@ -306,14 +311,12 @@ class _Run:
         return [results[index] for index in range(len(jobs))]
 
     def _step(self, stage: str, function: Any) -> Step:
-        return Step(stage, function, getattr(self._recipe.resources, stage))
+        return Step(stage, function, getattr(self._recipe.resources, stage.partition(" ")[0]))
 
     def _report(
         self, corpora: dict[str, CorpusState], sets: dict[str, Manifest], blend: dict[str, Any] | None
     ) -> RunReport:
-        funnels = {
-            name: corpus_funnel(corpus.plan, corpus.receipts, self._work.scored) for name, corpus in corpora.items()
-        }
+        funnels = {name: corpus_funnel(corpus.plan, corpus.receipts) for name, corpus in corpora.items()}
         finished = len(sets) == len(self._recipe.shards) and all(map(_has_fates, corpora.values()))
         tokens = {name: token_totals(manifest) for name, manifest in self._tokens.items()}
         report = RunReport(
@@ -363,11 +366,12 @@ class _Run:
         self._seconds[stage] = self._seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
-def _score_committed(work: Work, part: Part, report: tasks.Report) -> Receipt:
+def _score(scorer: str, work: Work, part: Part, *results_and_report: Any) -> Receipt:
+    """The step of one scorer, after those of download, unless that was an earlier launch's, and of cheaper scorers."""
     done = tasks.committed_download(work, part)
     if done is None:
         raise UsageError(f"corpus {part.corpus!r}: {part.name} is not downloaded: run --only download first")
-    return tasks.score(work, part, done, report)
+    return tasks.score(work, part, scorer, done, results_and_report[-1])
 
 
 def _progress(corpora: dict[str, CorpusState], stage: str) -> tuple[int, int]:
@@ -378,8 +382,7 @@ def _progress(corpora: dict[str, CorpusState], stage: str) -> tuple[int, int]:
 def _images_in(stage: str, receipt: Receipt) -> int:
     if stage == "download":
         return sum(receipt.counts["images"].values())
-    scored: int = receipt.counts["images_scored"]
-    return scored
+    return sum(receipt.counts.get(name, 0) for name in ("images_scored", "records_scored"))
 
 
 def _used(parts: dict[int, Part], refs: Any) -> dict[int, Part]:

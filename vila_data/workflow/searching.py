@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.store import Store
-from vila_data.score.clip import load_clip
-from vila_data.score.config import ClipConfig
+from vila_data.score.scorer import Scorer
 from vila_data.search import index
 from vila_data.search.exact import Slice, blocks, search_exact
 from vila_data.search.hits import Hit, Kept, hits_of
@@ -142,10 +141,11 @@ def search(run: str | os.PathLike[str], question: Question, watch: Watch | None 
         DataError: files of the run do not fit together.
     """
     store = Store(os.fspath(run))
-    recipe, fingerprint = _lock_of(store)
+    recipe, fingerprints = _lock_of(store)
     store.clear_scratch()
     found = _corpora(store, recipe, question.corpora, question.kind)
-    query_D = _vector(_model_of(recipe, question.model), fingerprint, recipe, question)
+    scorer = _embedding_scorer(store, recipe)
+    query_D = _vector(_model_of(recipe, scorer, question.model), fingerprints.get(scorer), recipe, question)
     parts = [part for entry in found.values() for part in entry]
     for part in parts:
         if part.dim != len(query_D):
@@ -281,18 +281,33 @@ def _segments(numbered: Sequence[tuple[int, EmbeddedPart]], kind: Kind) -> list[
     return index.plan_segments(numbered, kind) if rows >= index.LEAST_ROWS else []
 
 
-def _lock_of(store: Store) -> tuple[Recipe, str | None]:
-    """The run's recipe, and the fingerprint of its model."""
+def _lock_of(store: Store) -> tuple[Recipe, dict[str, str]]:
+    """The run's recipe, and the fingerprints of its scorers."""
     lock = read_lock(store)
     if lock is None:
         raise UsageError(f"{store.url}: no run here ({LOCK} is missing)")
-    return Recipe.model_validate(lock["recipe"], strict=False), lock["clip"]
+    return Recipe.model_validate(lock["recipe"], strict=False), lock["scorers"]
 
 
-def _model_of(recipe: Recipe, model: str | None) -> ClipConfig:
-    clip = recipe.score.clip
-    assert clip is not None
-    return clip if model is None else clip.model_copy(update={"model": model, "revision": None})
+def _embedding_scorer(store: Store, recipe: Recipe) -> str:
+    """The scorer whose embeddings are searched: that of similarities, else the first that has some.
+
+    Raises:
+        UsageError: none has.
+    """
+    first = recipe.scores().similarity
+    names = sorted(recipe.score, key=lambda name: name != first)
+    found = next((name for name in names if getattr(recipe.score[name], "embeddings", False)), None)
+    if found is None:
+        raise UsageError(
+            f"{store.url}: has no embeddings: set score.clip.embeddings: true in its recipe and run it again"
+        )
+    return found
+
+
+def _model_of(recipe: Recipe, scorer: str, model: str | None) -> Scorer:
+    config = recipe.score[scorer]
+    return config if model is None else config.model_copy(update={"model": model, "revision": None})
 
 
 def _corpora(store: Store, recipe: Recipe, asked: Iterable[str], kind: Kind) -> dict[str, list[EmbeddedPart]]:
@@ -306,12 +321,8 @@ def _corpora(store: Store, recipe: Recipe, asked: Iterable[str], kind: Kind) -> 
     if unknown:
         known = ", ".join(sorted(recipe.corpora))
         raise UsageError(f"search: --corpus {unknown[0]}: the run has no such corpus; it has {known}")
-    clip = recipe.score.clip
-    if clip is None or not clip.embeddings:
-        raise UsageError(
-            f"{store.url}: has no embeddings: set score.clip.embeddings: true in its recipe and run it again"
-        )
-    found = {name: find_parts(store, name, kind) for name in names or sorted(recipe.corpora)}
+    scorer = _embedding_scorer(store, recipe)
+    found = {name: find_parts(store, name, scorer, kind) for name in names or sorted(recipe.corpora)}
     empty = [name for name, parts in found.items() if not parts]
     if names and empty:
         raise UsageError(
@@ -325,10 +336,10 @@ def _corpora(store: Store, recipe: Recipe, asked: Iterable[str], kind: Kind) -> 
     return {name: parts for name, parts in found.items() if parts}
 
 
-def _vector(config: ClipConfig, fingerprint: str | None, recipe: Recipe, question: Question) -> NDArray[np.float32]:
+def _vector(config: Scorer, fingerprint: str | None, recipe: Recipe, question: Question) -> NDArray[np.float32]:
     """The query's vector, [D] of unit length."""
     check_model(config, fingerprint)
-    clip = load_clip(config)
+    clip = config.open()
     if question.text is not None:
         return text_vector(clip, question.text)
     assert question.image is not None

@@ -26,17 +26,16 @@ class Speeds:
     def note(self, done: Done) -> None:
         """Count a finished task that has written a receipt just now."""
         receipt = done.result
-        if not isinstance(receipt, Receipt) or receipt.earlier or done.stage not in STAGES:
+        stage = done.stage.partition(" ")[0]  # all scorers count as one
+        if not isinstance(receipt, Receipt) or receipt.earlier or stage not in STAGES:
             return
-        counts: dict[str, float] = {
-            key: receipt.counts.get(name, 0) for key, name in _COUNTS.get(done.stage, {}).items()
-        }
-        if done.stage in ("download", "filter"):
+        counts: dict[str, float] = {key: receipt.counts.get(name, 0) for key, name in _COUNTS.get(stage, {}).items()}
+        if stage in ("download", "filter"):
             counts["images"] = sum(receipt.counts["images"].values())
             counts["records"] = sum(receipt.counts["records"].values())
-        if done.stage == "shard":
+        if stage == "shard":
             counts["bytes"] = sum(facts["bytes"] for path, facts in receipt.outputs.items() if path.endswith(".tar"))
-        total = self._done.setdefault(done.stage, {"tasks": 0, "task_seconds": 0.0})
+        total = self._done.setdefault(stage, {"tasks": 0, "task_seconds": 0.0})
         for key, count in {"tasks": 1, "task_seconds": done.seconds, **counts}.items():
             total[key] = total.get(key, 0) + count
 

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vila_data.core.errors import UsageError, VilaDataError
+from vila_data.core.layout import score_stage
 from vila_data.core.receipts import Receipt, fingerprint, has_outputs, read_receipt
 from vila_data.core.store import Store
 from vila_data.encode.tokens import TokenManifest
+from vila_data.filter.rules import scorers_read
 from vila_data.shard.manifest import Manifest, read_manifest
 from vila_data.workflow.blending import plan_epoch
 from vila_data.workflow.encoding import ready_tokenizer, standing_tokens
@@ -76,7 +78,8 @@ def fates_basis(store: Store, recipe: Recipe, corpus: CorpusState, fates: list[R
     """
     facts: list[Any] = [recipe.rules_for(corpus.plan.name).model_dump(mode="json")]
     facts += [[receipt.inputs, receipt.fingerprint()] for receipt in fates]
-    for stage in ("download", "score") if recipe.score.clip is not None else ("download",):
+    read = scorers_read(recipe.rules_for(corpus.plan.name), recipe.scores())
+    for stage in ("download", *map(score_stage, read)):
         told = corpus.told(store, stage)
         if told is None:
             return None

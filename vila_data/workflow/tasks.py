@@ -7,27 +7,28 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vila_data.core.errors import DataError
-from vila_data.core.layout import Part
+from vila_data.core.errors import DataError, StorageError
+from vila_data.core.layout import Part, score_stage
 from vila_data.core.receipts import Receipt, fingerprint, valid_receipt
 from vila_data.core.schemas import SCHEMA_VERSION
+from vila_data.core.scores import Scores
 from vila_data.core.store import Store
 from vila_data.corpora.kinds import open_corpus
 from vila_data.corpora.source import FileScan
 from vila_data.download.part import download_part
 from vila_data.encode.part import EncodeJob, encode_shard
 from vila_data.encode.tokenizer import load_tokenizer
-from vila_data.filter.part import filter_part, images_worth_scoring, part_digests
-from vila_data.score.clip import Clip, load_clip
-from vila_data.score.config import ClipConfig
+from vila_data.filter.part import filter_part, part_digests, rows_worth_scoring
+from vila_data.filter.rules import asks_for, scorers_read
 from vila_data.score.part import covers, score_part
+from vila_data.score.scorer import Scorer, Task
 from vila_data.shard.write import ShardJob, receipt_path, write_shard
 from vila_data.workflow.plan import scan_file
 from vila_data.workflow.recipe import Recipe
@@ -38,26 +39,26 @@ Report = Callable[[str, int], None]
 
 @dataclass(frozen=True)
 class Work:
-    """What every task of a run needs to know. clip: fingerprint of the model's bytes."""
+    """What every task of a run needs to know. scorers: `Scorer.fingerprint` by name."""
 
     store: Store
     recipe: Recipe
-    clip: str | None
+    scorers: Mapping[str, str]
 
     @property
-    def scored(self) -> bool:
-        """Whether this run scores."""
-        return self.recipe.score.clip is not None
+    def scores(self) -> Scores:
+        """The recipe's scorers, in the order in which they run."""
+        return self.recipe.scores()
 
     def download_inputs(self, part: Part) -> str:
         """Fingerprint of what a part's download depends on."""
         config = self.recipe.download.model_dump(mode="json", include=_DOWNLOAD_MATTERS)
         return fingerprint([part.inputs, config, SCHEMA_VERSION])
 
-    def score_inputs(self, download: Receipt) -> str:
-        """Fingerprint of what a part's scores depend on, but for which images are scored."""
-        clip = self.recipe.score.clip
-        return fingerprint([download.fingerprint(), self.clip, clip.embeddings if clip else None, SCHEMA_VERSION])
+    def score_inputs(self, scorer: str, download: Receipt) -> str:
+        """Fingerprint of what a part's table by a scorer depends on, but for which rows are scored."""
+        switched = self.recipe.score[scorer].switched()
+        return fingerprint([download.fingerprint(), self.scorers[scorer], switched, SCHEMA_VERSION])
 
 
 _DOWNLOAD_MATTERS = {"max_bytes", "max_pixels", "allow_private_hosts", "opt_out", "robots_txt", "resize", "engine"}
@@ -75,11 +76,12 @@ class ScanJob:
 
 @dataclass(frozen=True)
 class FilterJob:
-    """A part to filter. copies: which of its passing images stand earlier in the corpus; None: not asked."""
+    """A part to filter. scores: receipts of the scorers that its rules read, by name; copies: which of its passing images
+    stand earlier in the corpus; None: not asked."""
 
     part: Part
     download: Receipt
-    score: Receipt | None
+    scores: Mapping[str, Receipt]
     copies: NDArray[np.bool_] | None
 
 
@@ -105,56 +107,63 @@ def download(work: Work, part: Part, report: Report) -> Receipt:
     )
 
 
-def committed_score(work: Work, part: Part, download: Receipt) -> Receipt | None:
-    """The part's scores if they are there and cover every image that the rules ask for."""
-    done = valid_receipt(work.store, part.receipt("score"), work.score_inputs(download))
+def committed_score(work: Work, part: Part, scorer: str, download: Receipt) -> Receipt | None:
+    """The part's table by a scorer if it is there and has every row that the rules leave it."""
+    inputs = work.score_inputs(scorer, download)
+    done = valid_receipt(work.store, part.receipt(score_stage(scorer)), inputs)
     if done is None:
         return None
-    needed = _needed(work, part)
-    clip = work.recipe.score.clip
-    assert clip is not None and work.clip is not None
-    return done if covers(work.store, part, needed, work.clip, clip.embeddings) else None
+    try:
+        needed = _needed(work, part, scorer)
+    except StorageError:  # a table is gone that a rule on a cheaper scorer reads
+        return None
+    return done if covers(_score_task(work, part, scorer, inputs, needed)) else None
 
 
-def score(work: Work, part: Part, download: Receipt, report: Report) -> Receipt:
-    """Score the images of a part that the cheap rules let through, and that have no score yet."""
-    done = committed_score(work, part, download)
+def score(work: Work, part: Part, scorer: str, download: Receipt, report: Report) -> Receipt:
+    """Score the rows of a part that the rules on what is known before let through, and that have no score yet."""
+    done = committed_score(work, part, scorer, download)
     if done is not None:
         return done
-    inputs = work.score_inputs(download)
-    needed = _needed(work, part)
-    reuse = valid_receipt(work.store, part.receipt("score"), inputs) is not None
-    assert work.recipe.score.clip is not None and work.clip is not None
-    clip = _clip(work.recipe.score.clip, work.clip)
-    progress = functools.partial(report, "images")
-    return score_part(work.store, part, needed, clip, work.recipe.score, inputs, reuse=reuse, progress=progress)
+    inputs = work.score_inputs(scorer, download)
+    reuse = valid_receipt(work.store, part.receipt(score_stage(scorer)), inputs) is not None
+    task = _score_task(work, part, scorer, inputs, _needed(work, part, scorer), reuse)
+    opened = _opened(task.scorer, task.fingerprint)
+    return score_part(task, opened, functools.partial(report, f"{task.scorer.rows}s"))
 
 
-def _needed(work: Work, part: Part) -> NDArray[np.bool_]:
-    """bool[images of the part]: which are to be scored; those of conversations only where a rule asks for it."""
-    rules = work.recipe.rules_for(part.corpus)
-    needed = images_worth_scoring(work.store, part, rules)
-    if work.recipe.corpora[part.corpus].makes == "conversation" and rules.images.min_similarity is None:
+def _score_task(
+    work: Work, part: Part, scorer: str, inputs: str, needed: NDArray[np.bool_], reuse: bool = False
+) -> Task:
+    return Task(work.store, part, scorer, work.recipe.score[scorer], work.scorers[scorer], needed, inputs, reuse)
+
+
+def _needed(work: Work, part: Part, scorer: str) -> NDArray[np.bool_]:
+    """bool[rows of its table]: which are to be scored."""
+    rules, scores = work.recipe.rules_for(part.corpus), work.scores
+    needed = rows_worth_scoring(work.store, part, rules, scores, scorer)
+    conversations = work.recipe.corpora[part.corpus].makes == "conversation"
+    if conversations and scores.table(scorer).on_demand and not asks_for(rules, scores, scorer):
         needed[:] = False
     return needed
 
 
-@functools.lru_cache(maxsize=1)
-def _clip(config: ClipConfig, fingerprint: str) -> Clip:
+@functools.lru_cache(maxsize=4)
+def _opened(scorer: Scorer, fingerprint: str) -> Any:
     """The model, loaded once a process."""
-    return load_clip(config)
+    return scorer.open()
 
 
 def digests(work: Work, part: Part, report: Report) -> NDArray[np.void]:
     """Digests of the part's images that pass every rule but the duplicates'."""
-    return part_digests(work.store, part, work.recipe.rules_for(part.corpus), work.scored)
+    return part_digests(work.store, part, work.recipe.rules_for(part.corpus), work.scores)
 
 
 def filter_fates(work: Work, job: FilterJob, report: Report) -> Receipt:
     """Decide the fates of a part."""
     done = committed_fates(work, job, report)
     rules = work.recipe.rules_for(job.part.corpus)
-    return done or filter_part(work.store, job.part, rules, work.scored, job.copies, _fates_inputs(work, job))
+    return done or filter_part(work.store, job.part, rules, work.scores, job.copies, _fates_inputs(work, job))
 
 
 def committed_fates(work: Work, job: FilterJob, report: Report) -> Receipt | None:
@@ -165,7 +174,8 @@ def committed_fates(work: Work, job: FilterJob, report: Report) -> Receipt | Non
 def _fates_inputs(work: Work, job: FilterJob) -> str:
     rules = work.recipe.rules_for(job.part.corpus)
     copies = None if job.copies is None else hashlib.sha256(np.packbits(job.copies).tobytes()).hexdigest()
-    facts: list[Any] = [job.download.fingerprint(), job.score.fingerprint() if job.score else None]
+    read = {name: job.scores[name].fingerprint() for name in scorers_read(rules, work.scores)}
+    facts: list[Any] = [job.download.fingerprint(), read]
     return fingerprint([*facts, rules.model_dump(mode="json"), copies, SCHEMA_VERSION])
 
 

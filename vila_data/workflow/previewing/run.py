@@ -80,6 +80,7 @@ class RunSource:
         self._recipe = recipe_of(store)
         self.corpora = tuple(self._recipe.corpora)
         self.title = self._recipe.name
+        self._scorer = self._recipe.scores().similarity
         self._tokens = TokenFiles(store, self._recipe)
         rules = {name: self._recipe.rules_for(name).images.min_similarity for name in self.corpora}
         self.thresholds = {name: limit for name, limit in rules.items() if limit is not None}
@@ -122,7 +123,7 @@ class RunSource:
                     stage: [read_receipt(self._store, part.receipt(stage)) for part in plan.parts]
                     for stage in ("download", "filter")
                 }
-                funnel = corpus_funnel(plan, stages, self._recipe.score.clip is not None).as_dict()
+                funnel = corpus_funnel(plan, stages).as_dict()
                 found |= {
                     fate.partition(":")[2] for units in funnel.values() for counts in units.values() for fate in counts
                 }
@@ -238,17 +239,23 @@ class RunSource:
 
     def _similarities(self, part: Part, count: int) -> NDArray[np.float64]:
         """float64[images]: the similarity that the rules judge, NaN where there is none."""
-        if self._recipe.score.clip is None or self._store.size(part.scores_table()) is None:
+        path = self._scores_table(part)
+        if path is None:
             return np.full(count, np.nan)
         name = "assigned_similarity" if self._recipe.rules_for(part.corpus).documents.reassign else "similarity"
-        column = self._table(part.scores_table(), [name]).column(name)
+        column = self._table(path, [name]).column(name)
         values: NDArray[np.float64] = column.cast(pa.float64()).to_numpy().astype(np.float64)
         if len(values) != count:
             raise DataError(
-                f"{self._store.location(part.scores_table())}: {len(values)} images where there are {count} fates: "
+                f"{self._store.location(path)}: {len(values)} images where there are {count} fates: "
                 "run the recipe again"
             )
         return values
+
+    def _scores_table(self, part: Part) -> str | None:
+        """Path of the part's table of similarities; None where there is none."""
+        path = None if self._scorer is None else part.scores_table(self._scorer)
+        return path if path is not None and self._store.size(path) is not None else None
 
     def _read(self, corpus: int, index: int) -> _Tables:
         part = self._part(corpus, index)
@@ -258,9 +265,8 @@ class RunSource:
         is_image = pc.is_valid(fates.column("image_index"))
         images = self._table(part.images_table(), _IMAGE_FACTS)
         records = self._table(part.records_table(), ["record_id", "detail"])
-        scores = None
-        if self._recipe.score.clip is not None and self._store.size(part.scores_table()) is not None:
-            scores = self._table(part.scores_table(), _SCORES)
+        path = self._scores_table(part)
+        scores = None if path is None else self._table(path, _SCORES)
         image_fates = fates.filter(is_image)
         counts = {table.num_rows for table in (images, image_fates, scores) if table is not None}
         if len(counts) != 1 or fates.num_rows - image_fates.num_rows != records.num_rows:

@@ -10,7 +10,7 @@ from vila_data.core.errors import DataError, UsageError
 from vila_data.core.fates import Funnel
 from vila_data.core.receipts import Receipt, read_receipt
 from vila_data.core.store import Store
-from vila_data.filter.config import DocumentRules, ImageRules
+from vila_data.filter.config import DocumentRules, ImageRules, Rules
 from vila_data.filter.whatif import Scope, Tally
 from vila_data.workflow.lock import FORM, LOCK
 from vila_data.workflow.marked_yaml import MarkedValue
@@ -101,11 +101,13 @@ class FilteredRun:
         """What the run's recipe, with settings over it, has at a dotted key of a rule, defaults included; None
         for a key that is none of a rule."""
         recipe = self.asked(settings)
-        section, name = ["", *key.split(".")][-2:]
-        corpus = key.split(".")[2] if key.startswith("filter.per_corpus.") else None
-        rules = recipe.filter if corpus is None else recipe.rules_for(corpus)
-        value = getattr(getattr(rules, section, None), name, None)
-        return list(value) if isinstance(value, tuple) else value
+        way = key.split(".")[1:]
+        value: Any = recipe.filter
+        if len(way) > 1 and way[0] == "per_corpus":
+            value, way = recipe.rules_for(way[1]), way[2:]
+        for step in way:
+            value = getattr(value, step, None)
+        return list(value) if isinstance(value, tuple) else value if way and not isinstance(value, Rules) else None
 
     def corpora(self) -> list[CorpusFates]:
         """The run's corpora in the recipe's order.
@@ -120,10 +122,9 @@ class FilteredRun:
         if plan is None:
             raise UsageError(f"{self.store.url}: corpus {name!r} is not downloaded: {_again(self.store)}")
         receipts = {stage: self._receipts(plan, stage) for stage in ("download", "filter")}
-        scored = self.recipe.score.clip is not None
-        funnel = corpus_funnel(plan, receipts, scored).as_dict()
+        funnel = corpus_funnel(plan, receipts).as_dict()
         conversations = self.recipe.corpora[name].makes == "conversation"
-        return CorpusFates(name, Scope(plan.parts, scored, conversations), funnel)
+        return CorpusFates(name, Scope(plan.parts, self.recipe.scores(), conversations), funnel)
 
     def _receipts(self, plan: CorpusPlan, stage: str) -> list[Receipt | None]:
         receipts = [read_receipt(self.store, part.receipt(stage)) for part in plan.parts]
@@ -165,7 +166,7 @@ def check_key(setting: str) -> None:
     why = f"{first}: {_WHY_NOT[first]}" if first in _WHY_NOT else f"a recipe has no key {first!r}"
     raise UsageError(
         f"{key}: whatif answers for keys of `filter` alone, since they need no more than the columns that are there "
-        f"({why}); ask filter.images.{{{images}}}, filter.documents.{{{documents}}}, or the same under "
+        f"({why}); ask filter.rules, filter.images.{{{images}}}, filter.documents.{{{documents}}}, or the same under "
         "filter.per_corpus.CORPUS"
     )
 
