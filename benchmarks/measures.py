@@ -112,12 +112,12 @@ def measured(folder: str, parts: int) -> dict[str, Any]:
     """The pass over some parts, in this process."""
     store = Store(folder)
     corpus = CorpusMeasures(Rules(images=ImageRules(min_similarity=0.2)))
-    corpus.add(store, part_of(0), True)  # pyarrow and numpy are loaded and warm
+    corpus.add(store, part_of(0), "clip")  # pyarrow and numpy are loaded and warm
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     corpus = CorpusMeasures(Rules(images=ImageRules(min_similarity=0.2)))
     began, worked = time.perf_counter(), time.process_time()
     for index in range(parts):
-        corpus.add(store, part_of(index), True)
+        corpus.add(store, part_of(index), "clip")
     value = corpus.value()
     return {
         "images": value["hosts"]["images"],

@@ -44,7 +44,7 @@ RECIPE: dict[str, Any] = {
 
 def lock(store: Store, recipe: dict[str, Any]) -> Recipe:
     made = Recipe.model_validate(recipe, strict=False)
-    write_lock(store, lock_value(made, None, {}, {}, None))
+    write_lock(store, lock_value(made, None, {}, {}, {}))
     return made
 
 

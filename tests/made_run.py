@@ -20,10 +20,13 @@ from vila_data.core.layout import Part, record_key
 from vila_data.core.receipts import committing
 from vila_data.core.records import ImageRef, Record, record_to_json
 from vila_data.core.schemas import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS, SCORE_IMAGES
+from vila_data.core.scores import NONE
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import TarWriter
 from vila_data.filter.config import FilterConfig, Rules
 from vila_data.filter.part import filter_part
+from vila_data.score.config import ClipConfig
+from vila_data.score.kinds import scores_of
 from vila_data.shard.config import ShardSet
 from vila_data.shard.layout import SampleRefs, lay_out
 from vila_data.shard.manifest import Manifest, finish_set
@@ -39,6 +42,9 @@ TEXTS = (
     "x" * 700,
     "",
 )
+
+
+CLIP = scores_of({"clip": ClipConfig(model="none")})
 
 
 @dataclass(frozen=True)
@@ -183,7 +189,7 @@ def filtered_parts(
     parts = []
     for index, first in enumerate(range(0, len(items), part_size)):
         part = write_part(store, corpus, index, items[first : first + part_size])
-        filter_part(store, part, rules or Rules(), scored, None, "test")
+        filter_part(store, part, rules or Rules(), CLIP if scored else NONE, None, "test")
         parts.append(part)
     return parts
 

@@ -14,6 +14,7 @@ from vila_data.core.store import Store
 from vila_data.score.clip import load_clip
 from vila_data.score.config import ClipConfig
 
+from .fake_clip import score_part
 from .parts import Item, document, jpeg, pair, read_table, write_part
 
 

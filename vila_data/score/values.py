@@ -109,8 +109,11 @@ def _of_text(
 
     with Feed[Event](events, threads, _AHEAD * threads) as feed:
         for row, future in feed.events(stats):
-            values = _known_row(task.scorer, row.known) if future is None else future.result()
-            feed.release(future is not None)
+            if future is None:
+                values = _known_row(task.scorer, row.known)
+            else:
+                values = future.result()
+                feed.release(1)
             yield (row.row, row.record_id), values
 
 
