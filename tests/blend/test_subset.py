@@ -73,7 +73,7 @@ def test_any_condition_agrees_with_python(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "piece"),
     [
-        ("n_image > 1", "no column 'n_image'; there are key"),
+        ("n_image > 1", "no column 'n_image'; nearest: n_images; there are key"),
         ("__import__('os').system('true') == 0", "__import__('os').system('true')"),
         ("len(key) > 3", "len(key)"),
         ("n_images[0] > 1", "n_images[0]"),
@@ -82,8 +82,8 @@ def test_any_condition_agrees_with_python(text: str) -> None:
         ("n_images if n_images > 1 else 2", "not allowed"),
         ("n_images > 'a'", "'a'"),
         ("key > 1", "is a number; expected a text"),
-        ("n_images", "no condition"),
-        ("n_images > True", "'True' is not allowed"),
+        ("n_images", "is not a condition"),
+        ("n_images > True", "'True' is a flag"),
         ("n_images in 3", "takes a list"),
         ("n_images in [text_chars]", "takes a list"),
         ("n_images in ['a']", "is a text"),

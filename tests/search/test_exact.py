@@ -32,7 +32,7 @@ def test_as_by_brute_force(question: tuple[list[np.ndarray], np.ndarray, int, in
     vectors, query_D, count, block_bytes, every = question
     store = memory_store()
     made.write_embeddings(store, iter(vectors))
-    parts = find_parts(store, made.CORPUS, "images")
+    parts = find_parts(store, made.CORPUS, "clip", "images")
     assert [part.rows for part in parts] == [len(entry) for entry in vectors]
     ranking = Ranking(query_D, count)
     judged: list[int] = []
@@ -57,6 +57,6 @@ def test_a_damaged_vector_is_not_found_and_hides_no_other() -> None:
     vectors[10], vectors[20] = np.nan, np.inf
     made.write_embeddings(store, iter([vectors]))
     ranking = Ranking(unit(rng.normal(size=(1, 8)))[0], 100)
-    search_exact(store, whole(find_parts(store, made.CORPUS, "images")), ranking)
+    search_exact(store, whole(find_parts(store, made.CORPUS, "clip", "images")), ranking)
     assert set(ranking.rows.tolist()) == set(range(50)) - {10, 20}
     assert np.isfinite(ranking.scores).all()

@@ -40,7 +40,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def planned(store: Store) -> tuple[list[EmbeddedPart], list[index.Segment]]:
-    parts = find_parts(store, made.CORPUS, "images")
+    parts = find_parts(store, made.CORPUS, "clip", "images")
     return parts, index.plan_segments(list(enumerate(parts)), "images", SEGMENT)
 
 

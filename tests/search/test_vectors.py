@@ -23,7 +23,7 @@ VECTORS = unit(np.random.default_rng(1).normal(size=(3000, 64))).astype(np.float
 def test_some_rows(rows: list[int]) -> None:
     store = memory_store()
     made.write_embeddings(store, iter([VECTORS]))
-    (part,) = find_parts(store, made.CORPUS, "captions")
+    (part,) = find_parts(store, made.CORPUS, "clip", "captions")
     np.testing.assert_array_equal(read_rows(store, part, rows), VECTORS[rows])
 
 
