@@ -124,7 +124,9 @@ def test_a_rule_on_records_drops_the_record() -> None:
     assert records == ["kept", rules.rules[0], "kept", "kept"]
     assert found == ["kept", "record_dropped", "kept", "kept", "kept"]
     assert nulls == {rules.rules[1]: 1}  # the last has no language
-    assert judged([of(image(), words=2, language="en")], Rules(rules=("width > n_images or words.count > 3",)))[0] == ["kept"]
+    assert judged([of(image(), words=2, language="en")], Rules(rules=("width > n_images or words.count > 3",)))[0] == [
+        "kept"
+    ]
 
 
 def test_what_is_null_keeps_and_is_counted() -> None:
@@ -293,7 +295,10 @@ def test_what_is_unknown_covers_whatever_the_scores_turn_out_to_be(made: Any, ru
 def test_what_is_not_worth_scoring_would_never_be_kept(made: Any, rules: Rules) -> None:
     """Scoring all gives the fates kept of scoring what is worth it."""
     store = Store("memory://worth")
-    made = [[{**one, "scored": True, "images": [i | {"nsfw": True, "clip": True} for i in one["images"]]} for one in p] for p in made]
+    made = [
+        [{**one, "scored": True, "images": [i | {"nsfw": True, "clip": True} for i in one["images"]]} for one in p]
+        for p in made
+    ]
     parts = write_all(store, made)
     everything = filtered(store, parts, rules)
     for part, of_part in zip(parts, made, strict=True):

@@ -149,7 +149,9 @@ def test_damaged_tar(store: Store, mixed: Items, scorers: dict[str, Scorer], nam
     assert not store.exists(part.scores_table(name))
 
 
-def test_another_model_takes_nothing_over(store: Store, mixed: Items, scorers: dict[str, Scorer], tmp_path: Path) -> None:
+def test_another_model_takes_nothing_over(
+    store: Store, mixed: Items, scorers: dict[str, Scorer], tmp_path: Path
+) -> None:
     part = write_part(store, mixed)
     run(store, part, "shade", scorers["shade"])
     other = Shade(model=str(write_graph(tmp_path / "other.onnx", 510.0)))

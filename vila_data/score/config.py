@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import pyarrow as pa
 from pydantic import Field
 
-from vila_data.score.scorer import Column, Needs, Scorer
+from vila_data.score.scorer import Column, Needs, NotThere, Scorer
 
 if TYPE_CHECKING:
     from vila_data.score.clip import Clip
@@ -69,5 +69,5 @@ class ClipConfig(Scorer):
         if (folder / self.model).is_dir():
             return self.model_copy(update={"model": str((folder / self.model).resolve())})
         if self.backend == "onnx" or self.model.startswith((".", "/")):
-            raise FileNotFoundError("model", self.model, "folder")
+            raise NotThere("model", self.model, "folder")
         return self

@@ -35,6 +35,14 @@ the item alone, not on what was scored before: a run that was resumed must equal
 Self = TypeVar("Self", bound="Scorer")
 
 
+class NotThere(Exception):
+    """A file or folder that a key names is not there."""
+
+    def __init__(self, key: str, value: str, what: str) -> None:
+        self.key, self.value, self.what = key, value, what
+        super().__init__(key, value, what)
+
+
 @dataclass(frozen=True)
 class Column:
     """A column of a score table.
@@ -115,13 +123,13 @@ class Scorer(StrictModel):
         """With its `paths` made absolute, relative to `folder`.
 
         Raises:
-            FileNotFoundError: (key, value, what is missing) of one that is not there.
+            NotThere: one is not there.
         """
         found = {}
         for key in self.paths:
             value = getattr(self, key)
             if value is not None and not (folder / value).exists():
-                raise FileNotFoundError(key, value, "file or folder")
+                raise NotThere(key, value, "file or folder")
             if value is not None:
                 found[key] = str((folder / value).resolve())
         return self.model_copy(update=found)

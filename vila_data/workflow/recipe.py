@@ -20,6 +20,7 @@ from vila_data.filter.config import FilterConfig, Rules
 from vila_data.filter.rules import parse_rules
 from vila_data.order.released import check_released
 from vila_data.score.kinds import ScoreSection, scores_of
+from vila_data.score.scorer import NotThere
 from vila_data.shard.config import ShardSet
 from vila_data.workflow.marked_yaml import NAME, Location, MarkedValue, nearest, read_marked, validate
 from vila_data.workflow.sources import check_engine, check_rules, check_view, resolve_corpus
@@ -202,11 +203,10 @@ def _resolve(recipe: Recipe, marked: MarkedValue, folder: Path, find_corpora: bo
     for name, scorer in recipe.score.items():
         try:
             score[name] = scorer.located(folder)
-        except FileNotFoundError as error:
-            key, value, what = error.args
+        except NotThere as error:
             if find_corpora:
-                where = marked.where(("score", name, key))
-                raise RecipeError(where, f"{value!r} is no {what} (looked in {folder})") from error
+                where = marked.where(("score", name, error.key))
+                raise RecipeError(where, f"{error.value!r} is no {error.what} (looked in {folder})") from error
             score[name] = scorer
     pack = recipe.pack
     if pack is not None and (folder / pack.tokenizer).is_dir():
