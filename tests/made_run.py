@@ -25,7 +25,7 @@ from vila_data.core.store import Store
 from vila_data.core.tarcodec import TarWriter
 from vila_data.filter.config import FilterConfig, Rules
 from vila_data.filter.part import filter_part
-from vila_data.score.config import ClipConfig
+from vila_data.score.clip import ClipConfig
 from vila_data.score.kinds import scores_of
 from vila_data.shard.config import ShardSet
 from vila_data.shard.layout import SampleRefs, lay_out

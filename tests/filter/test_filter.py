@@ -18,7 +18,7 @@ from vila_data.filter.rules import (
     record_outcomes,
     worth_scoring,
 )
-from vila_data.score.config import ClipConfig
+from vila_data.score.clip import ClipConfig
 from vila_data.score.kinds import scores_of
 
 CLIP = scores_of({"clip": ClipConfig(model="none")})

@@ -28,7 +28,7 @@ from vila_data.filter.part import filter_part, part_digests, rows_worth_scoring
 from vila_data.filter.rules import UNKNOWN
 from vila_data.filter.whatif import Scope, read_copies, tally
 from vila_data.filter.whatif_cuts import NearestToCuts, measure_of
-from vila_data.score.config import ClipConfig
+from vila_data.score.clip import ClipConfig
 from vila_data.score.kinds import scores_of
 
 CLIP = scores_of({"clip": ClipConfig(model="none")})

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from vila_data.core.store import Store
-from vila_data.score.config import ClipConfig
+from vila_data.score.clip import ClipConfig
 from vila_data.score.embeddings import METADATA
 
 from .fake_clip import FakeClip, score_part

@@ -16,7 +16,7 @@ sys.path.insert(0, {tests!r})
 from tests.score.fake_clip import FakeClip, score_part
 from tests.score.parts import document, jpeg, write_part
 from vila_data.core.store import Store
-from vila_data.score.config import ClipConfig
+from vila_data.score.clip import ClipConfig
 mode, folder, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 store = Store(folder)
 from vila_data.core.layout import Part

@@ -11,8 +11,7 @@ import pytest
 
 from vila_data.core.receipts import read_receipt
 from vila_data.core.store import Store
-from vila_data.score.clip import load_clip
-from vila_data.score.config import ClipConfig
+from vila_data.score.clip import ClipConfig, load_clip
 
 from .fake_clip import score_part
 from .parts import Item, document, jpeg, pair, read_table, write_part

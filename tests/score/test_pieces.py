@@ -83,7 +83,7 @@ def test_stats_share() -> None:
 
 def test_importing_the_stage_loads_no_model_library() -> None:
     code = (
-        "import sys, vila_data.score.part, vila_data.score.config, vila_data.score.clip, vila_data.score.hub;"
+        "import sys, vila_data.score.part, vila_data.score.kinds, vila_data.score.clip, vila_data.score.hub;"
         "print([m for m in ('torch', 'transformers', 'onnxruntime', 'scipy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -21,8 +21,7 @@ from tests.conftest import SAMPLE
 from vila_data.cli import app
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.store import Store
-from vila_data.score.clip import load_clip
-from vila_data.score.config import ClipConfig
+from vila_data.score.clip import ClipConfig, load_clip
 from vila_data.search import index
 from vila_data.shard.evidence import Evidence
 from vila_data.view.search_table import plain, print_search

@@ -74,7 +74,7 @@ def parse(text: str, columns: Mapping[str, Kind]) -> Condition:
     return Condition(text, tree, names)
 
 
-def _name(node: ast.expr) -> str | None:
+def _name(node: ast.AST) -> str | None:
     """The column's name that a node spells; None for another node."""
     match node:
         case ast.Name(id=name):

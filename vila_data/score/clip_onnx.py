@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vila_data.core.errors import RunError, UsageError
-from vila_data.score.config import ClipConfig
-from vila_data.score.model import ITEMS_A_THREAD, files_fingerprint, model_folder, spread, unit_length
+from vila_data.score.model import ITEMS_A_THREAD, ModelKeys, files_fingerprint, model_folder, spread, unit_length
 from vila_data.score.pixels import RESAMPLING, Preprocess, level_table
 
 _FILES: Final = ("image.onnx", "text.onnx", "tokenizer.json", "config.json")
@@ -37,7 +36,7 @@ def onnx_files(model: str) -> list[Path]:
 class OnnxClip:
     """Clip (see clip.py) over onnxruntime: one item a run, `threads` runs at a time."""
 
-    def __init__(self, config: ClipConfig, threads: int) -> None:
+    def __init__(self, config: ModelKeys, threads: int) -> None:
         files = onnx_files(config.model)
         folder = Path(config.model).expanduser()
         self.fingerprint = files_fingerprint("onnx", files)

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, PlainValidator, SerializeAsAny, Validation
 from pydantic_core import InitErrorDetails
 
 from vila_data.core.scores import Scores
-from vila_data.score.config import ClipConfig
+from vila_data.score.clip import ClipConfig
 from vila_data.score.scorer import Scorer
 
 KINDS: Final[dict[str, type[Scorer]]] = {
