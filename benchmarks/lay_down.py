@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from vila_data.core.layout import Part
+from vila_data.core.scores import NONE
 from vila_data.core.store import Store
 from vila_data.corpora.config import Flickr8kConfig
 from vila_data.corpora.kinds import open_corpus
@@ -57,7 +58,7 @@ def one_round(photos: Path, images: int) -> dict[str, float]:
         part = stored_part(store, photos, Path(folder), images)
         table = pq.read_table(store.location(part.images_table()), columns=["original_bytes", "bytes"]).to_pandas()
         begun = time.process_time()
-        filter_part(store, part, Rules(), False, None, "bench")
+        filter_part(store, part, Rules(), NONE, None, "bench")
         filtered = time.process_time()
         shards = lay_out(store, [part], config.view, "pairs", 17, SHARD_BYTES)
         jobs = [

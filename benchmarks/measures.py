@@ -70,7 +70,7 @@ def write_part(folder: Path, index: int) -> None:
     )
     scores = {"row": row, "record_id": columns["record_id"], "image_index": number, "scored": ok}
     scores["similarity"] = pa.array(similarity, mask=~ok)
-    save(folder / part.scores_table(), SCORE_IMAGES, scores, images)
+    save(folder / part.scores_table("clip"), SCORE_IMAGES, scores, images)
     fate = np.concatenate([np.where(kept, "kept", np.where(ok, "dropped", "failed")), ["kept"] * records])
     fates = {
         "row": np.concatenate([row, np.arange(records, dtype=np.int32)]),
@@ -112,12 +112,12 @@ def measured(folder: str, parts: int) -> dict[str, Any]:
     """The pass over some parts, in this process."""
     store = Store(folder)
     corpus = CorpusMeasures(Rules(images=ImageRules(min_similarity=0.2)))
-    corpus.add(store, part_of(0), True)  # pyarrow and numpy are loaded and warm
+    corpus.add(store, part_of(0), "clip")  # pyarrow and numpy are loaded and warm
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     corpus = CorpusMeasures(Rules(images=ImageRules(min_similarity=0.2)))
     began, worked = time.perf_counter(), time.process_time()
     for index in range(parts):
-        corpus.add(store, part_of(index), True)
+        corpus.add(store, part_of(index), "clip")
     value = corpus.value()
     return {
         "images": value["hosts"]["images"],

@@ -43,10 +43,10 @@ from vila_data.core.records import ImageRef, Record, record_to_json
 from vila_data.core.schemas import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import TarWriter
-from vila_data.score.clip import Clip, load_clip
-from vila_data.score.config import ClipConfig, ScoreConfig
+from vila_data.score.clip import Clip, ClipConfig, load_clip
 from vila_data.score.feed import FeedStats
 from vila_data.score.part import score_part
+from vila_data.score.scorer import Task
 
 SAMPLE = Path(__file__).resolve().parent.parent / "shards/sample/clip"
 WORDS = ("a", "the", "red", "blue", "small", "dog", "cat", "child", "water", "tree", "runs", "near", "two", "old")
@@ -191,7 +191,7 @@ def speed(config: ClipConfig, photos: Path | None, pairs: int, repeats: int) -> 
         pixels = [held[number % len(held)] for number in range(pairs)]
         texts = [caption(number) for number in range(pairs)]
         clip.embed_images(held[: clip.batch_size])
-        score_part(store, part, np.arange(pairs) < 1, clip, ScoreConfig(clip=config), "warm")
+        score_part(Task(store, part, "clip", config, clip.fingerprint, np.arange(pairs) < 1, "warm"), clip)
         rows = [one_round(clip, config, store, part, pixels, texts, jpegs) for _ in range(repeats)]
     found = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
     shares = {
@@ -208,7 +208,7 @@ def one_round(
 ) -> dict[str, float]:
     stats = FeedStats()
     begun, used = time.perf_counter(), time.process_time()
-    score_part(store, part, None, clip, ScoreConfig(clip=config), "bench", stats=stats)
+    score_part(Task(store, part, "clip", config, clip.fingerprint, None, "bench"), clip, stats=stats)
     task, cpu = time.perf_counter() - begun, time.process_time() - used
     model, decode = alone(clip, pixels, texts) / len(pixels), decoding(clip, jpegs) / len(jpegs)
     return {
@@ -249,7 +249,8 @@ def run_task(config: ClipConfig, photos: Path | None, step: str, folder: str, co
         write_part(store, photos, count)
         return
     part = Part("pairs", 0, "bench", "bench", 0, count, count, "bench")
-    score_part(store, part, None, load_clip(config), ScoreConfig(clip=config), "bench")
+    clip = load_clip(config)
+    score_part(Task(store, part, "clip", config, clip.fingerprint, None, "bench"), clip)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 

@@ -95,8 +95,8 @@ def write_embeddings(store: Store, vectors: Iterator[NDArray[np.float32]], corpu
     """A part for each array of vectors, as the score stage leaves it, without metadata."""
     for number, vectors_ND in enumerate(vectors):
         made = part(number, corpus)
-        with committing(store, made.receipt("score"), "made") as outputs:
-            images, texts, _ = embedding_paths(made)
+        with committing(store, made.receipt("score clip"), "made") as outputs:
+            images, texts, _ = embedding_paths(made, "clip")
             for path in (images, texts):
                 with open(outputs.path(path), "wb") as stream:
                     np.save(stream, vectors_ND.astype("<f2"))

@@ -91,7 +91,9 @@ def make_run(url: str, parts: int, images_a_part: int) -> int:
     """Write the run; the number of its images."""
     store, made, images = Store(url), recipe(), 0
     inputs = {name: ["-"] for name in CORPORA}
-    write_lock(store, lock_value(made, None, stage_fingerprints(made, None, inputs, "-"), inputs, "-"))
+    write_lock(
+        store, lock_value(made, None, stage_fingerprints(made, None, inputs, {"clip": "-"}), inputs, {"clip": "-"})
+    )
     for name, (_, images_a_record, share) in CORPORA.items():
         rows, of_corpus = 0, []
         for index in range(max(1, round(parts * share))):
@@ -104,10 +106,10 @@ def make_run(url: str, parts: int, images_a_part: int) -> int:
             of_corpus.append(part)
         plan = CorpusPlan(name, rows, rows, tuple(of_corpus))
         store.commit_bytes(json.dumps({"inputs": "-", **asdict(plan)}).encode(), parts_list(name))
-        rules = made.rules_for(name)
-        copies = duplicates.later_copies([part_digests(store, part, rules, True) for part in of_corpus])
+        rules, scores = made.rules_for(name), made.scores()
+        copies = duplicates.later_copies([part_digests(store, part, rules, scores) for part in of_corpus])
         for part, mask in zip(of_corpus, copies, strict=True):
-            filter_part(store, part, rules, True, mask, "-")
+            filter_part(store, part, rules, scores, mask, "-")
     return images
 
 
@@ -127,7 +129,7 @@ def write_part(store: Store, part: Part, counts: NDArray[np.int64], rng: np.rand
     write_table(store, part.images_table(), head | image_columns(part, ok, side, rng), DOWNLOAD_IMAGES)
     write_table(store, part.records_table(), record_columns(part, counts, rng), DOWNLOAD_RECORDS)
     scored = ok & (side.min(axis=1) >= RULES["images"]["min_side_px"])
-    write_table(store, part.scores_table(), head | score_columns(part, scored, rng), SCORE_IMAGES)
+    write_table(store, part.scores_table("clip"), head | score_columns(part, scored, rng), SCORE_IMAGES)
     fates = {"ok": int(ok.sum()), "failed:dns": int((~ok).sum())}
     write_receipt(store, part.receipt("download"), Receipt("-", {"records": {"ok": m}, "images": fates}))
     return n
@@ -249,7 +251,7 @@ def main() -> None:
         conditions = {
             "images": images,
             "parts": args.parts,
-            "score_tables_mb": round(sum(path.stat().st_size for path in folder.glob("score/*/*.parquet")) / 1e6),
+            "score_tables_mb": round(sum(path.stat().st_size for path in folder.glob("score/*/*/*.parquet")) / 1e6),
             "download_tables_mb": round(sum(path.stat().st_size for path in folder.glob("download/*/*.parquet")) / 1e6),
             "repeats": REPEATS,
             "what": "wall seconds of whole commands, the start of Python included; exact duplicates dropped",

@@ -27,7 +27,8 @@ from vila_data.corpora import config as corpora
 from vila_data.download.config import DownloadConfig, ResizeConfig
 from vila_data.encode.config import PackConfig
 from vila_data.filter.config import DocumentRules, FilterConfig, ImageRules, Rules
-from vila_data.score.config import ClipConfig, ScoreConfig
+from vila_data.score.kinds import KINDS as SCORERS
+from vila_data.score.scorer import Scorer
 from vila_data.shard.config import ShardSet
 from vila_data.workflow.recipe import Recipe, Resources, StageResources
 
@@ -41,8 +42,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`corpora.NAME.preselect`", corpora.Preselect),
     ("`download`", DownloadConfig),
     ("`download.resize`", ResizeConfig),
-    ("`score`", ScoreConfig),
-    ("`score.clip`", ClipConfig),
+    *((f"`score.NAME`, kind: {name}", scorer) for name, scorer in SCORERS.items()),
     ("`filter`", FilterConfig),
     ("`filter.images`", ImageRules),
     ("`filter.documents`", DocumentRules),
@@ -177,6 +177,8 @@ def shown_type(hint: Any, field: FieldInfo | None = None) -> str:
         return f"list of {shown_type(arguments[0])}"
     if origin is tuple:
         return "[" + ", ".join(shown_type(one) for one in arguments) + "]"
+    if hint is Scorer:
+        return "a scorer of one of the kinds below"
     if isinstance(hint, type) and issubclass(hint, BaseModel):
         return "a shard set" if hint is ShardSet else TITLES[hint].removesuffix(", one of")
     return PLAIN[hint]

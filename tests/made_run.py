@@ -22,10 +22,13 @@ from vila_data.core.layout import Part, parts_list, record_key
 from vila_data.core.receipts import committing
 from vila_data.core.records import ImageRef, Record, record_to_json
 from vila_data.core.schemas import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS, SCORE_IMAGES
+from vila_data.core.scores import NONE
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import TarWriter
 from vila_data.filter.config import FilterConfig, Rules
 from vila_data.filter.part import filter_part
+from vila_data.score.clip import ClipConfig
+from vila_data.score.kinds import scores_of
 from vila_data.shard.config import ShardSet
 from vila_data.shard.layout import SampleRefs, lay_out
 from vila_data.shard.manifest import Manifest, finish_set
@@ -44,6 +47,9 @@ TEXTS = (
     "x" * 700,
     "",
 )
+
+
+CLIP = scores_of({"clip": ClipConfig(model="none")})
 
 
 @dataclass(frozen=True)
@@ -148,7 +154,7 @@ def write_part(store: Store, corpus: str, index: int, items: Sequence[Item | Non
         outputs.counts.update(images=_fates(images, 4), records=_fates(records, 2))
         pq.write_table(_table(images, DOWNLOAD_IMAGES), outputs.path(part.images_table()))
         pq.write_table(_table(records, DOWNLOAD_RECORDS), outputs.path(part.records_table()))
-        pq.write_table(_table(scores, SCORE_IMAGES), outputs.path(part.scores_table()))
+        pq.write_table(_table(scores, SCORE_IMAGES), outputs.path(part.scores_table("clip")))
     return part
 
 
@@ -194,7 +200,7 @@ def filtered_parts(
     parts = []
     for index, first in enumerate(range(0, len(items), part_size)):
         part = write_part(store, corpus, index, items[first : first + part_size])
-        filter_part(store, part, rules or Rules(), scored, None, "test")
+        filter_part(store, part, rules or Rules(), CLIP if scored else NONE, None, "test")
         parts.append(part)
     write_parts_list(store, corpus, parts)
     return parts
@@ -209,7 +215,7 @@ def write_parts_list(store: Store, corpus: str, parts: Sequence[Part]) -> None:
 
 def write_lock_of(store: Store, recipe: Recipe) -> Recipe:
     """The lock of a run of this recipe, without fingerprints of its inputs."""
-    write_lock(store, lock_value(recipe, None, {}, {}, None))
+    write_lock(store, lock_value(recipe, None, {}, {}, {}))
     return recipe
 
 

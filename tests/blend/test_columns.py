@@ -9,8 +9,7 @@ import pyarrow as pa
 import pytest
 
 from vila_data.blend import Subset, SubsetFilter
-from vila_data.blend.columns import index_columns, subset_columns
-from vila_data.blend.expression import COLUMNS
+from vila_data.blend.columns import COLUMNS, index_columns, subset_columns
 from vila_data.core.errors import DataError
 from vila_data.core.schemas import LENGTHS, SHARD_INDEX
 

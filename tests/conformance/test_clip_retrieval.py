@@ -33,7 +33,7 @@ def scored(run: Path, corpus: str) -> list[tuple[str, int]]:
     """(record, image) of every image with a similarity, by the tables of the score stage."""
     return [
         (row["record_id"], row["image_index"])
-        for path in sorted((run / "score" / corpus).glob("part-*.parquet"))
+        for path in sorted((run / "score" / corpus / "clip").glob("part-*.parquet"))
         for row in pq.read_table(path).to_pylist()
         if row["scored"]
     ]
@@ -45,7 +45,7 @@ def test_clip_retrieval_reads_indexes_and_finds_every_image(
 ) -> None:
     source, name = corpus
     run = folder_of(source, request)
-    folder = run / "score" / name / "embeddings"
+    folder = run / "score" / name / "clip" / "embeddings"
     indexes, query = tmp_path / "indexes", tmp_path / "query.npy"
     images, texts = vectors(folder, "img_emb"), vectors(folder, "text_emb")
     expected = scored(run, name)

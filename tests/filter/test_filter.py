@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vila_data.core.schemas import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS, SCORE_IMAGES
+from vila_data.core.scores import PartTables
 from vila_data.filter.config import DocumentRules, FilterConfig, ImageRules, Rules
 from vila_data.filter.duplicates import DIGEST, digests, later_copies
 from vila_data.filter.rules import (
@@ -17,7 +18,10 @@ from vila_data.filter.rules import (
     record_outcomes,
     worth_scoring,
 )
+from vila_data.score.clip import ClipConfig
+from vila_data.score.kinds import scores_of
 
+CLIP = scores_of({"clip": ClipConfig(model="none")})
 Image = tuple[bool, int, int, int | None, float]
 """ok, width, height, matched sentence, similarity"""
 
@@ -70,10 +74,14 @@ def tables(documents: list[list[Image]]) -> tuple[pa.Table, pa.Table, pa.Table]:
     )
 
 
+def part_tables(images: pa.Table, records: pa.Table, scores: pa.Table) -> PartTables:
+    return PartTables(images, records, {"clip": scores})
+
+
 def outcomes(documents: list[list[Image]], rules: Rules) -> tuple[list[str], list[str]]:
-    columns = read_columns(*tables(documents), rules)
-    images = image_outcomes(columns, rules.images)
-    records = record_outcomes(columns, images, rules)
+    columns = read_columns(part_tables(*tables(documents)), rules, CLIP)
+    images = image_outcomes(columns, rules, CLIP)
+    records = record_outcomes(columns, images, rules, CLIP)
     return [OUTCOMES[code] for code in images], [RECORD_OUTCOMES[code] for code in records]
 
 
@@ -157,10 +165,10 @@ rule_sets = st.builds(
 @given(documents, rule_sets)
 def test_what_is_not_worth_scoring_would_never_be_kept(made: list[list[Image]], rules: Rules) -> None:
     images, records, scores = tables(made)
-    worth = worth_scoring(read_columns(images, records, None, rules), rules)
-    columns = read_columns(images, records, scores, rules)
-    found = image_outcomes(columns, rules.images)
-    fates = record_outcomes(columns, found, rules)
+    worth = worth_scoring(read_columns(PartTables(images, records, {}), rules, CLIP), rules, CLIP, "clip")
+    columns = read_columns(part_tables(images, records, scores), rules, CLIP)
+    found = image_outcomes(columns, rules, CLIP)
+    fates = record_outcomes(columns, found, rules, CLIP)
     kept = (found == 0) & (fates[columns.row] == 0)
     assert not (kept & ~worth).any()
 

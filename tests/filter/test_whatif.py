@@ -20,12 +20,18 @@ from numpy.typing import NDArray
 from vila_data.core.errors import DataError
 from vila_data.core.layout import Part
 from vila_data.core.schemas import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS, SCORE_IMAGES
+from vila_data.core.scores import NONE, Scores
 from vila_data.core.store import Store
 from vila_data.filter import duplicates
 from vila_data.filter.config import DocumentRules, ImageRules, Rules
-from vila_data.filter.part import filter_part, images_worth_scoring, part_digests
-from vila_data.filter.whatif import UNKNOWN, Scope, read_copies, tally
+from vila_data.filter.part import filter_part, part_digests, rows_worth_scoring
+from vila_data.filter.rules import UNKNOWN
+from vila_data.filter.whatif import Scope, read_copies, tally
 from vila_data.filter.whatif_cuts import NearestToCuts, measure_of
+from vila_data.score.clip import ClipConfig
+from vila_data.score.kinds import scores_of
+
+CLIP = scores_of({"clip": ClipConfig(model="none")})
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ def write_scores(store: Store, part: Part, documents: Sequence[Document]) -> Non
             known["similarity"] = one.similarity
         head = {"row": row, "record_id": f"r{row}", "image_index": index, "matched_text_index": one.matched}
         rows.append(head | {"scored": scored} | known)
-    write(store, part.scores_table(), pa.Table.from_pylist(rows, SCORE_IMAGES))
+    write(store, part.scores_table("clip"), pa.Table.from_pylist(rows, SCORE_IMAGES))
 
 
 def pictures(documents: Sequence[Document]) -> Iterator[tuple[int, int, Picture]]:
@@ -99,15 +105,15 @@ def write(store: Store, path: str, table: pa.Table) -> None:
 
 
 def filtered(
-    store: Store, parts: Sequence[Part], rules: Rules, scored: bool = True
+    store: Store, parts: Sequence[Part], rules: Rules, scores: Scores = CLIP
 ) -> tuple[Counter[str], Counter[str]]:
     """Counts of images and records as the filter stage gives them."""
     copies: list[NDArray[np.bool_] | None] = [None] * len(parts)
     if rules.images.exact_duplicates == "drop":
-        copies = list(duplicates.later_copies([part_digests(store, part, rules, scored) for part in parts]))
+        copies = list(duplicates.later_copies([part_digests(store, part, rules, scores) for part in parts]))
     counts = (Counter[str](), Counter[str]())
     for part, of_part in zip(parts, copies, strict=True):
-        receipt = filter_part(store, part, rules, scored, of_part, "test")
+        receipt = filter_part(store, part, rules, scores, of_part, "test")
         counts[0].update(receipt.counts["images"])
         counts[1].update(receipt.counts["records"])
     return counts
@@ -151,7 +157,7 @@ rule_sets = st.builds(
 def test_counts_are_those_of_filtering(made: list[list[Document]], asked: list[Rules]) -> None:
     store = Store("memory://whatif")
     parts = write_parts(store, "docs", made)
-    found = tally(store, Scope(parts, scored=True), asked)
+    found = tally(store, Scope(parts, CLIP), asked)
     for rules, counted in zip(asked, found, strict=True):
         assert (counted.images, counted.records) == filtered(store, parts, rules)
         assert counted.unscored == 0
@@ -164,8 +170,8 @@ def test_counts_of_a_run_that_scores_nothing(made: list[list[Document]], rules: 
     parts = write_parts(store, "docs", made)
     images = rules.images.model_copy(update={"min_similarity": None})
     rules = Rules(images=images, documents=rules.documents.model_copy(update={"reassign": False}))
-    counted = tally(store, Scope(parts, scored=False), [rules])[0]
-    assert (counted.images, counted.records) == filtered(store, parts, rules, scored=False)
+    counted = tally(store, Scope(parts, NONE), [rules])[0]
+    assert (counted.images, counted.records) == filtered(store, parts, rules, NONE)
 
 
 def scored_by_a_run(
@@ -174,7 +180,7 @@ def scored_by_a_run(
     """What the score stage would do first: score what the rules need; assignments of those records may move."""
     random, result = np.random.default_rng(seed), []
     for part, documents in zip(parts, made, strict=True):
-        needed = images_worth_scoring(store, part, rules)
+        needed = rows_worth_scoring(store, part, rules, CLIP, "clip")
         place, redone = 0, []
         for document in documents:
             images = list(document or ())
@@ -209,7 +215,7 @@ def test_what_is_unknown_covers_whatever_the_scores_turn_out_to_be(
 ) -> None:
     store = Store("memory://whatif")
     parts = write_parts(store, "docs", made)
-    counted = tally(store, Scope(parts, scored=True), [rules])[0]
+    counted = tally(store, Scope(parts, CLIP), [rules])[0]
     later = scored_by_a_run(store, parts, made, rules, seed)
     newly = sum(
         (after.scored, before.scored) == (True, False)
@@ -235,7 +241,7 @@ def test_an_image_that_was_never_scored_is_unknown_and_so_is_what_hangs_on_it(tm
         store, "docs", [[[good], [unscored]], [[later_copy], [replace(good, similarity=0.1, number=3)]]]
     )
     rules = Rules(images=ImageRules(min_similarity=0.5, exact_duplicates="drop"))
-    counted = tally(store, Scope(parts, scored=True), [rules])[0]
+    counted = tally(store, Scope(parts, CLIP), [rules])[0]
     assert counted.unscored == 1
     assert counted.images == {"kept": 1, "dropped:min_similarity": 1, UNKNOWN: 2}
     assert counted.records == {"kept": 1, "dropped:min_images": 1, UNKNOWN: 2}
@@ -244,7 +250,7 @@ def test_an_image_that_was_never_scored_is_unknown_and_so_is_what_hangs_on_it(tm
 def test_conversations_without_a_similarity_rule_are_never_scored(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     parts = write_parts(store, "chat", [[[Picture(True, 300, 300, 0, 0.9, 0.9, 1, scored=False)]]])
-    scope = Scope(parts, scored=True, conversations=True)
+    scope = Scope(parts, CLIP, conversations=True)
     plain, judged = tally(store, scope, [Rules(), Rules(images=ImageRules(min_similarity=0.5))])
     assert (plain.unscored, plain.images) == (0, {"kept": 1})
     assert (judged.unscored, judged.images) == (1, {"kept": 0, UNKNOWN: 1})
@@ -268,7 +274,7 @@ def test_only_pictures_that_are_there_twice_are_held(tmp_path: Path) -> None:
     parts = write_parts(
         store, "docs", [[[replace(one, number=n) for n in range(9)], [replace(one, ok=False)]], [[one]]]
     )
-    copies = read_copies(store, Scope(parts, scored=True))
+    copies = read_copies(store, Scope(parts, CLIP))
     assert (copies.groups, [place.tolist() for place in copies.place]) == (1, [[1], [0]])
 
 
@@ -290,7 +296,7 @@ def test_examples_at_a_cut_are_the_nearest_that_no_other_rule_drops(
     off = measure.without(rules)
     cuts = {"min_similarity": [0.25, 0.5], "min_side_px": [100, 101], "max_images": [1, 2]}[measure.key]
     nearest = NearestToCuts(measure, off, 0, cuts, 2)
-    tally(store, Scope(parts, scored=True), [off], watchers=[nearest])
+    tally(store, Scope(parts, CLIP), [off], watchers=[nearest])
     values = measured(store, parts, off, measure.key)
     for cut, dropped, kept in zip(cuts, nearest.dropped, nearest.kept, strict=True):
         inside = [value for value in values if (value >= cut if measure.keeps_above else value <= cut)]

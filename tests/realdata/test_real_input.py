@@ -154,7 +154,7 @@ def test_documents_of_gimp_help_are_all_there(runs: Runs) -> None:
 def test_similarity_separates_right_captions_from_wrong(runs: Runs) -> None:
     outs, _, right = runs
     table = pa.concat_tables(
-        [pq.read_table(path) for path in sorted((outs["ray"] / "score" / "flickr").glob("part-*.parquet"))]
+        [pq.read_table(path) for path in sorted((outs["ray"] / "score" / "flickr" / "clip").glob("part-*.parquet"))]
     )
     assert table.num_rows == 500
     similarity = table.column("similarity").to_numpy()

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 import vila_data as vd
-from vila_data.score.clip import load_clip
-from vila_data.score.config import ClipConfig
+from vila_data.score.clip import ClipConfig, load_clip
 from vila_data.workflow import searching
 from vila_data.workflow.searching import Question, search
 

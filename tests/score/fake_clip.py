@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+
+from vila_data.core.layout import Part
+from vila_data.core.receipts import Receipt
+from vila_data.core.store import Store
+from vila_data.score import part as task
+from vila_data.score.clip import ClipConfig
+from vila_data.score.feed import FeedStats
+from vila_data.score.scorer import Task
 
 
 class FakeClip:
@@ -39,3 +49,26 @@ class FakeClip:
         seed = int.from_bytes(hashlib.sha256(data).digest()[:8], "little")
         vector = np.random.default_rng(seed).normal(size=self.dim)
         return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+
+def score_part(
+    store: Store,
+    part: Part,
+    needed: np.ndarray | None,
+    clip: Any,
+    config: ClipConfig,
+    inputs: str,
+    progress: Callable[[int], None] | None = None,
+    *,
+    reuse: bool = False,
+    stats: FeedStats | None = None,
+    threads: int | None = None,
+) -> Receipt:
+    """A part by a model that is there already, as the scorer `clip`."""
+    made = Task(store, part, "clip", config, clip.fingerprint, needed, inputs, reuse, threads)
+    return task.score_part(made, clip, progress, stats=stats)
+
+
+def covers(store: Store, part: Part, needed: np.ndarray | None, fingerprint: str, embeddings: bool = False) -> bool:
+    config = ClipConfig(model="fake", embeddings=embeddings)
+    return task.covers(Task(store, part, "clip", config, fingerprint, needed, "in"))

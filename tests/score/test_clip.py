@@ -12,8 +12,7 @@ from PIL import Image
 
 from vila_data.core.cpus import cpu_count
 from vila_data.core.errors import DataError, RunError, UsageError
-from vila_data.score.clip import Clip, clip_fingerprint, load_clip
-from vila_data.score.config import ClipConfig
+from vila_data.score.clip import Clip, ClipConfig, clip_fingerprint, load_clip
 from vila_data.score.model import unit_length
 
 from .parts import jpeg

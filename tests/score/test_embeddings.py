@@ -11,14 +11,13 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from vila_data.core.store import Store
-from vila_data.score.config import ClipConfig, ScoreConfig
+from vila_data.score.clip import ClipConfig
 from vila_data.score.embeddings import METADATA
-from vila_data.score.part import score_part
 
-from .fake_clip import FakeClip
+from .fake_clip import FakeClip, score_part
 from .parts import Item, document, jpeg, pair, read_table, write_part
 
-CONFIG = ScoreConfig(clip=ClipConfig(model="fake", embeddings=True))
+CONFIG = ClipConfig(model="fake", embeddings=True)
 
 
 def read_npy(path: Path) -> np.ndarray:
@@ -43,7 +42,7 @@ def test_layout_is_aligned(store: Store, mixed: list[Item | None]) -> None:
     ]
     for part in parts:
         score_part(store, part, None, clip, CONFIG, "in")
-    base = Path(store.url, "score/docs/embeddings")
+    base = Path(store.url, "score/docs/clip/embeddings")
     names = [sorted(path.name for path in (base / kind).iterdir()) for kind in ("img_emb", "text_emb", "metadata")]
     assert names[0] == ["img_emb_00000.npy", "img_emb_00010.npy"]  # no file of a part without a scored image
     assert [name[-9:-4] for name in names[1]] == ["00000", "00010"]
@@ -67,8 +66,8 @@ def test_layout_is_aligned(store: Store, mixed: list[Item | None]) -> None:
 def test_rows_name_their_members_and_captions(store: Store, mixed: list[Item | None]) -> None:
     part = write_part(store, mixed)
     score_part(store, part, None, FakeClip(), CONFIG, "in")
-    rows = read_table(store, "score/docs/embeddings/metadata/metadata_00000.parquet")
-    scored = [row for row in read_table(store, part.scores_table()) if row["scored"]]
+    rows = read_table(store, "score/docs/clip/embeddings/metadata/metadata_00000.parquet")
+    scored = [row for row in read_table(store, part.scores_table("clip")) if row["scored"]]
     with tarfile.open(fileobj=BytesIO(store.read(part.images_tar()))) as tar:
         members = set(tar.getnames())
     assert [row["record_id"] for row in rows] == [row["record_id"] for row in scored]
@@ -89,6 +88,6 @@ def test_rows_name_their_members_and_captions(store: Store, mixed: list[Item | N
 def test_files_of_an_earlier_run_go_when_nothing_is_scored(store: Store) -> None:
     part = write_part(store, [document("d", ["a"], [jpeg(1)], [0])])
     score_part(store, part, None, FakeClip(), CONFIG, "in")
-    assert store.files("score/docs/embeddings")
+    assert store.files("score/docs/clip/embeddings")
     score_part(store, part, np.zeros(1, bool), FakeClip(), CONFIG, "in")
-    assert not store.files("score/docs/embeddings")
+    assert not store.files("score/docs/clip/embeddings")

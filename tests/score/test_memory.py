@@ -13,11 +13,10 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from tests.score.fake_clip import FakeClip
+from tests.score.fake_clip import FakeClip, score_part
 from tests.score.parts import document, jpeg, write_part
 from vila_data.core.store import Store
-from vila_data.score.config import ClipConfig, ScoreConfig
-from vila_data.score.part import score_part
+from vila_data.score.clip import ClipConfig
 mode, folder, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 store = Store(folder)
 from vila_data.core.layout import Part
@@ -27,7 +26,7 @@ if mode == "write":
              for i in range(count)]
     write_part(store, items)
 else:
-    config = ScoreConfig(clip=ClipConfig(model="fake", embeddings=True))
+    config = ClipConfig(model="fake", embeddings=True)
     receipt = score_part(store, part, None, FakeClip(64, 256, count=False), config, "in")
     status = Path("/proc/self/status").read_text()  # ru_maxrss would carry the parent's
     facts = dict(receipt.counts, kib=int(status.split("VmHWM:")[1].split()[0]))

@@ -11,10 +11,9 @@ import pytest
 
 from vila_data.core.receipts import read_receipt
 from vila_data.core.store import Store
-from vila_data.score.clip import load_clip
-from vila_data.score.config import ClipConfig, ScoreConfig
-from vila_data.score.part import score_part
+from vila_data.score.clip import ClipConfig, load_clip
 
+from .fake_clip import score_part
 from .parts import Item, document, jpeg, pair, read_table, write_part
 
 
@@ -37,10 +36,8 @@ def test_table_bytes_do_not_depend_on_batch_or_threads(
             )
             store = Store(str(tmp_path / f"{batch}-{threads}"))
             part = write_part(store, items)
-            receipt = score_part(
-                store, part, None, load_clip(config, threads), ScoreConfig(clip=config), "in", threads=threads
-            )
-            found.add((receipt.fingerprint(), store.read(part.receipt("score"))))
+            receipt = score_part(store, part, None, load_clip(config, threads), config, "in", threads=threads)
+            found.add((receipt.fingerprint(), store.read(part.receipt("score clip"))))
             assert len(receipt.outputs) == 4
     assert len(found) == 1
 
@@ -64,8 +61,8 @@ def test_right_captions_score_above_wrong_ones(shared: Path, store: Store) -> No
     ]
     config = ClipConfig(backend="onnx", model=str(shared / "liteclip"))
     part = write_part(store, items)
-    score_part(store, part, None, load_clip(config), ScoreConfig(clip=config), "in")
-    right_wrong = np.array([row["similarities"] for row in read_table(store, part.scores_table())])
+    score_part(store, part, None, load_clip(config), config, "in")
+    right_wrong = np.array([row["similarities"] for row in read_table(store, part.scores_table("clip"))])
     auc = (right_wrong[:, 0][:, None] > right_wrong[:, 1][None, :]).mean()
     assert len(right_wrong) == 250
     assert auc >= 0.95
@@ -84,11 +81,11 @@ def test_equal_to_the_models_own_example(shared: Path, store: Store) -> None:
     found = photos(shared)[:20]
     config = ClipConfig(backend="onnx", model=str(shared / "liteclip"))
     part = write_part(store, [pair(name.split(".")[0], text, data) for name, data, text in found])
-    score_part(store, part, None, load_clip(config), ScoreConfig(clip=config), "in")
-    ours = np.array([row["similarity"] for row in read_table(store, part.scores_table())])
+    score_part(store, part, None, load_clip(config), config, "in")
+    ours = np.array([row["similarity"] for row in read_table(store, part.scores_table("clip"))])
     images = example.embed_images([shared / "realdata/flickr8k/images" / name for name, _, _ in found])
     theirs = (images * example.embed_texts([text for _, _, text in found])).sum(axis=1)
     np.testing.assert_allclose(ours, theirs, atol=2e-3)
-    receipt = read_receipt(store, part.receipt("score"))
+    receipt = read_receipt(store, part.receipt("score clip"))
     assert receipt is not None
     assert receipt.counts["distinct_images"] == 20

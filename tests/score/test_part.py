@@ -11,23 +11,22 @@ from vila_data.core.receipts import read_receipt, valid_receipt
 from vila_data.core.schemas import SCORE_IMAGES
 from vila_data.core.store import Store
 from vila_data.score.assignment import assign
-from vila_data.score.config import ClipConfig, ScoreConfig
+from vila_data.score.clip import ClipConfig
 from vila_data.score.embeddings import embedding_paths
 from vila_data.score.feed import FeedStats
-from vila_data.score.part import covers, score_part
 
-from .fake_clip import FakeClip
+from .fake_clip import FakeClip, covers, score_part
 from .parts import Item, document, jpeg, pair, read_table, write_part
 
-CONFIG = ScoreConfig(clip=ClipConfig(model="fake"))
-WITH_VECTORS = ScoreConfig(clip=ClipConfig(model="fake", embeddings=True))
+CONFIG = ClipConfig(model="fake")
+WITH_VECTORS = ClipConfig(model="fake", embeddings=True)
 Items = list[Item | None]
 
 
 def outputs(store: Store, part: Part) -> dict[str, bytes]:
-    receipt = read_receipt(store, part.receipt("score"))
+    receipt = read_receipt(store, part.receipt("score clip"))
     assert receipt is not None
-    return {path: store.read(path) for path in [*receipt.outputs, part.receipt("score")]}
+    return {path: store.read(path) for path in [*receipt.outputs, part.receipt("score clip")]}
 
 
 def test_rows_and_counts(store: Store, mixed: Items) -> None:
@@ -35,9 +34,9 @@ def test_rows_and_counts(store: Store, mixed: Items) -> None:
     done: list[int] = []
     stats = FeedStats()
     receipt = score_part(store, part, None, clip, CONFIG, "in", done.append, stats=stats)
-    assert receipt == valid_receipt(store, part.receipt("score"), "in")
+    assert receipt == valid_receipt(store, part.receipt("score clip"), "in")
     assert receipt.counts == {"images_scored": 9, "images_skipped": 3, "distinct_images": 5, "distinct_texts": 7}
-    rows = read_table(store, part.scores_table())
+    rows = read_table(store, part.scores_table("clip"))
     images = read_table(store, part.images_table())
     assert sum(done) == len(rows) == len(images) == 12
     assert stats.total > 0
@@ -65,19 +64,21 @@ def test_rows_and_counts(store: Store, mixed: Items) -> None:
 def test_similarity_is_the_cosine(store: Store) -> None:
     part, clip = write_part(store, [pair(f"p{i}", f"text {i}", jpeg(i)) for i in range(10)]), FakeClip(dim=300)
     score_part(store, part, None, clip, WITH_VECTORS, "in")
-    images, texts = (np.load(f"{store.url}/score/docs/embeddings/{n}/{n}_00000.npy") for n in ("img_emb", "text_emb"))
+    images, texts = (
+        np.load(f"{store.url}/score/docs/clip/embeddings/{n}/{n}_00000.npy") for n in ("img_emb", "text_emb")
+    )
     cosines = (images.astype(np.float64) * texts).sum(axis=1)
-    rows = read_table(store, part.scores_table())
+    rows = read_table(store, part.scores_table("clip"))
     np.testing.assert_allclose([row["similarity"] for row in rows], cosines, atol=2e-3)
 
 
 def test_an_image_behind_the_last_text_is_judged_by_that_one(store: Store) -> None:
     part = write_part(store, [document("d", ["one", "two"], [jpeg(1), jpeg(2)], [0, 2])])
     score_part(store, part, None, FakeClip(), WITH_VECTORS, "in")
-    first, last = read_table(store, part.scores_table())
+    first, last = read_table(store, part.scores_table("clip"))
     assert last["matched_text_index"] == 2
     assert [first["similarity"], last["similarity"]] == [first["similarities"][0], last["similarities"][1]]  # type: ignore[index]
-    metadata = read_table(store, embedding_paths(part)[2])
+    metadata = read_table(store, embedding_paths(part, "clip")[2])
     assert [row["caption"] for row in metadata] == ["one", "two"]
 
 
@@ -94,7 +95,7 @@ def test_each_distinct_item_once_in_full_batches(store: Store, mixed: Items) -> 
 
 
 @pytest.mark.parametrize("config", [CONFIG, WITH_VECTORS])
-def test_bytes_do_not_depend_on_batch_or_threads(tmp_path_factory: pytest.TempPathFactory, config: ScoreConfig) -> None:
+def test_bytes_do_not_depend_on_batch_or_threads(tmp_path_factory: pytest.TempPathFactory, config: ClipConfig) -> None:
     items = [document(f"d{i}", [f"s{j % 9}" for j in range(i)], [jpeg(i % 7)] * 2, [0, i - 1]) for i in range(1, 30)]
     found = []
     for batch, threads in ((1, 1), (3, 2), (64, 2), (1000, 4)):
@@ -113,7 +114,7 @@ def test_only_needed_images_are_read(store: Store, mixed: Items) -> None:
     receipt = score_part(store, part, needed, clip, CONFIG, "in")
     assert receipt.counts == {"images_scored": 1, "images_skipped": 11, "distinct_images": 1, "distinct_texts": 2}
     assert sum(clip.images.values()) == 1
-    assert [row["record_id"] for row in read_table(store, part.scores_table()) if row["scored"]] == ["d6"]
+    assert [row["record_id"] for row in read_table(store, part.scores_table("clip")) if row["scored"]] == ["d6"]
     with pytest.raises(DataError, match="12 images, but 5 were judged"):
         score_part(store, part, needed[:5], clip, CONFIG, "in")
 
@@ -127,7 +128,7 @@ def test_failed_images_are_not_scored_even_if_needed(store: Store, mixed: Items)
 @pytest.mark.parametrize("config", [CONFIG, WITH_VECTORS])
 @pytest.mark.parametrize("seed", range(6))
 def test_what_is_missing_scored_later_equals_scratch(
-    tmp_path_factory: pytest.TempPathFactory, mixed: Items, config: ScoreConfig, seed: int
+    tmp_path_factory: pytest.TempPathFactory, mixed: Items, config: ClipConfig, seed: int
 ) -> None:
     scratch, steps = (Store(str(tmp_path_factory.mktemp("run"))) for _ in range(2))
     rng = np.random.default_rng(seed)
@@ -171,7 +172,7 @@ def test_covers(store: Store, mixed: Items) -> None:
     assert not covers(store, part, half, clip.fingerprint)  # of another download
     write_part(store, mixed)
     assert covers(store, part, half, clip.fingerprint)
-    store.remove(part.scores_table())
+    store.remove(part.scores_table("clip"))
     assert not covers(store, part, half, clip.fingerprint)
 
 
@@ -180,7 +181,7 @@ def test_another_model_takes_nothing_over(store: Store, mixed: Items) -> None:
     score_part(store, part, None, FakeClip(), CONFIG, "in")
     other = FakeClip(fingerprint="other")
     score_part(store, part, np.arange(12) < 2, other, CONFIG, "in", reuse=True)
-    assert sum(row["scored"] for row in read_table(store, part.scores_table())) == 2
+    assert sum(row["scored"] for row in read_table(store, part.scores_table("clip"))) == 2
     assert sum(other.images.values()) == 2
 
 
@@ -188,8 +189,8 @@ def test_a_part_without_images(store: Store) -> None:
     part = write_part(store, [None, document("d", ["text"], [], [])])
     receipt = score_part(store, part, None, FakeClip(), WITH_VECTORS, "in")
     assert receipt.counts == {"images_scored": 0, "images_skipped": 0, "distinct_images": 0, "distinct_texts": 0}
-    assert list(receipt.outputs) == [part.scores_table()]
-    assert read_table(store, part.scores_table()) == []
+    assert list(receipt.outputs) == [part.scores_table("clip")]
+    assert read_table(store, part.scores_table("clip")) == []
 
 
 def test_more_images_in_a_record_than_are_decoded_ahead(store: Store) -> None:
@@ -216,8 +217,8 @@ def test_damaged_tar(store: Store, mixed: Items, where: str, message: str) -> No
     store.commit_bytes(bytes(data), part.images_tar())
     with pytest.raises(DataError, match=message):
         score_part(store, part, None, FakeClip(), CONFIG, "in")
-    assert read_receipt(store, part.receipt("score")) is None
-    assert not store.exists(part.scores_table())
+    assert read_receipt(store, part.receipt("score clip")) is None
+    assert not store.exists(part.scores_table("clip"))
 
 
 def test_damaged_table(store: Store, mixed: Items) -> None:
@@ -235,7 +236,7 @@ def test_a_model_that_fails_leaves_no_receipt(store: Store, mixed: Items) -> Non
     part = write_part(store, mixed)
     with pytest.raises(DataError, match="weights are broken"):
         score_part(store, part, None, Broken(), CONFIG, "in")
-    assert read_receipt(store, part.receipt("score")) is None
+    assert read_receipt(store, part.receipt("score clip")) is None
 
 
 def test_memory_store(mixed: Items, store: Store) -> None:

@@ -32,12 +32,12 @@ def unit(vectors_ND: np.ndarray) -> np.ndarray:
 def write_part(store: Store, corpus: str, index: int, vectors_ND: np.ndarray, *, every_kept: int = 1) -> Part:
     """A part as score and filter leave it: row n is image 1 of record row 2 n; kept where n is a multiple."""
     part = made.part(index, corpus)
-    paths = embedding_paths(part)
+    paths = embedding_paths(part, "clip")
     rows = [
         (f"{record_key(corpus, index, 2 * n)}.1.jpg", f"caption {n}", None, record_key(corpus, index, 2 * n), f"id-{n}")
         for n in range(len(vectors_ND))
     ]
-    with committing(store, part.receipt("score"), "made") as outputs:
+    with committing(store, part.receipt("score clip"), "made") as outputs:
         for path in paths[:2]:
             with open(outputs.path(path), "wb") as stream:
                 np.save(stream, vectors_ND.astype("<f2"))

@@ -28,7 +28,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def ranked(store: Store, count: int, *, kept: bool = False) -> tuple[list, Ranking]:
-    parts = find_parts(store, [made.part(index, "docs") for index in (0, 123456)], "images")
+    parts = find_parts(store, [made.part(index, "docs") for index in (0, 123456)], "clip", "images")
     ranking = Ranking(unit(VECTORS[30:31])[0], count)
     search_exact(store, whole(parts), ranking, Kept(store).of if kept else None)
     return parts, ranking
@@ -63,7 +63,7 @@ def test_a_run_that_was_not_filtered(store: Store) -> None:
 
 
 def test_metadata_of_other_vectors(store: Store) -> None:
-    path = "score/docs/embeddings/metadata/metadata_00000.parquet"
+    path = "score/docs/clip/embeddings/metadata/metadata_00000.parquet"
     store.commit_bytes(store.read(path.replace("00000", "123456")), path)
     with pytest.raises(DataError, match=r"metadata_00000.parquet: 15 rows beside 25 vectors; delete .*part-00000.json"):
         hits_of(*(store, *ranked(store, 40)))

@@ -188,11 +188,11 @@ def hostile_run(folder: Path) -> Store:
         "shards": {"docs": {"corpus": "docs", "view": "interleaved"}},
     }
     made = Recipe.model_validate(recipe, strict=False)
-    write_lock(store, lock_value(made, None, {}, {}, None))
+    write_lock(store, lock_value(made, None, {}, {}, {}))
     docs: list[Item | None] = [*hostile_items(list(HOSTILE)), None]
     part = write_part(store, "docs", 0, docs)
     _hostile_details(store, part)
-    filter_part(store, part, made.rules_for("docs"), True, None, "test")
+    filter_part(store, part, made.rules_for("docs"), made.scores(), None, "test")
     make_set(store, [part], "docs", ShardSet(corpus="docs", view="interleaved"), max_bytes=50_000_000)
     talks = []
     for number, text in enumerate(SHORT):
@@ -203,7 +203,7 @@ def hostile_run(folder: Path) -> Store:
         )  # type: ignore[arg-type]
         talks.append(Item(record, (drawn(number),), (None,)))
     part = write_part(store, "talk", 0, talks)
-    filter_part(store, part, made.rules_for("talk"), True, None, "test")
+    filter_part(store, part, made.rules_for("talk"), made.scores(), None, "test")
     return store
 
 

@@ -58,7 +58,7 @@ def joined(out: Path, corpus: str) -> list[dict[str, Any]]:
             if row["image_index"] is not None:
                 fates[row["record_id"], row["image_index"]] = row["fate"]
     images = rows(out, f"download/{corpus}/part-*.parquet")
-    scores = {(row["record_id"], row["image_index"]): row for row in rows(out, f"score/{corpus}/part-*.parquet")}
+    scores = {(row["record_id"], row["image_index"]): row for row in rows(out, f"score/{corpus}/clip/part-*.parquet")}
     for image in images:
         key = image["record_id"], image["image_index"]
         image["fate"] = fates[key]

@@ -21,8 +21,7 @@ from tests.conftest import SAMPLE
 from vila_data.cli import app
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.store import Store
-from vila_data.score.clip import load_clip
-from vila_data.score.config import ClipConfig
+from vila_data.score.clip import ClipConfig, load_clip
 from vila_data.search import index
 from vila_data.view.search_table import plain, print_search
 from vila_data.view.tables import print_shard
@@ -57,7 +56,7 @@ def small_index(monkeypatch: pytest.MonkeyPatch) -> None:
 def rows(run: Path, corpus: str) -> list[dict[str, Any]]:
     """Metadata of a corpus's embeddings with the images' fates, by part."""
     found = []
-    for path in sorted((run / "score" / corpus / "embeddings" / "metadata").iterdir()):
+    for path in sorted((run / "score" / corpus / "clip" / "embeddings" / "metadata").iterdir()):
         number = path.stem.removeprefix("metadata_")
         fates = {
             (row["record_id"], row["image_index"]): row["fate"]
@@ -178,9 +177,9 @@ def test_an_index_that_finds_too_few_gives_way(copy: Path, small_index: None) ->
 def test_a_stale_index_is_said_and_not_used(copy: Path, small_index: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "SHARE_LOOKED_INTO", 1.0)
     build_index(copy)
-    receipt = copy / "score/docs/part-00000.json"
+    receipt = copy / "score/docs/clip/part-00000.json"
     value = json.loads(receipt.read_text())
-    value["outputs"]["score/docs/embeddings/img_emb/img_emb_00000.npy"]["sha256"] = "0" * 64  # written anew
+    value["outputs"]["score/docs/clip/embeddings/img_emb/img_emb_00000.npy"]["sha256"] = "0" * 64  # written anew
     receipt.write_text(json.dumps(value))
     stale = search(copy, Question("two red cups", count=30))
     assert [entry.indexed for entry in stale.searched] == [64, 167]

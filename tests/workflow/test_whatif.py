@@ -85,7 +85,7 @@ def test_what_was_not_scored_is_said_and_bounds_hold(finished: Path, sample_reci
 
 
 def _images_scored(run: Path) -> int:
-    receipts = [json.loads(path.read_text()) for path in run.glob("score/*/part-?????.json")]
+    receipts = [json.loads(path.read_text()) for path in run.glob("score/*/clip/part-?????.json")]
     return sum(receipt["counts"]["images_scored"] for receipt in receipts)
 
 
@@ -289,8 +289,8 @@ def test_a_lock_that_does_not_say_which_keys_per_corpus_sets(finished: Path, tmp
 def test_a_table_that_is_broken_is_an_error(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)
-    (out / "score" / "pairs" / "part-00000.parquet").write_bytes(b"no table")
-    with pytest.raises(DataError, match=r"score/pairs/part-00000.parquet: not the table"):
+    (out / "score" / "pairs" / "clip" / "part-00000.parquet").write_bytes(b"no table")
+    with pytest.raises(DataError, match=r"score/pairs/clip/part-00000.parquet: not the table"):
         whatif(str(out), SETTINGS[0])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +11,22 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vila_data.core.errors import DataError
+from vila_data.core.expression import Kind
+
+COLUMNS: Final[dict[str, Kind]] = {
+    "key": "text",
+    "record_id": "text",
+    "n_images": "number",
+    "text_chars": "number",
+    "min_similarity": "number",
+    "max_similarity": "number",
+    "tokens": "number",
+    "images": "number",
+    "text_tokens": "number",
+}
+"""The columns that a condition may name. The shard's index has key, record_id, n_images, text_chars and, over the
+sample's images, the least and the largest similarity (where none is scored NaN, to which only != holds);
+tokens, images and text_tokens are what the encoded sample has."""
 
 _OF_INDEX = ("key", "record_id", "n_images", "text_chars")
 _OF_LENGTHS = ("tokens", "images", "text_tokens")
@@ -23,7 +39,7 @@ def index_columns(names: Iterable[str]) -> list[str]:
 
 
 def subset_columns(index: pa.Table, lengths: pa.Table, names: Iterable[str]) -> dict[str, NDArray[Any]]:
-    """{name: n entries} of one shard for `names` of expression.COLUMNS.
+    """{name: n entries} of one shard for `names` of COLUMNS.
 
     index: the shard's core.schemas.SHARD_INDEX, of which `index_columns` are needed; lengths: its LENGTHS; n rows each,
     in the shard's order.

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainSerializer, PlainValidator, model_validator
 
-from vila_data.blend.expression import parse
+from vila_data.blend.columns import COLUMNS
 from vila_data.core.config import StrictModel
+from vila_data.core.expression import parse
 
 Unit = Literal["samples", "images", "tokens"]
 AtExhaustion = Literal["stop", "repeat", "renormalise"]
@@ -89,7 +90,7 @@ class Subset(StrictModel):
 
     ids:         file of record_ids, one a line or a JSON list: these take part.
     without_ids: file of the same form: all but these.
-    where:       expression over a sample's columns (blend.expression), as "n_images >= 2 and text_chars < 4000".
+    where:       expression over a sample's columns (core.expression), as "n_images >= 2 and text_chars < 4000".
     """
 
     ids: str | None = None
@@ -104,7 +105,7 @@ class Subset(StrictModel):
             raise ValueError(f"a subset is given by one of ids, without_ids and where; found {found}")
         if self.where is not None:
             try:
-                parse(self.where)
+                parse(self.where, COLUMNS)
             except ValueError as error:
                 raise ValueError(f"where: {error}") from None
         return self

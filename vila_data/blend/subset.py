@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vila_data.blend.columns import COLUMNS
 from vila_data.blend.config import Subset
-from vila_data.blend.expression import parse
 from vila_data.core.errors import DataError, UsageError
+from vila_data.core.expression import parse
 
 
 class SubsetFilter:
@@ -22,7 +23,7 @@ class SubsetFilter:
 
     def __init__(self, subset: Subset) -> None:
         self._subset = subset
-        self._condition = parse(subset.where) if subset.where is not None else None
+        self._condition = parse(subset.where, COLUMNS) if subset.where is not None else None
         self._file = subset.ids or subset.without_ids or ""
         self._ids = _read_ids(self._file) if self._condition is None else np.zeros(0, np.str_)
         self._met = np.zeros(len(self._ids), np.bool_)

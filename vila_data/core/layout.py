@@ -51,17 +51,23 @@ class Part:
         """core.schemas.DOWNLOAD_RECORDS."""
         return f"download/{self.corpus}/{self.name}.records.parquet"
 
-    def scores_table(self) -> str:
-        """core.schemas.SCORE_IMAGES."""
-        return f"score/{self.corpus}/{self.name}.parquet"
+    def scores_table(self, scorer: str) -> str:
+        """core.schemas.score_schema, or SCORE_IMAGES of kind clip."""
+        return f"score/{self.corpus}/{scorer}/{self.name}.parquet"
 
     def fates_table(self) -> str:
         """core.schemas.FATES."""
         return f"filter/{self.corpus}/{self.name}.parquet"
 
     def receipt(self, stage: str) -> str:
-        """The receipt of this part for ``download``, ``score`` or ``filter``."""
-        return f"{stage}/{self.corpus}/{self.name}.json"
+        """The receipt of this part for ``download``, ``score SCORER`` or ``filter``."""
+        kind, _, scorer = stage.partition(" ")
+        return "/".join(filter(None, (kind, self.corpus, scorer, f"{self.name}.json")))
+
+
+def score_stage(scorer: str) -> str:
+    """The stage of one scorer, as progress, receipts and messages have it."""
+    return f"score {scorer}"
 
 
 def record_key(corpus: str, part: int, row: int) -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 import pyarrow as pa
@@ -83,7 +84,15 @@ SCORE_IMAGES: Final = pa.schema(
         pa.field("similarities", pa.list_(pa.float32())),  # documents: to every sentence
     ]
 )
-"""score/<corpus>/part-NNNNN.parquet: one row an image, the same rows as DOWNLOAD_IMAGES."""
+"""score/<corpus>/<scorer>/part-NNNNN.parquet of kind clip: one row an image, the same rows as DOWNLOAD_IMAGES."""
+
+
+def score_schema(unit: str, columns: Iterable[pa.Field]) -> pa.Schema:
+    """score/<corpus>/<scorer>/part-NNNNN.parquet of other kinds: the rows of DOWNLOAD_IMAGES (unit ``image``) or of
+    DOWNLOAD_RECORDS (``record``), and the scorer's columns, null where `scored` is false."""
+    head = [SCORE_IMAGES.field(name) for name in ("row", "record_id", "image_index", "scored")]
+    return pa.schema([*(field for field in head if unit == "image" or field.name != "image_index"), *columns])
+
 
 FATES: Final = pa.schema(
     [

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from vila_data.core.config import StrictModel
+
+Condition = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500)]
 
 
 class ImageRules(StrictModel):
@@ -56,10 +58,13 @@ _WHOLE: Final = {"on_missing_image": "drop_document", "on_dropped_image": "drop_
 class Rules(StrictModel):
     """The rules for one corpus.
 
+    rules:     conditions on columns of download and of scorers, as "nsfw.score < 0.2"; what they do not hold for is
+               dropped: the image, or, where all columns are a record's, the record.
     images:    rules on each image.
     documents: rules on each record, from what became of its images.
     """
 
+    rules: Annotated[tuple[Condition, ...], Field(max_length=100)] = ()
     images: ImageRules = ImageRules()
     documents: DocumentRules = DocumentRules()
 
@@ -82,7 +87,8 @@ class FilterConfig(Rules):
 
         A conversation is kept with all its images or not at all. Of the common rules, those that mean
         documents and captions are not for it: one picture stands rightly in several conversations, a
-        turn is no caption, and many conversations have no image; `per_corpus` may set them.
+        turn is no caption, and many conversations have no image; `per_corpus` may set them. Conditions
+        (`rules`) hold for it as for others.
         """
         own = self.per_corpus.get(corpus, Rules())
         images, documents = self.images.model_dump(), self.documents.model_dump()
@@ -91,4 +97,5 @@ class FilterConfig(Rules):
             documents |= {"min_images": 0} | _WHOLE
         images |= own.images.model_dump(exclude_unset=True)
         documents |= own.documents.model_dump(exclude_unset=True)
-        return Rules(images=ImageRules(**images), documents=DocumentRules(**documents))
+        rules = own.rules if "rules" in own.model_fields_set else self.rules
+        return Rules(rules=rules, images=ImageRules(**images), documents=DocumentRules(**documents))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from vila_data.core.errors import DataError
 from vila_data.core.layout import Part
 from vila_data.core.receipts import Receipt, committing
 from vila_data.core.schemas import FATES
+from vila_data.core.scores import PartTables, Scores
 from vila_data.core.store import Store
 from vila_data.core.tables import read_parquet
 from vila_data.filter import duplicates
@@ -22,12 +24,16 @@ from vila_data.filter.rules import (
     FAILED,
     KEPT,
     OUTCOMES,
-    RECORD_OUTCOMES,
     RULE_COLUMNS,
     PartColumns,
+    columns_read,
     count_fates,
+    image_names,
     image_outcomes,
+    parse_rules,
     read_columns,
+    record_names,
+    scorers_read,
     settle,
     worth_scoring,
 )
@@ -44,21 +50,28 @@ class _Tables:
     columns: PartColumns
 
 
-def images_worth_scoring(store: Store, part: Part, rules: Rules) -> NDArray[np.bool_]:
-    """bool[images of the part]: those that no rule on `download`'s columns drops."""
-    return worth_scoring(_read(store, part, rules, scored=False).columns, rules)
+def rows_worth_scoring(store: Store, part: Part, rules: Rules, scores: Scores, scorer: str) -> NDArray[np.bool_]:
+    """bool[images of the part], or of its records for a scorer of records: those that no rule drops whose columns are known
+    before this scorer runs; it needs the tables of the scorers before it that rules name."""
+    rank = scores.rank(scorer)
+    early = tuple(rules.rules[rule.number] for rule in parse_rules(rules.rules, scores) if rule.rank < rank)
+    known = {name for rule in parse_rules(early, scores) for name in rule.scorers}
+    if scores.similarity is not None and scores.rank(scores.similarity) < rank:
+        known.add(scores.similarity)
+    earlier = rules.model_copy(update={"rules": early})
+    return worth_scoring(_read(store, part, earlier, scores, known).columns, earlier, scores, scorer)
 
 
-def part_digests(store: Store, part: Part, rules: Rules, scored: bool) -> NDArray[np.void]:
+def part_digests(store: Store, part: Part, rules: Rules, scores: Scores) -> NDArray[np.void]:
     """Digests of the part's images that pass every rule but the duplicates'."""
-    tables = _read(store, part, rules, scored)
-    return duplicates.digests(tables.images.column("sha256"), image_outcomes(tables.columns, rules.images) == KEPT)
+    tables = _read(store, part, rules, scores, scorers_read(rules, scores))
+    return duplicates.digests(tables.images.column("sha256"), image_outcomes(tables.columns, rules, scores) == KEPT)
 
 
 def filter_part(
-    store: Store, part: Part, rules: Rules, scored: bool, copies: NDArray[np.bool_] | None, inputs: str
+    store: Store, part: Part, rules: Rules, scores: Scores, copies: NDArray[np.bool_] | None, inputs: str
 ) -> Receipt:
-    """Write the part's fates and their counts.
+    """Write the part's fates and their counts; "null_values" counts by rule what it kept since a value is null.
 
     copies: of `duplicates.later_copies`, one entry an image of `part_digests`; None, or rules that
             keep duplicates, keeps them.
@@ -66,18 +79,21 @@ def filter_part(
     Raises:
         DataError: the counts of fates do not sum to the part's rows.
     """
-    tables = _read(store, part, rules, scored)
-    images = image_outcomes(tables.columns, rules.images)
+    tables = _read(store, part, rules, scores, scorers_read(rules, scores))
+    nulls: dict[str, int] = {}
+    images = image_outcomes(tables.columns, rules, scores, nulls=nulls)
     if copies is not None and rules.images.exact_duplicates == "drop":
         images[np.flatnonzero(images == KEPT)[copies]] = OUTCOMES.index("exact_duplicate")
-    records = settle(tables.columns, images, rules)
+    records = settle(tables.columns, images, rules, scores, nulls)
     with committing(store, part.receipt("filter"), inputs) as outputs:
-        table = _fates(tables, images, records)
+        table = _fates(tables, images, records, rules)
         pq.write_table(table, outputs.path(part.fates_table()), compression="zstd")
         outputs.counts = {
-            "images": count_fates(images[images != FAILED], OUTCOMES),
-            "records": count_fates(records[records != FAILED], RECORD_OUTCOMES),
+            "images": count_fates(images[images != FAILED], image_names(rules)),
+            "records": count_fates(records[records != FAILED], record_names(rules)),
         }
+        if rules.rules:
+            outputs.counts["null_values"] = nulls
         if table.num_rows != len(images) + len(records):
             raise DataError(
                 f"{part.fates_table()}: {table.num_rows} fates for {len(images)} images and {len(records)} records"
@@ -86,24 +102,32 @@ def filter_part(
     return outputs.receipt
 
 
-def _read(store: Store, part: Part, rules: Rules, scored: bool) -> _Tables:
-    with store.open_read(part.images_table()) as stream:
-        images = read_parquet(stream, columns=_IMAGE_COLUMNS)
-    with store.open_read(part.records_table()) as stream:
-        records = read_parquet(stream, columns=_RECORD_COLUMNS)
-    scores = None
-    if scored:
-        with store.open_read(part.scores_table()) as stream:
-            scores = read_parquet(stream, columns=_SCORE_COLUMNS)
-    return _Tables(images, records, read_columns(images, records, scores, rules))
+def _read(store: Store, part: Part, rules: Rules, scores: Scores, scorers: Iterable[str]) -> _Tables:
+    """The part's tables, those of some scorers among them."""
+    of_images, of_records, of_scorers = columns_read([rules], scores)
+
+    def read(path: str, names: Iterable[str]) -> pa.Table:
+        with store.open_read(path) as stream:
+            return read_parquet(stream, columns=list(dict.fromkeys(names)))
+
+    images = read(part.images_table(), [*_IMAGE_COLUMNS, *of_images])
+    records = read(part.records_table(), [*_RECORD_COLUMNS, *of_records])
+    found = {}
+    for name in scorers:
+        head = _SCORE_COLUMNS if name == scores.similarity else ["scored"]
+        found[name] = read(part.scores_table(name), [*head, *of_scorers.get(name, ())])
+    return _Tables(images, records, read_columns(PartTables(images, records, found), rules, scores))
 
 
-def _fates(tables: _Tables, images: NDArray[np.int8], records: NDArray[np.int8]) -> pa.Table:
+def _fates(tables: _Tables, images: NDArray[np.int8], records: NDArray[np.int8], rules: Rules) -> pa.Table:
     """FATES rows: each record, then its images."""
     n, m = len(images), len(records)
     kept = images == KEPT
     order = np.lexsort((np.r_[np.full(m, -1), np.arange(n)], np.r_[np.arange(m), tables.columns.row]))
-    names = [_names(records, RECORD_OUTCOMES, tables.records), _names(images, OUTCOMES, tables.images)]
+    names = [
+        _names(records, record_names(rules), tables.records),
+        _names(images, image_names(rules), tables.images),
+    ]
     similarity = np.where(kept, tables.columns.similarity, np.nan)
     table = pa.table(
         {

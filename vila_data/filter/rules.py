@@ -1,20 +1,25 @@
 """The rules, as array operations over the columns of one part.
 
-An image's outcome is an index into OUTCOMES; rules are tried in the order below
-and the first that fails names the reason.
+An image's outcome is an index into `image_names`, a record's into `record_names`; rules are tried in order, and
+the first that fails names the reason. The order is that in which their columns become known (`core.scores.Scores.rank`),
+so that what a rule drops need not be measured further.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from vila_data.core.errors import DataError
-from vila_data.filter.config import ImageRules, Rules
+from vila_data.core.expression import Condition, parse
+from vila_data.core.scores import PartTables, Scores, Unit, Values
+from vila_data.filter.config import Rules
 
 KEPT = 0
 FAILED = 1
@@ -31,10 +36,86 @@ OUTCOMES = (
 """Fates of images: kept, failed in download, or the rule that dropped it."""
 
 RULE_COLUMNS = ("row", "status", "original_width", "original_height", "matched_text_index")
-"""Columns of the images' table that `read_columns` reads."""
+"""Columns of the images' table that `read_columns` always reads."""
 
 RECORD_OUTCOMES = ("kept", "failed", "missing_image", "min_images", "max_images", "dropped_image")
 """Fates of records: kept, failed in the metadata, or the rule that dropped it."""
+
+UNKNOWN: Final = "unknown:not_scored"
+"""Of what hangs on a score that is not there (whatif.py); no run gives it."""
+
+_RECORD_DROPPED: Final = OUTCOMES.index("record_dropped")
+
+
+def image_names(rules: Rules) -> tuple[str, ...]:
+    """What an image's outcome may be: OUTCOMES, UNKNOWN, and the text of each rule."""
+    return (*OUTCOMES, UNKNOWN, *rules.rules)
+
+
+def record_names(rules: Rules) -> tuple[str, ...]:
+    """What a record's outcome may be: RECORD_OUTCOMES, UNKNOWN, and the text of each rule."""
+    return (*RECORD_OUTCOMES, UNKNOWN, *rules.rules)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One of `filter.rules`. number: its place there.
+
+    unit:    what it decides about: a record where all its columns are a record's.
+    rank:    of the last scorer that measures a column of it; 0: download's columns are enough.
+    scorers: whose columns it names; joint: those of them of which it names a column that is joint (core.scores).
+    """
+
+    number: int
+    condition: Condition
+    unit: Unit
+    rank: int
+    scorers: frozenset[str]
+    joint: frozenset[str]
+
+
+@lru_cache(maxsize=256)
+def parse_rules(texts: tuple[str, ...], scores: Scores) -> tuple[Rule, ...]:
+    """The rules, checked, in the order in which they are tried.
+
+    Raises:
+        ValueError: (number, problem) of the first that cannot be parsed, names a column that is not there, or compares
+            it with what it is not.
+    """
+    found = []
+    for number, text in enumerate(texts):
+        try:
+            condition = parse(text, scores.kinds())
+        except ValueError as error:
+            raise ValueError(number, str(error)) from None
+        names = {name: name.split(".") for name in condition.names if "." in name}
+        scorers = frozenset(scorer for scorer, _ in names.values())
+        joint = frozenset(scorer for scorer, column in names.values() if column in scores.table(scorer).joint)
+        of_records = all(scores.unit(name) == "record" for name in condition.names)
+        rank = max(map(scores.rank, scorers), default=0)
+        found.append(Rule(number, condition, "record" if of_records else "image", rank, scorers, joint))
+    return tuple(sorted(found, key=lambda rule: rule.rank))
+
+
+def scorers_read(rules: Rules, scores: Scores) -> tuple[str, ...]:
+    """The scorers whose tables fates are made from: those that the rules name, and that of similarities."""
+    named = {name for rule in parse_rules(rules.rules, scores) for name in rule.scorers}
+    return tuple(table.name for table in scores.tables if table.name in named or table.name == scores.similarity)
+
+
+def columns_read(rules: Sequence[Rules], scores: Scores) -> tuple[set[str], set[str], dict[str, set[str]]]:
+    """The columns that `filter.rules` of some settings name: of images, of records, and of each scorer's table."""
+    images, records = set[str](), set[str]()
+    of_scorers: dict[str, set[str]] = {}
+    for name in {name for one in rules for rule in parse_rules(one.rules, scores) for name in rule.condition.names}:
+        scorer, _, column = name.rpartition(".")
+        if scorer:
+            of_scorers.setdefault(scorer, set()).add(column)
+        elif scores.unit(name) == "image":
+            images.add(name)
+        else:
+            records.add(name)
+    return images, records, of_scorers
 
 
 @dataclass(frozen=True)
@@ -43,7 +124,7 @@ class PartColumns:
 
     row int64[n]: the record of each image; ok bool[n]: downloaded; side, aspect float64[n];
     text_index int64[n]: the sentence it stands before, -1 for none; similarity float64[n], NaN for none;
-    record_ok bool[m]; is_document bool: whether the document rules apply.
+    record_ok bool[m]; named: the columns that `filter.rules` name, of images [n] and of records [m].
     """
 
     row: NDArray[np.int64]
@@ -53,14 +134,32 @@ class PartColumns:
     text_index: NDArray[np.int64]
     similarity: NDArray[np.float64]
     record_ok: NDArray[np.bool_]
+    named: Mapping[str, Values] = field(default_factory=dict)
+
+    def holds(self, rule: Rule, scores: Scores, *, unknown: bool) -> NDArray[np.bool_]:
+        """bool[n] or [m]: for which images or records a rule holds; `unknown` is what hangs on a null."""
+        found = {name: self.named[name] for name in rule.condition.names}
+        if rule.unit == "image":
+            found = {
+                name: values.of_images(self.row) if scores.unit(name) == "record" else values
+                for name, values in found.items()
+            }
+        nulls = {name: values.null for name, values in found.items() if values.null is not None}
+        return rule.condition.holds({name: values.values for name, values in found.items()}, nulls, unknown=unknown)
 
 
-def read_columns(images: pa.Table, records: pa.Table, scores: pa.Table | None, rules: Rules) -> PartColumns:
-    """The rules' columns from a part's tables; `scores` is None before, or without, scoring."""
-    if scores is not None and scores.num_rows != images.num_rows:
-        raise DataError(f"score table has {scores.num_rows} rows, download table {images.num_rows}")
+def read_columns(tables: PartTables, rules: Rules, scores: Scores, names: Sequence[Rules] = ()) -> PartColumns:
+    """The rules' columns from a part's tables; a score table that is not among them is not read.
+
+    names: settings of which the columns that `filter.rules` name are read, as far as their tables are there; none: `rules`.
+    """
+    tables.check(scores)
+    images, records = tables.images, tables.records
     width, height = _floats(images, "original_width"), _floats(images, "original_height")
-    text_index, similarity = _matches(images, scores, rules)
+    text_index, similarity = _matches(images, tables.scores.get(scores.similarity or ""), rules)
+    of_images, of_records, of_scorers = columns_read(names or [rules], scores)
+    named = {*of_images, *of_records}
+    named |= {f"{name}.{column}" for name in of_scorers.keys() & tables.scores for column in of_scorers[name]}
     return PartColumns(
         row=images.column("row").to_numpy().astype(np.int64),
         ok=_is(images, "status", "ok"),
@@ -69,72 +168,167 @@ def read_columns(images: pa.Table, records: pa.Table, scores: pa.Table | None, r
         text_index=text_index,
         similarity=similarity,
         record_ok=_is(records, "status", "ok"),
+        named={name: tables.values(name, scores.unit(name)) for name in sorted(named)},
     )
 
 
-def cheap_image_outcomes(columns: PartColumns, rules: ImageRules) -> NDArray[np.int8]:
-    """Outcomes int8[n] by what `download` measured."""
+@dataclass(frozen=True)
+class Verdict:
+    """What one rule says of a part's images.
+
+    drops:   bool[n] whom it drops if nothing before it did, and code: as what.
+    rank:    when its columns are known; scorers: which measure them, joint: as of a Rule.
+    hangs:   bool[n] where a score that is not there decides; None: wherever one is not there.
+    rule:    the one of `filter.rules` that it is, if it is one.
+    """
+
+    drops: NDArray[np.bool_]
+    code: int
+    rank: int = 0
+    scorers: frozenset[str] = frozenset()
+    joint: frozenset[str] = frozenset()
+    hangs: NDArray[np.bool_] | None = None
+    rule: Rule | None = None
+
+
+def verdicts(columns: PartColumns, rules: Rules, scores: Scores, below: int | None = None) -> Iterator[Verdict]:
+    """Each rule on images but the duplicates', which need the whole corpus, in the order in which they are tried.
+
+    below: only those whose columns are known before the scorer of that rank runs.
+    """
+    images = rules.images
+    if images.min_side_px is not None:
+        yield Verdict(columns.side < images.min_side_px, OUTCOMES.index("min_side_px"))
+    if images.aspect_ratio is not None:
+        low, high = images.aspect_ratio
+        outside = (columns.aspect < low) | (columns.aspect > high)
+        yield Verdict(outside, OUTCOMES.index("aspect_ratio"))
+    later = [rule for rule in parse_rules(rules.rules, scores) if below is None or rule.rank < below]
+    rank = scores.rank(scores.similarity) if scores.similarity is not None else 1
+    yield from (_verdict(columns, rule, scores) for rule in later if rule.rank < rank)
+    if below is None or rank < below:
+        yield from _match_verdicts(columns, rules, scores, rank)
+    yield from (_verdict(columns, rule, scores) for rule in later if rule.rank >= rank)
+
+
+def _match_verdicts(columns: PartColumns, rules: Rules, scores: Scores, rank: int) -> Iterator[Verdict]:
+    """The rules on an image's sentence."""
+    by = frozenset({scores.similarity}) if scores.similarity is not None else frozenset[str]()
+    fresh = by if rules.documents.reassign else frozenset[str]()
+    yield Verdict(columns.text_index < 0, OUTCOMES.index("no_matched_text"), rank, fresh, fresh)
+    if rules.images.min_similarity is not None:
+        below = ~(columns.similarity >= np.float32(rules.images.min_similarity))
+        yield Verdict(below, OUTCOMES.index("min_similarity"), rank, by, fresh)
+
+
+def _verdict(columns: PartColumns, rule: Rule, scores: Scores) -> Verdict:
+    holds = columns.holds(rule, scores, unknown=True)
+    hangs = holds & ~columns.holds(rule, scores, unknown=False)
+    code = len(OUTCOMES) + 1 + rule.number
+    if rule.unit == "record":
+        holds, hangs, code = holds[columns.row], hangs[columns.row], _RECORD_DROPPED
+    return Verdict(~holds, code, rule.rank, rule.scorers, rule.joint, hangs, rule)
+
+
+def image_outcomes(
+    columns: PartColumns,
+    rules: Rules,
+    scores: Scores,
+    below: int | None = None,
+    nulls: dict[str, int] | None = None,
+) -> NDArray[np.int8]:
+    """Outcomes int8[n] by all `verdicts`.
+
+    nulls: is given, by rule of `filter.rules`, how many images it would have judged and kept since a value is null.
+    """
     outcome = np.where(columns.ok, KEPT, FAILED).astype(np.int8)
-    if rules.min_side_px is not None:
-        _drop(outcome, columns.side < rules.min_side_px, "min_side_px")
-    if rules.aspect_ratio is not None:
-        low, high = rules.aspect_ratio
-        _drop(outcome, (columns.aspect < low) | (columns.aspect > high), "aspect_ratio")
+    for verdict in verdicts(columns, rules, scores, below):
+        rule = verdict.rule
+        if nulls is not None and rule is not None and rule.unit == "image" and verdict.hangs is not None:
+            _count(nulls, rule, (outcome == KEPT) & verdict.hangs)
+        outcome[(outcome == KEPT) & verdict.drops] = verdict.code
     return outcome
 
 
-def image_outcomes(columns: PartColumns, rules: ImageRules) -> NDArray[np.int8]:
-    """Outcomes int8[n] by all rules but the duplicates', which need the whole corpus."""
-    outcome = cheap_image_outcomes(columns, rules)
-    _drop(outcome, columns.text_index < 0, "no_matched_text")
-    if rules.min_similarity is not None:
-        _drop(outcome, ~(columns.similarity >= np.float32(rules.min_similarity)), "min_similarity")
-    return outcome
-
-
-def record_outcomes(columns: PartColumns, outcome: NDArray[np.int8], rules: Rules) -> NDArray[np.int8]:
-    """Outcomes int8[m] of records, from their images' outcomes."""
+def record_outcomes(
+    columns: PartColumns,
+    outcome: NDArray[np.int8],
+    rules: Rules,
+    scores: Scores,
+    nulls: dict[str, int] | None = None,
+) -> NDArray[np.int8]:
+    """Outcomes int8[m] of records, from their own rules, then from their images' outcomes. nulls: as of `image_outcomes`."""
     kept, missing, dropped = _counts(columns, outcome)
     result = np.where(columns.record_ok, KEPT, FAILED).astype(np.int8)
+    for rule in parse_rules(rules.rules, scores):
+        if rule.unit == "record":
+            holds = columns.holds(rule, scores, unknown=True)
+            if nulls is not None:
+                _count(nulls, rule, (result == KEPT) & holds & ~columns.holds(rule, scores, unknown=False))
+            result[(result == KEPT) & ~holds] = len(RECORD_OUTCOMES) + 1 + rule.number
     documents = rules.documents
     if documents.on_missing_image == "drop_document":
-        _drop(result, missing > 0, "missing_image", RECORD_OUTCOMES)
+        _drop(result, missing > 0, "missing_image")
     if documents.on_dropped_image == "drop_document":
-        _drop(result, dropped > 0, "dropped_image", RECORD_OUTCOMES)
-    _drop(result, kept < documents.min_images, "min_images", RECORD_OUTCOMES)
+        _drop(result, dropped > 0, "dropped_image")
+    _drop(result, kept < documents.min_images, "min_images")
     if documents.max_images is not None:
-        _drop(result, kept > documents.max_images, "max_images", RECORD_OUTCOMES)
+        _drop(result, kept > documents.max_images, "max_images")
     return result
 
 
-def settle(columns: PartColumns, outcome: NDArray[np.int8], rules: Rules) -> NDArray[np.int8]:
+def settle(
+    columns: PartColumns,
+    outcome: NDArray[np.int8],
+    rules: Rules,
+    scores: Scores,
+    nulls: dict[str, int] | None = None,
+) -> NDArray[np.int8]:
     """Outcomes int8[m] of records; images that pass in a record that does not become `record_dropped`, in place."""
-    records = record_outcomes(columns, outcome, rules)
-    outcome[(outcome == KEPT) & (records[columns.row] != KEPT)] = OUTCOMES.index("record_dropped")
+    records = record_outcomes(columns, outcome, rules, scores, nulls)
+    outcome[(outcome == KEPT) & (records[columns.row] != KEPT)] = _RECORD_DROPPED
     return records
 
 
 def count_fates(outcomes: NDArray[np.int8], names: tuple[str, ...]) -> dict[str, int]:
-    """{"kept": count, "dropped:<rule>": count …}: those that reached the rules, by fate."""
-    counts = np.bincount(outcomes, minlength=len(names)).tolist()
-    return {
-        ("kept" if code == KEPT else f"dropped:{name}"): counts[code]
-        for code, name in enumerate(names)
-        if code != FAILED and (counts[code] or code == KEPT)
-    }
+    """{"kept": count, "dropped:<rule>": count, UNKNOWN: count …}: those that reached the rules, by fate."""
+    return named_counts(np.bincount(outcomes, minlength=len(names)), names)
 
 
-def worth_scoring(columns: PartColumns, rules: Rules) -> NDArray[np.bool_]:
-    """bool[n]: the images that no cheap rule drops, alone or with their record."""
-    outcome = cheap_image_outcomes(columns, rules.images)
+def named_counts(counts: NDArray[np.int64], names: tuple[str, ...]) -> dict[str, int]:
+    """As `count_fates`, of counts by outcome."""
+    found: dict[str, int] = {}
+    for code, (name, count) in enumerate(zip(names, counts.tolist(), strict=True)):
+        if code != FAILED and (count or code == KEPT):
+            key = name if name in ("kept", UNKNOWN) else f"dropped:{name}"
+            found[key] = found.get(key, 0) + count
+    return found
+
+
+def worth_scoring(columns: PartColumns, rules: Rules, scores: Scores, scorer: str) -> NDArray[np.bool_]:
+    """bool[n] or, for a scorer of records, [m]: those that no rule drops, alone or with their record, whose columns are known
+    before this scorer runs."""
+    rank = scores.rank(scorer)
+    outcome = image_outcomes(columns, rules, scores, rank)
     kept, missing, dropped = _counts(columns, outcome)
     lost = kept < rules.documents.min_images
     if rules.documents.on_missing_image == "drop_document":
         lost |= missing > 0
     if rules.documents.on_dropped_image == "drop_document":
         lost |= dropped > 0
+    for rule in parse_rules(rules.rules, scores):
+        if rule.unit == "record" and rule.rank < rank:
+            lost |= ~columns.holds(rule, scores, unknown=True)
+    if scores.table(scorer).rows == "record":
+        return columns.record_ok & ~lost
     worth: NDArray[np.bool_] = (outcome == KEPT) & ~lost[columns.row]
     return worth
+
+
+def asks_for(rules: Rules, scores: Scores, scorer: str) -> bool:
+    """Whether a rule judges by a scorer's columns."""
+    named = any(scorer in rule.scorers for rule in parse_rules(rules.rules, scores))
+    return named or (scorer == scores.similarity and rules.images.min_similarity is not None)
 
 
 def _counts(columns: PartColumns, outcome: NDArray[np.int8]) -> tuple[NDArray[np.int64], ...]:
@@ -152,8 +346,14 @@ def _matches(images: pa.Table, scores: pa.Table | None, rules: Rules) -> tuple[N
     return _ints(scores, "matched_text_index"), _floats(scores, "similarity")
 
 
-def _drop(outcome: NDArray[np.int8], mask: NDArray[np.bool_], rule: str, names: tuple[str, ...] = OUTCOMES) -> None:
-    outcome[(outcome == KEPT) & mask] = names.index(rule)
+def _count(nulls: dict[str, int], rule: Rule, mask: NDArray[np.bool_]) -> None:
+    count = int(mask.sum())
+    if count:
+        nulls[rule.condition.text] = nulls.get(rule.condition.text, 0) + count
+
+
+def _drop(outcome: NDArray[np.int8], mask: NDArray[np.bool_], rule: str) -> None:
+    outcome[(outcome == KEPT) & mask] = RECORD_OUTCOMES.index(rule)
 
 
 def _floats(table: pa.Table, name: str) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ equal pictures, wherever they would differ with the score.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar
@@ -23,36 +23,44 @@ from numpy.typing import NDArray
 
 from vila_data.core.errors import DataError
 from vila_data.core.layout import Part
+from vila_data.core.scores import PartTables, Scores
 from vila_data.core.store import Store
 from vila_data.core.tables import read_parquet
 from vila_data.filter.config import Rules
 from vila_data.filter.duplicates import Copies, FirstOnly, digests, find_copies
 from vila_data.filter.rules import (
+    FAILED,
     KEPT,
     OUTCOMES,
     RECORD_OUTCOMES,
     RULE_COLUMNS,
     PartColumns,
+    Verdict,
+    asks_for,
+    columns_read,
+    image_names,
     image_outcomes,
+    named_counts,
+    parse_rules,
     read_columns,
+    record_names,
     record_outcomes,
+    scorers_read,
     settle,
+    verdicts,
     worth_scoring,
 )
 
-UNKNOWN: Final = "unknown:not_scored"
 Read = TypeVar("Read")
 _READERS: Final = 4
 """Parts that are read at once; each takes some 100 bytes an image meanwhile."""
 
-IMAGE_FATES: Final = (*OUTCOMES, UNKNOWN)
-RECORD_FATES: Final = (*RECORD_OUTCOMES, UNKNOWN)
+OPEN_IMAGE: Final = len(OUTCOMES)
+"""Outcome of an image that is UNKNOWN."""
+_OPEN_RECORD: Final = len(RECORD_OUTCOMES)
 _DUPLICATE: Final = OUTCOMES.index("exact_duplicate")
 _RECORD_DROPPED: Final = OUTCOMES.index("record_dropped")
-_NO_TEXT: Final = OUTCOMES.index("no_matched_text")
 _DISSIMILAR: Final = OUTCOMES.index("min_similarity")
-_OPEN_IMAGE: Final = IMAGE_FATES.index(UNKNOWN)
-_OPEN_RECORD: Final = RECORD_FATES.index(UNKNOWN)
 
 _IMAGE_COLUMNS: Final = [*RULE_COLUMNS, "image_index"]
 _SCORES: Final = ["scored", "matched_text_index", "similarity"]
@@ -61,10 +69,10 @@ _FRESH_SCORES: Final = ["assigned_text_index", "assigned_similarity"]
 
 @dataclass(frozen=True)
 class Scope:
-    """What of a corpus the rules are about. scored: it has score tables; conversations: its records are such."""
+    """What of a corpus the rules are about. scores: of its recipe; conversations: its records are such."""
 
     parts: Sequence[Part]
-    scored: bool
+    scores: Scores
     conversations: bool = False
 
 
@@ -73,7 +81,8 @@ class Tally:
     """Fates under one setting, over all parts.
 
     images, records: {"kept": n, "dropped:<rule>": n, "unknown:not_scored": n}, as the filter receipts count them, and
-    what is unknown; unscored: images that a run would score before it filters.
+    what is unknown; unscored: images (of a scorer of records: records) that a run would score before it filters, at
+    most: what a cheap scorer finds may spare them a later one.
     """
 
     images: dict[str, int]
@@ -83,7 +92,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Settled:
-    """The outcomes of one part under one setting: indices into IMAGE_FATES int8[n] and RECORD_FATES int8[m]."""
+    """The outcomes of one part under one setting: indices into `image_names` int8[n] and `record_names` int8[m]."""
 
     images: NDArray[np.int8]
     records: NDArray[np.int8]
@@ -104,29 +113,37 @@ class PartTable:
 
     fresh: the columns of `reassign: true`; None where no setting asks for them.
     image_index: int64[n], an image's number in its record.
-    lacking: bool[n], images that are there and have no score; None where there are none, or nothing is scored.
+    lacking: by scorer, the images bool[n] or records bool[m] that are there and have no score of it; no entry where there
+             are none.
     """
 
     part: Part
     published: PartColumns
     fresh: PartColumns | None
     image_index: NDArray[np.int64]
-    lacking: NDArray[np.bool_] | None
+    lacking: Mapping[str, NDArray[np.bool_]]
     sizes: Sizes | None = None
-    _worth: dict[Rules, NDArray[np.bool_]] = field(default_factory=dict)
+    _worth: dict[tuple[str, Rules], NDArray[np.bool_]] = field(default_factory=dict)
 
     def under(self, rules: Rules) -> PartColumns:
         """The columns that a setting reads."""
         return self.fresh if rules.documents.reassign and self.fresh is not None else self.published
 
-    def worth(self, rules: Rules) -> NDArray[np.bool_]:
+    def worth(self, rules: Rules, scores: Scores, scorer: str) -> NDArray[np.bool_]:
         """`worth_scoring`, once for all settings that differ in what it does not read."""
-        images = rules.images.model_copy(update={"min_similarity": None, "exact_duplicates": "keep"})
-        documents = rules.documents.model_copy(update={"max_images": None, "reassign": False})
-        key = Rules(images=images, documents=documents)
-        if key not in self._worth:
-            self._worth[key] = worth_scoring(self.published, rules)
-        return self._worth[key]
+        rank = scores.rank(scorer)
+        early = scores.similarity is None or rank <= scores.rank(scores.similarity)
+        unread = {"min_similarity": None} if early else {}
+        kept = tuple(rules.rules[rule.number] for rule in parse_rules(rules.rules, scores) if rule.rank < rank)
+        reassign = rules.documents.reassign and not early
+        key = Rules(
+            rules=kept,
+            images=rules.images.model_copy(update={"exact_duplicates": "keep", **unread}),
+            documents=rules.documents.model_copy(update={"max_images": None, "reassign": reassign}),
+        )
+        if (scorer, key) not in self._worth:
+            self._worth[scorer, key] = worth_scoring(self.under(key), key, scores, scorer)
+        return self._worth[scorer, key]
 
 
 class Watcher(Protocol):
@@ -157,8 +174,7 @@ def tally(
     distinct = list(dict.fromkeys(settings))
     copies = read_copies(store, scope) if any(_drops_copies(rules) for rules in distinct) else None
     walks = [Walk(rules, scope, copies) for rules in distinct]
-    fresh = scope.scored and any(rules.documents.reassign for rules in distinct)
-    for number, table in enumerate(read_tables(store, scope, fresh=fresh, sizes=sizes)):
+    for number, table in enumerate(read_tables(store, scope, distinct, sizes=sizes)):
         settled = {walk.rules: walk.step(number, table) for walk in walks}
         for watcher in watchers:
             watcher.see(table, [settled[rules] for rules in settings])
@@ -167,24 +183,36 @@ def tally(
     return [found[rules] for rules in settings]
 
 
-def read_tables(store: Store, scope: Scope, *, fresh: bool = False, sizes: bool = False) -> Iterator[PartTable]:
-    """Each part's columns, one part at a time. fresh: also the matches of `reassign: true`; sizes: also `Sizes`."""
+def read_tables(store: Store, scope: Scope, settings: Sequence[Rules], *, sizes: bool = False) -> Iterator[PartTable]:
+    """Each part's columns that some settings read, one part at a time. sizes: also `Sizes`."""
+    scores = scope.scores
     published, reassigned = Rules(), Rules.model_validate({"documents": {"reassign": True}})
+    fresh = scores.similarity is not None and any(rules.documents.reassign for rules in settings)
+    of_images, of_records, of_scorers = columns_read(settings, scores)
+    asked = {name for rules in settings for name in scorers_read(rules, scores)}
+    matched = {scores.similarity: _SCORES + _FRESH_SCORES * fresh}
 
     def read(part: Part) -> PartTable:
-        images = _columns(store, part.images_table(), _IMAGE_COLUMNS + ["bytes"] * sizes)
-        records = _columns(store, part.records_table(), ["status"] + ["json_bytes", "n_texts"] * sizes)
-        scores = None
-        if scope.scored:
-            scores = _columns(store, part.scores_table(), _SCORES + _FRESH_SCORES * fresh)
-        columns = read_columns(images, records, scores, published)
-        lacking = None if scores is None else columns.ok & ~scores.column("scored").to_numpy()
+        images = _columns(store, part.images_table(), [*_IMAGE_COLUMNS, *["bytes"] * sizes, *of_images])
+        records = _columns(store, part.records_table(), ["status", *["json_bytes", "n_texts"] * sizes, *of_records])
+        tables = {
+            name: _columns(store, part.scores_table(name), [*matched.get(name, ["scored"]), *of_scorers.get(name, ())])
+            for name in asked
+        }
+        whole = PartTables(images, records, tables)
+        columns = read_columns(whole, published, scores, settings)
+        lacking = {}
+        for name, table in tables.items():
+            there = columns.ok if scores.table(name).rows == "image" else columns.record_ok
+            lacks = there & ~table.column("scored").to_numpy()
+            if lacks.any():
+                lacking[name] = lacks
         return PartTable(
             part,
             columns,
-            read_columns(images, records, scores, reassigned) if fresh else None,
+            read_columns(whole, reassigned, scores, settings) if fresh else None,
             _ints(images, "image_index"),
-            lacking if lacking is not None and lacking.any() else None,
+            lacking,
             Sizes(_ints(images, "bytes"), _ints(records, "json_bytes"), _ints(records, "n_texts")) if sizes else None,
         )
 
@@ -208,45 +236,87 @@ class Walk:
 
     def __init__(self, rules: Rules, scope: Scope, copies: Copies | None) -> None:
         self.rules = rules
-        self._asks_scores = not scope.conversations or rules.images.min_similarity is not None
+        self._scores = scope.scores
+        self._scored = [
+            table.name
+            for table in scope.scores.tables
+            if not (scope.conversations and table.on_demand and not asks_for(rules, scope.scores, table.name))
+        ]
         self._first = FirstOnly(copies) if copies is not None and _drops_copies(rules) else None
         self._first_possible: FirstOnly | None = None  # apart from `_first` once something is unknown
-        self._images = np.zeros(len(IMAGE_FATES), np.int64)
-        self._records = np.zeros(len(RECORD_FATES), np.int64)
+        self._names = (image_names(rules), record_names(rules))
+        self._images, self._records = (np.zeros(len(names), np.int64) for names in self._names)
         self._unscored = 0
 
     def step(self, number: int, table: PartTable) -> Settled:
         """The outcomes of part `number`, and count them."""
         columns = table.under(self.rules)
-        images = image_outcomes(columns, self.rules.images)
-        unknown = self._unknown(table, columns, images)
+        missing = self._missing(table)
+        if missing:
+            images, unknown = self._judge(columns, missing)
+        else:
+            images, unknown = image_outcomes(columns, self.rules, self._scores), None
         open_images = self._drop_copies(number, images, unknown)
-        found = self._settle(columns, images, open_images)
-        self._images += np.bincount(found.images, minlength=len(IMAGE_FATES))
-        self._records += np.bincount(found.records, minlength=len(RECORD_FATES))
+        found = self._settle(columns, images, open_images, self._open_records(columns, missing))
+        self._images += np.bincount(found.images, minlength=len(self._names[0]))
+        self._records += np.bincount(found.records, minlength=len(self._names[1]))
         return found
 
     def tally(self) -> Tally:
         """The counts of the parts so far."""
-        return Tally(_named(self._images, IMAGE_FATES), _named(self._records, RECORD_FATES), self._unscored)
+        return Tally(
+            named_counts(self._images, self._names[0]), named_counts(self._records, self._names[1]), self._unscored
+        )
 
-    def _unknown(self, table: PartTable, columns: PartColumns, images: NDArray[np.int8]) -> NDArray[np.bool_] | None:
-        """bool[n]: images whose own outcome hangs on a score that a run would make first; None: none does."""
-        if table.lacking is None or not self._asks_scores:
-            return None
-        lacking = table.lacking & table.worth(self.rules)
-        count = int(lacking.sum())
-        self._unscored += count
-        if not count:
-            return None
-        if self.rules.documents.reassign:  # one more picture to assign may move the others of its record
+    def _missing(self, table: PartTable) -> dict[str, NDArray[np.bool_]]:
+        """By scorer, what a run with this setting would have it score first; no entry where that is nothing."""
+        missing = {}
+        units: dict[str, NDArray[np.bool_]] = {}
+        for name in self._scored:
+            if name in table.lacking:
+                lacking = table.lacking[name] & table.worth(self.rules, self._scores, name)
+                if lacking.any():
+                    missing[name] = lacking
+                    unit = self._scores.table(name).rows
+                    units[unit] = units[unit] | lacking if unit in units else lacking
+        self._unscored += sum(int(lacking.sum()) for lacking in units.values())
+        return missing
+
+    def _judge(
+        self, columns: PartColumns, missing: Mapping[str, NDArray[np.bool_]]
+    ) -> tuple[NDArray[np.int8], NDArray[np.bool_] | None]:
+        """(`image_outcomes`, bool[n] images whose own outcome hangs on a score that a run would make first)."""
+        outcome = np.where(columns.ok, KEPT, FAILED).astype(np.int8)
+        unknown = np.zeros(len(outcome), np.bool_)
+        for verdict in verdicts(columns, self.rules, self._scores):
+            passing = outcome == KEPT
+            for name in verdict.scorers & missing.keys():
+                unknown |= passing & self._hangs(columns, verdict, name, missing[name])
+            outcome[passing & verdict.drops] = verdict.code
+        return outcome, unknown if unknown.any() else None
+
+    def _hangs(
+        self, columns: PartColumns, verdict: Verdict, name: str, missing: NDArray[np.bool_]
+    ) -> NDArray[np.bool_]:
+        """bool[n]: images of which a verdict may be another once a scorer has scored what is missing."""
+        if name in verdict.joint:  # one more picture to assign may move the others of its record
             touched = np.zeros(len(columns.record_ok), dtype=bool)
-            touched[columns.row[lacking]] = True
-            judged = (images == KEPT) | (images == _NO_TEXT) | (images == _DISSIMILAR)
-            moved: NDArray[np.bool_] = touched[columns.row] & judged
+            touched[columns.row[missing]] = True
+            moved: NDArray[np.bool_] = touched[columns.row]
             return moved
-        own: NDArray[np.bool_] = lacking & (images == _DISSIMILAR)
-        return own
+        own = missing if self._scores.table(name).rows == "image" else missing[columns.row]
+        return own if verdict.hangs is None else own & verdict.hangs
+
+    def _open_records(self, columns: PartColumns, missing: Mapping[str, NDArray[np.bool_]]) -> NDArray[np.bool_] | None:
+        """bool[m]: records whose own rules hang on a score that is not there; None: none do."""
+        found = None
+        for rule in parse_rules(self.rules.rules, self._scores) if missing else ():
+            if rule.unit == "record":
+                holds = (columns.holds(rule, self._scores, unknown=unknown) for unknown in (True, False))
+                hangs = np.not_equal(*holds)
+                for name in rule.scorers & missing.keys():
+                    found = hangs & missing[name] if found is None else found | (hangs & missing[name])
+        return found
 
     def _drop_copies(
         self, number: int, images: NDArray[np.int8], unknown: NDArray[np.bool_] | None
@@ -265,31 +335,32 @@ class Walk:
         possible &= images == KEPT  # a picture that stays only if an unknown one before it does not
         return possible if unknown is None else possible | unknown
 
-    def _settle(self, columns: PartColumns, images: NDArray[np.int8], open_images: NDArray[np.bool_] | None) -> Settled:
-        if open_images is None or not open_images.any():
-            return Settled(images, settle(columns, images, self.rules))
+    def _settle(
+        self,
+        columns: PartColumns,
+        images: NDArray[np.int8],
+        open_images: NDArray[np.bool_] | None,
+        open_records: NDArray[np.bool_] | None,
+    ) -> Settled:
+        if (open_images is None or not open_images.any()) and open_records is None:
+            return Settled(images, settle(columns, images, self.rules, self._scores))
         # A record's fate hangs on how many images it keeps: the fewest and the most that it can have say whether it is open.
         fewest, most = images.copy(), images
-        fewest[open_images], most[open_images] = _DISSIMILAR, KEPT
-        records = record_outcomes(columns, fewest, self.rules)
-        records[records != record_outcomes(columns, most, self.rules)] = _OPEN_RECORD
+        if open_images is not None:
+            fewest[open_images], most[open_images] = _DISSIMILAR, KEPT
+        records = record_outcomes(columns, fewest, self.rules, self._scores)
+        records[records != record_outcomes(columns, most, self.rules, self._scores)] = _OPEN_RECORD
+        if open_records is not None:
+            records[open_records] = _OPEN_RECORD
         passed = (fewest == KEPT) & (records[columns.row] != KEPT)
-        fewest[passed] = np.where(records[columns.row[passed]] == _OPEN_RECORD, _OPEN_IMAGE, _RECORD_DROPPED)
-        fewest[open_images] = _OPEN_IMAGE
+        fewest[passed] = np.where(records[columns.row[passed]] == _OPEN_RECORD, OPEN_IMAGE, _RECORD_DROPPED)
+        if open_images is not None:
+            fewest[open_images] = OPEN_IMAGE
         return Settled(fewest, records)
 
 
 def _drops_copies(rules: Rules) -> bool:
     return rules.images.exact_duplicates == "drop"
-
-
-def _named(counts: NDArray[np.int64], names: tuple[str, ...]) -> dict[str, int]:
-    fates = {name: ("" if name in ("kept", UNKNOWN) else "dropped:") + name for name in names}
-    return {
-        fates[name]: count
-        for name, count in zip(names, counts.tolist(), strict=True)
-        if name != "failed" and (count or name == "kept")
-    }
 
 
 def _ahead(read: Callable[[Part], Read], parts: Sequence[Part]) -> Iterator[Read]:
@@ -311,7 +382,7 @@ def _ahead(read: Callable[[Part], Read], parts: Sequence[Part]) -> Iterator[Read
 def _columns(store: Store, path: str, names: list[str]) -> pa.Table:
     try:
         with store.open_read(path) as stream:
-            return read_parquet(stream, columns=names)
+            return read_parquet(stream, columns=list(dict.fromkeys(names)))
     except pa.ArrowException as error:
         raise DataError(
             f"{store.location(path)}: not the table that a run leaves: {error}; run check on the run"

@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 
 from vila_data.filter.config import Rules
 from vila_data.filter.rules import KEPT
-from vila_data.filter.whatif import IMAGE_FATES, UNKNOWN, PartTable, Settled
-
-_OPEN: Final = IMAGE_FATES.index(UNKNOWN)
+from vila_data.filter.whatif import OPEN_IMAGE, PartTable, Settled
 
 
 @dataclass(frozen=True, order=True)
@@ -102,7 +100,7 @@ def _similarities(table: PartTable, settled: Settled, rules: Rules) -> tuple[NDA
 
 
 def _sides(table: PartTable, settled: Settled, rules: Rules) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    positions = np.flatnonzero((settled.images == KEPT) | (settled.images == _OPEN))
+    positions = np.flatnonzero((settled.images == KEPT) | (settled.images == OPEN_IMAGE))
     return positions, table.published.side[positions]
 
 

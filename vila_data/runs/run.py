@@ -28,7 +28,6 @@ from vila_data.workflow.plan import CorpusPlan, committed_plan
 from vila_data.workflow.recipe import Recipe, checked
 from vila_data.workflow.report import RUN_JSON, corpus_funnel, read_run_json
 
-PartStage = Literal["download", "score", "filter"]
 PartTable = Literal["images", "records", "fates"]
 _RECEIPT: Final = re.compile(r"/part-(\d+)\.json$")
 _LEVELS: Final = 5
@@ -66,9 +65,9 @@ class Run:
         return self.store.url
 
     @property
-    def model_fingerprint(self) -> str | None:
-        """The fingerprint of the CLIP model that scored the run; None for a run without scores."""
-        found: str | None = self.lock["clip"]
+    def scorer_fingerprints(self) -> dict[str, str]:
+        """{scorer: fingerprint of its model and settings}, as the last launch found them."""
+        found: dict[str, str] = self.lock["scorers"]
         return found
 
     @property
@@ -104,19 +103,20 @@ class Run:
         plan = self.plan(corpus)
         return () if plan is None else plan.parts
 
-    def committed(self, stage: PartStage, corpus: str) -> tuple[Part, ...]:
+    def committed(self, stage: str, corpus: str) -> tuple[Part, ...]:
         """The parts of a corpus that have a receipt of a stage, found by one listing.
 
         Where the list of parts is gone, as in a copy without download/, they are known by name alone.
         """
-        there = set(self.store.files(f"{stage}/{corpus}"))
+        folder = Part.named(corpus, 0).receipt(stage).rpartition("/")[0]
+        there = set(self.store.files(folder))
         parts: Iterable[Part] = self.parts(corpus)
         if self.plan(corpus) is None:
             numbers = sorted(int(found[1]) for path in there if (found := _RECEIPT.search(path)))
             parts = (Part.named(corpus, number) for number in numbers)
         return tuple(part for part in parts if part.receipt(stage) in there)
 
-    def receipts(self, stage: PartStage, corpus: str) -> list[Receipt | None]:
+    def receipts(self, stage: str, corpus: str) -> list[Receipt | None]:
         """The receipts of a stage, one per part of the corpus; None for a part that is not committed."""
         return [read_receipt(self.store, part.receipt(stage)) for part in self.parts(corpus)]
 
@@ -145,16 +145,24 @@ class Run:
         paths = {"images": part.images_table, "records": part.records_table, "fates": part.fates_table}
         return read_table(self.store, paths[table](), columns)
 
-    def scores(self, part: Part, columns: Sequence[str] | None = None) -> pa.Table | None:
-        """The scores of a part, a row per image (core.schemas.SCORE_IMAGES); None where nothing was scored.
+    def scores(self, part: Part, columns: Sequence[str] | None = None, scorer: str | None = None) -> pa.Table | None:
+        """A scorer's table of a part, a row per image or record; None where it has none.
+
+        scorer: None takes the one that `min_similarity` means (core.schemas.SCORE_IMAGES).
 
         Raises:
+            UsageError: the recipe has no such scorer.
             DataError, StorageError: as `part_table`.
         """
-        path = part.scores_table()
-        if self.recipe.score.clip is None or self.store.size(path) is None:
-            return None
-        return read_table(self.store, path, columns)
+        path = self.scores_path(part, scorer)
+        return None if path is None or self.store.size(path) is None else read_table(self.store, path, columns)
+
+    def scores_path(self, part: Part, scorer: str | None = None) -> str | None:
+        """Where a scorer's table of a part is; None where no scorer gives similarities and none is named."""
+        if scorer is not None:
+            self._known("scorer", scorer, self.recipe.score)
+        name = self.recipe.scores().similarity if scorer is None else scorer
+        return None if name is None else part.scores_table(name)
 
     def evidence(self, corpus: str) -> Evidence:
         """The records and images of a corpus as downloaded, whatever became of them."""

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vila_data.core.errors import RunError, UsageError
-from vila_data.score.config import ClipConfig
-from vila_data.score.model import ITEMS_A_THREAD, files_fingerprint, model_folder, spread, unit_length
+from vila_data.score.model import ITEMS_A_THREAD, ModelKeys, files_fingerprint, model_folder, spread, unit_length
 from vila_data.score.pixels import RESAMPLING, Preprocess, level_table
 
 _FILES: Final = ("image.onnx", "text.onnx", "tokenizer.json", "config.json")
@@ -37,7 +36,7 @@ def onnx_files(model: str) -> list[Path]:
 class OnnxClip:
     """Clip (see clip.py) over onnxruntime: one item a run, `threads` runs at a time."""
 
-    def __init__(self, config: ClipConfig, threads: int) -> None:
+    def __init__(self, config: ModelKeys, threads: int) -> None:
         files = onnx_files(config.model)
         folder = Path(config.model).expanduser()
         self.fingerprint = files_fingerprint("onnx", files)
@@ -45,8 +44,8 @@ class OnnxClip:
         self.image_side = self._prepare.side
         self.batch_size = min(config.batch_size, ITEMS_A_THREAD * threads)
         self._tokenizer = _read_tokenizer(folder / "tokenizer.json", self._names["max_tokens"])
-        self._image = _session(folder / "image.onnx")
-        self._text = _session(folder / "text.onnx")
+        self._image = onnx_session(folder / "image.onnx")
+        self._text = onnx_session(folder / "text.onnx")
         self._text_inputs = [entry.name for entry in self._text.get_inputs()]
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="clip")
         self._where = str(folder)
@@ -128,12 +127,18 @@ def _read_tokenizer(path: Path, max_tokens: int) -> Any:
     return tokenizer
 
 
-def _session(path: Path) -> Any:
+def onnx_session(path: Path) -> Any:
+    """A graph, to be run on the CPU by any number of threads, each run in its own.
+
+    Raises:
+        UsageError: onnxruntime is not installed.
+        RunError: the graph cannot be loaded.
+    """
     try:
         import onnxruntime
         from onnxruntime.capi import onnxruntime_pybind11_state as state
     except ImportError as error:
-        raise UsageError("score.clip.backend: onnx needs onnxruntime: pip install 'vila-data[onnx]'") from error
+        raise UsageError("score: ONNX models need onnxruntime: pip install 'vila-data[onnx]'") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1

@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vila_data.core.errors import RunError
-from vila_data.score.config import ClipConfig
 from vila_data.score.hub import Source, find_model, model_fingerprint, read_preprocess
-from vila_data.score.model import ITEMS_A_THREAD, spread, unit_length
+from vila_data.score.model import ITEMS_A_THREAD, ModelKeys, spread, unit_length
 
 _STAGED: Final = 64
 """Pictures copied to a GPU at a time: while it computes on some, the next are copied."""
@@ -20,7 +19,7 @@ _STAGED: Final = 64
 class TransformersClip:
     """Clip (see clip.py) over a transformers model that has image and text features."""
 
-    def __init__(self, config: ClipConfig, threads: int, device: str | None = None) -> None:
+    def __init__(self, config: ModelKeys, threads: int, device: str | None = None) -> None:
         """`device` "cpu" or "cuda"; None takes the GPU if there is one."""
         import torch
 

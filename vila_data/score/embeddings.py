@@ -39,9 +39,9 @@ METADATA: Final = pa.schema(
 """metadata_NNNNN.parquet."""
 
 
-def embedding_paths(part: Part) -> tuple[str, str, str]:
+def embedding_paths(part: Part, scorer: str) -> tuple[str, str, str]:
     """Image vectors, text vectors and metadata of a part."""
-    base, number = f"score/{part.corpus}/embeddings", f"{part.index:05d}"
+    base, number = f"score/{part.corpus}/{scorer}/embeddings", f"{part.index:05d}"
     return (
         f"{base}/img_emb/img_emb_{number}.npy",
         f"{base}/text_emb/text_emb_{number}.npy",
@@ -56,9 +56,12 @@ class EmbeddingFiles:
     published, the sentence most similar to the image.
     """
 
-    def __init__(self, store: Store, part: Part, outputs: Outputs, dim: int, rows: int, known: bool) -> None:
+    def __init__(
+        self, store: Store, part: Part, scorer: str, outputs: Outputs, dim: int, rows: int, known: bool
+    ) -> None:
         """`rows` that will be added; `known`: earlier files of the part are there to take vectors from."""
         self._part = part
+        self._paths = embedding_paths(part, scorer)
         self._dim = dim
         self._rows = rows
         self._added = 0
@@ -69,7 +72,7 @@ class EmbeddingFiles:
         self._known = known
 
     def __enter__(self) -> EmbeddingFiles:
-        paths = images, texts, metadata = embedding_paths(self._part)
+        paths = images, texts, metadata = self._paths
         if self._rows == 0:
             for path in paths:
                 self._store.remove(path)
@@ -85,7 +88,7 @@ class EmbeddingFiles:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._stack.__exit__(kind, error, tb)
         if kind is None and self._added != self._rows:
-            raise DataError(f"{embedding_paths(self._part)[0]}: {self._added} rows, {self._rows} were announced")
+            raise DataError(f"{self._paths[0]}: {self._added} rows, {self._rows} were announced")
 
     def add(
         self,
@@ -143,5 +146,5 @@ class EmbeddingFiles:
     def _read_earlier(self, which: int) -> bytes:
         data = self._earlier[which].read(2 * self._dim) if self._earlier else b""
         if len(data) != 2 * self._dim:
-            raise DataError(f"{embedding_paths(self._part)[which]}: ends early; delete the part's score receipt")
+            raise DataError(f"{self._paths[which]}: ends early; delete the part's score receipt")
         return data

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,17 @@ PREPROCESSING: Final = 1
 
 ITEMS_A_THREAD: Final = 8
 """Items that a CPU call gives each thread: enough that waiting for the last one costs little."""
+
+
+class ModelKeys(Protocol):
+    """The keys of a recipe that say which model, and how much it is given at a time."""
+
+    @property
+    def model(self) -> str: ...  # noqa: D102
+    @property
+    def revision(self) -> str | None: ...  # noqa: D102
+    @property
+    def batch_size(self) -> int: ...  # noqa: D102
 
 
 def files_fingerprint(backend: str, files: Iterable[Path]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,19 +18,20 @@ from vila_data.core.layout import Part
 from vila_data.core.records import Record, record_from_json
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import BLOCK
-from vila_data.score.clip import Clip
 from vila_data.score.feed import Feed
 from vila_data.score.rows import RecordRows
-from vila_data.score.slots import DIGEST, UNUSED, Slots
 
-Pixels = NDArray[np.float32]
+Prepared = TypeVar("Prepared")
+_DIGEST: Final = 16
+UNUSED: Final = -1
+"""Slot of an item that was seen but has no vector."""
 
 
 @dataclass(slots=True)
 class Job:
     """A record on its way to the score table.
 
-    record:      None if none of its images is scored.
+    record:      None if none of its images is scored, or texts are not asked for.
     image_slots: slot of each image row's vector; UNUSED if it has none.
     text_slots:  slot of each text's vector; empty if no vector is needed.
     new_texts:   texts of this record that no record before it has, in slot order.
@@ -43,26 +44,33 @@ class Job:
     new_texts: list[str] = field(default_factory=list)
 
 
-Event = Future[Pixels] | Job
-"""A distinct picture to embed (they get slots 0, 1, … in this order), or a record whose pictures all came before."""
+class Reader(Generic[Prepared]):
+    """Walks over a part's pictures once; see `events`. Distinct items are known by their sha256, to 128 bits.
 
+    prepare: (rgb_HWC) -> what a picture becomes, in the feed's pool; side: as of a Scorer.
+    texts:   whether a record's texts are asked for.
+    """
 
-class Reader:
-    """Walks over a part once; see `events`. Distinct items are known by their sha256, to 128 bits."""
-
-    def __init__(self, store: Store, part: Part, clip: Clip, rows: Callable[[], Iterator[RecordRows]]) -> None:
-        self._store = store
-        self._part = part
-        self._clip = clip
-        self._rows = rows
+    def __init__(
+        self,
+        store: Store,
+        part: Part,
+        rows: Callable[[], Iterator[RecordRows]],
+        prepare: Callable[[NDArray[np.uint8]], Prepared],
+        side: int | None,
+        *,
+        texts: bool,
+    ) -> None:
+        self._store, self._part, self._rows = store, part, rows
+        self._prepare, self._side, self._with_texts = prepare, side, texts
         self._tar = store.location(part.images_tar())
-        self.images = Slots()
-        self.texts = Slots()
+        self.images: dict[bytes, int] = {}
+        self.texts: dict[bytes, int] = {}
         self._next_image = 0
         self._next_text = 0
 
-    def events(self, feed: Feed[Event]) -> Iterator[Event]:
-        """Distinct pictures as futures of their pixels, and each record after its pictures.
+    def events(self, feed: Feed[Future[Prepared] | Job]) -> Iterator[Future[Prepared] | Job]:
+        """Distinct pictures as futures (they get slots 0, 1, … in this order), and each record after its pictures.
 
         Raises:
             DataError: bytes in the tar are not what the tables say.
@@ -70,20 +78,22 @@ class Reader:
         with self._store.open_read(self._part.images_tar()) as tar:
             for rows in self._rows():
                 if not any(image.wanted for image in rows.images):
-                    yield Job(rows)
+                    yield Job(rows, image_slots=[UNUSED] * len(rows.images))
                     continue
-                record = self._record(tar, rows)
-                job = Job(rows, record)
+                job = Job(rows)
+                if self._with_texts:
+                    job.record = read_record(tar, self._tar, rows.offset, rows.json_bytes, rows.record_id)
                 for image in rows.images:
                     slot = UNUSED
                     if image.wanted:
-                        digest = bytes.fromhex(image.sha256)[:DIGEST]
+                        digest = bytes.fromhex(image.sha256)[:_DIGEST]
                         slot, new = self._image_slot(digest, image.known is None)
                         if new:
-                            jpeg = self._read(tar, image.offset, image.size)
-                            yield feed.submit(partial(self._decode, jpeg, image.sha256, record.record_id))
-                    job.image_slots.append(UNUSED if image.known else slot)
-                self._texts(job, record)
+                            jpeg = _read(tar, self._tar, image.offset, image.size)
+                            yield feed.submit(partial(self._decode, jpeg, image.sha256, rows.record_id))
+                    job.image_slots.append(slot if image.known is None else UNUSED)
+                if job.record is not None:
+                    self._texts(job, job.record)
                 yield job
 
     def _image_slot(self, digest: bytes, embed: bool) -> tuple[int, bool]:
@@ -93,47 +103,54 @@ class Reader:
             return slot, False
         slot = self._next_image if embed else UNUSED
         self._next_image += embed
-        self.images.set(digest, slot)
+        self.images[digest] = slot
         return slot, embed
 
     def _texts(self, job: Job, record: Record) -> None:
         embed = any(slot != UNUSED for slot in job.image_slots)
         for text in record.texts[:1] if record.kind == "pair" else record.texts:
-            digest = hashlib.sha256(text.encode()).digest()[:DIGEST]
+            digest = hashlib.sha256(text.encode()).digest()[:_DIGEST]
             slot = self.texts.get(digest)
             if slot is None or (slot == UNUSED and embed):
                 slot = self._next_text if embed else UNUSED
                 self._next_text += embed
-                self.texts.set(digest, slot)
+                self.texts[digest] = slot
                 if embed:
                     job.new_texts.append(text)
             if embed:
                 job.text_slots.append(slot)
 
-    def _record(self, tar: Any, rows: RecordRows) -> Record:
-        at = rows.offset + BLOCK
-        record = record_from_json(self._read(tar, at, rows.json_bytes), f"{self._tar}: byte {at}")
-        if record.record_id != rows.record_id:
-            raise DataError(
-                f"{self._tar}: record {record.record_id} at byte {rows.offset}, where the table has {rows.record_id}; "
-                "delete the part to redo it"
-            )
-        return record
-
-    def _read(self, tar: Any, offset: int, size: int) -> bytes:
-        tar.seek(offset)
-        data: bytes = tar.read(size)
-        if len(data) != size:
-            raise DataError(f"{self._tar}: ends before byte {offset + size}: truncated; delete the part to redo it")
-        return data
-
-    def _decode(self, jpeg: bytes, sha256: str, record_id: str) -> Pixels:
+    def _decode(self, jpeg: bytes, sha256: str, record_id: str) -> Prepared:
         if hashlib.sha256(jpeg).hexdigest() != sha256:
             raise DataError(f"{self._tar}: {record_id}: an image has other bytes than at download; delete the part")
         try:
-            rgb_HWC = decode_rgb(jpeg, 2 * self._clip.image_side)
+            rgb_HWC = decode_rgb(jpeg, self._side)
         except ImageError as error:
             raise DataError(
                 f"{self._tar}: {record_id}: an image cannot be decoded: {error}; delete the part"
             ) from error
-        return self._clip.prepare(rgb_HWC)
+        return self._prepare(rgb_HWC)
+
+
+def read_record(tar: Any, where: str, offset: int, json_bytes: int, record_id: str) -> Record:
+    """The record whose block is at `offset` of a part's tar.
+
+    Raises:
+        DataError: there is another, or none; `where` names the tar.
+    """
+    data = _read(tar, where, offset + BLOCK, json_bytes)
+    record = record_from_json(data, f"{where}: byte {offset + BLOCK}")
+    if record.record_id != record_id:
+        raise DataError(
+            f"{where}: record {record.record_id} at byte {offset}, where the table has {record_id}; "
+            "delete the part to redo it"
+        )
+    return record
+
+
+def _read(tar: Any, where: str, offset: int, size: int) -> bytes:
+    tar.seek(offset)
+    data: bytes = tar.read(size)
+    if len(data) != size:
+        raise DataError(f"{where}: ends before byte {offset + size}: truncated; delete the part to redo it")
+    return data

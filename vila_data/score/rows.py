@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -31,19 +31,11 @@ _IMAGE_COLUMNS: Final = (
 
 
 @dataclass(slots=True)
-class Known:
-    """What an earlier run measured of an image; exactly one of the two is there."""
-
-    similarity: float | None
-    similarities_T: NDArray[np.float32] | None
-
-
-@dataclass(slots=True)
 class ImageRow:
     """One row of the images table.
 
     wanted: it is to be scored: its bytes are there, and a rule needs it or it was scored before.
-    known:  the earlier score of a wanted image, if there is one to take over.
+    known:  the earlier values of a wanted image, by column, if there are some to take over.
     """
 
     image_index: int
@@ -52,7 +44,7 @@ class ImageRow:
     size: int
     offset: int
     matched_text_index: int | None
-    known: Known | None
+    known: Mapping[str, Any] | None
 
 
 @dataclass(slots=True)
@@ -76,12 +68,33 @@ def count_rows(store: Store, path: str) -> int:
         return int(pq.ParquetFile(stream).metadata.num_rows)
 
 
-def read_rows(store: Store, part: Part, needed: NDArray[np.bool_] | None, known: str | None) -> Iterator[RecordRows]:
+@dataclass(slots=True)
+class RecordRow:
+    """One row of the records table; `wanted` and `known` as of an ImageRow, the rest as of RecordRows."""
+
+    row: int
+    record_id: str
+    offset: int
+    json_bytes: int
+    wanted: bool
+    known: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class KnownTable:
+    """A score table whose values are to be taken over, and its columns."""
+
+    path: str
+    columns: Sequence[str]
+
+
+def read_rows(
+    store: Store, part: Part, needed: NDArray[np.bool_] | None, known: KnownTable | None
+) -> Iterator[RecordRows]:
     """The records of a part that have images, in order.
 
     Args:
         needed: [images] which images to score; None needs all. Images without bytes never are.
-        known:  path of a score table of this part whose values are to be taken over.
 
     Raises:
         DataError: the part's tables do not fit together.
@@ -89,8 +102,7 @@ def read_rows(store: Store, part: Part, needed: NDArray[np.bool_] | None, known:
     with ExitStack() as stack:
         images = _table(store, part.images_table(), _IMAGE_COLUMNS, stack)
         records = _table(store, part.records_table(), ("row", "record_id", "json_bytes", "offset"), stack)
-        columns = ("row", "image_index", "scored", "similarity", "similarities")
-        scores = _table(store, known, columns, stack) if known else None
+        scores = _known_rows(store, known, ("row", "image_index"), stack)
         numbered = ((index, image) for index, image in enumerate(images))
         for row, group in groupby(numbered, key=lambda entry: entry[1]["row"]):
             record = next((record for record in records if record["row"] >= row), None)
@@ -99,6 +111,38 @@ def read_rows(store: Store, part: Part, needed: NDArray[np.bool_] | None, known:
             rows = [_image_row(image, index, needed, scores, part) for index, image in group]
             offset = -1 if record["offset"] is None else record["offset"]
             yield RecordRows(row, record["record_id"], offset, record["json_bytes"], rows)
+
+
+def read_records(
+    store: Store, part: Part, needed: NDArray[np.bool_] | None, known: KnownTable | None
+) -> Iterator[RecordRow]:
+    """All rows of a part's records table, in order. Args and errors: as `read_rows`, of records."""
+    with ExitStack() as stack:
+        columns = ("row", "record_id", "status", "json_bytes", "offset")
+        scores = _known_rows(store, known, ("row",), stack)
+        for index, record in enumerate(_table(store, part.records_table(), columns, stack)):
+            found = _known(scores, record, ("row",), part.records_table())
+            wanted = record["status"] == "ok" and (found is not None or needed is None or bool(needed[index]))
+            offset = -1 if record["offset"] is None else record["offset"]
+            yield RecordRow(record["row"], record["record_id"], offset, record["json_bytes"], wanted, found)
+
+
+def _known_rows(
+    store: Store, known: KnownTable | None, keys: tuple[str, ...], stack: ExitStack
+) -> Iterator[dict[str, Any]] | None:
+    return None if known is None else _table(store, known.path, (*keys, "scored", *known.columns), stack)
+
+
+def _known(
+    scores: Iterator[dict[str, Any]] | None, row: Mapping[str, Any], keys: tuple[str, ...], path: str
+) -> Mapping[str, Any] | None:
+    """The next row of a score table if it was scored; it must be about `row`."""
+    if scores is None:
+        return None
+    score = next(scores, None)
+    if score is None or any(score[key] != row[key] for key in keys):
+        raise DataError(f"{path}: the rows of its score table are others; delete that table")
+    return score if score["scored"] else None
 
 
 def _table(store: Store, path: str, columns: tuple[str, ...], stack: ExitStack) -> Iterator[dict[str, Any]]:
@@ -134,13 +178,7 @@ def _image_row(
     scores: Iterator[dict[str, Any]] | None,
     part: Part,
 ) -> ImageRow:
-    known = None
-    if scores is not None:
-        score = next(scores, None)
-        if score is None or (score["row"], score["image_index"]) != (image["row"], image["image_index"]):
-            raise DataError(f"{part.scores_table()}: its rows are not those of {part.images_table()}; delete it")
-        if score["scored"]:
-            known = Known(score["similarity"], score["similarities"])
+    known = _known(scores, image, ("row", "image_index"), part.images_table())
     ok = image["status"] == "ok"
     wanted = ok and (known is not None or needed is None or bool(needed[index]))
     return ImageRow(

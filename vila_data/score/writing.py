@@ -9,27 +9,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vila_data.core.errors import DataError
-from vila_data.core.layout import Part
 from vila_data.score.assignment import assign
 from vila_data.score.embeddings import EmbeddingFiles
-from vila_data.score.reading import Job
-from vila_data.score.slots import UNUSED
+from vila_data.score.reading import UNUSED, Job
 from vila_data.score.table import TableWriter
 from vila_data.score.vectors import Vectors
 
 
 class RowWriter:
-    """Writes finished records to the score table, and to the embeddings if there are any; `scored` counts images."""
+    """Writes finished records to the score table, and to the embeddings if there are any; `scored`, `skipped` count images."""
 
     def __init__(
-        self, part: Part, table: TableWriter, files: EmbeddingFiles | None, images: Vectors, texts: Vectors
+        self, path: str, table: TableWriter, files: EmbeddingFiles | None, images: Vectors, texts: Vectors
     ) -> None:
-        self._part = part
+        self._path = path
         self._table = table
         self._files = files
         self._images = images
         self._texts = texts
-        self.scored = 0
+        self.scored = self.skipped = 0
 
     def write(self, jobs: Sequence[Job]) -> None:
         """The rows of records whose vectors are all there, in order."""
@@ -40,6 +38,7 @@ class RowWriter:
     def _table_rows(self, job: Job) -> Iterator[tuple[Any, ...]]:
         rows = job.rows
         wanted = [index for index, image in enumerate(rows.images) if image.wanted]
+        self.skipped += len(rows.images) - len(wanted)
         if job.record is None or not wanted:
             for image in rows.images:
                 yield rows.row, rows.record_id, image.image_index, False, None, image.matched_text_index, *[None] * 3
@@ -79,8 +78,9 @@ class RowWriter:
             known = job.rows.images[index].known
             if index in images_ID:
                 similarities_IT[number] = (exact_TD * images_ID[index]).sum(axis=1)
-            elif known is not None and (known.similarity is not None or known.similarities_T is not None):
-                similarities_IT[number] = known.similarity if known.similarities_T is None else known.similarities_T
+            elif known is not None and (known["similarity"] is not None or known["similarities"] is not None):
+                every_T = known["similarities"]
+                similarities_IT[number] = known["similarity"] if every_T is None else every_T
             else:
-                raise DataError(f"{self._part.scores_table()}: {job.rows.record_id}: scored, but without a value")
+                raise DataError(f"{self._path}: {job.rows.record_id}: scored, but without a value")
         return similarities_IT, images_ID, texts_TD

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vila_data.core.errors import DataError, UsageError
-from vila_data.core.layout import record_key
+from vila_data.core.layout import record_key, score_stage
 from vila_data.core.store import Store
 from vila_data.core.tables import parsing, read_table
 from vila_data.search.ranking import Ranking
@@ -145,5 +145,5 @@ def _same_length(store: Store, part: EmbeddedPart, rows: int) -> None:
     if rows != part.rows:
         raise DataError(
             f"{store.location(part.metadata)}: {rows:,} rows beside {part.rows:,} vectors; "
-            f"delete {store.location(part.part.receipt('score'))} and run the recipe again"
+            f"delete {store.location(part.part.receipt(score_stage(part.scorer)))} and run the recipe again"
         )

@@ -9,11 +9,11 @@ from vila_data.core.errors import UsageError
 from vila_data.core.images import ImageError, decode_rgb, normalise
 from vila_data.core.store import Store
 from vila_data.download.config import DownloadConfig
-from vila_data.score.clip import Clip, clip_fingerprint
-from vila_data.score.config import ClipConfig
+from vila_data.score.clip import Clip
+from vila_data.score.scorer import Scorer
 
 
-def check_model(config: ClipConfig, expected: str | None) -> None:
+def check_model(config: Scorer, expected: str | None) -> None:
     """Refuse a model other than the one that the run's vectors are from.
 
     expected: fingerprint in the run's lock.
@@ -22,12 +22,12 @@ def check_model(config: ClipConfig, expected: str | None) -> None:
         UsageError: the model is not there, or is another one.
     """
     try:
-        found = clip_fingerprint(config)
+        found = config.fingerprint()
     except UsageError as error:
         raise UsageError(f"{error}; where the run's model lies elsewhere now, give its place with --model") from error
     if found != expected:
         raise UsageError(
-            f"{config.model}: another model ({found}) than the run's embeddings are from ({expected}), so scores "
+            f"{getattr(config, 'model', config.kind)}: another model ({found}) than the run's embeddings are from ({expected}), so scores "
             "would mean nothing: give that one with --model"
         )
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vila_data.core.errors import DataError
-from vila_data.core.layout import Part
+from vila_data.core.layout import Part, score_stage
 from vila_data.core.ranges.reader import Span, read_spans
 from vila_data.core.receipts import read_receipt
 from vila_data.core.store import Store
@@ -32,9 +32,10 @@ _REQUESTS: Final = 16
 
 @dataclass(frozen=True)
 class EmbeddedPart:
-    """The vectors of one kind of one part: `rows` of width `dim`; `sha256` of the file, as its receipt has it."""
+    """The vectors of one kind of one part by one scorer: `rows` of width `dim`; `sha256` of the file, as its receipt has it."""
 
     part: Part
+    scorer: str
     path: str
     metadata: str
     rows: int
@@ -42,14 +43,14 @@ class EmbeddedPart:
     sha256: str
 
 
-def find_parts(store: Store, parts: Iterable[Part], kind: Kind) -> list[EmbeddedPart]:
-    """Those parts of a corpus that have embeddings, in order; of a part without a valid score receipt nothing is taken.
+def find_parts(store: Store, parts: Iterable[Part], scorer: str, kind: Kind) -> list[EmbeddedPart]:
+    """Those parts of a corpus that have embeddings by a scorer, in order; of a part without a valid score receipt nothing is taken.
 
     Raises:
         DataError: a file is not as its receipt says, or is no float16 table.
     """
     with ThreadPoolExecutor(_REQUESTS, "parts") as pool:
-        found = [one for one in pool.map(lambda part: _embedded(store, part, kind), parts) if one is not None]
+        found = [one for one in pool.map(lambda part: _embedded(store, part, scorer, kind), parts) if one is not None]
     widths = {one.dim for one in found}
     if len(widths) > 1:
         folder = store.location(found[0].path.rsplit("/", 1)[0])
@@ -79,15 +80,16 @@ def read_rows(store: Store, part: EmbeddedPart, rows: Sequence[int]) -> NDArray[
     return np.frombuffer(data, "<f2").reshape(len(rows), part.dim)
 
 
-def _embedded(store: Store, part: Part, kind: Kind) -> EmbeddedPart | None:
-    receipt = read_receipt(store, part.receipt("score"))
-    images, texts, metadata = embedding_paths(part)
+def _embedded(store: Store, part: Part, scorer: str, kind: Kind) -> EmbeddedPart | None:
+    receipt_path = part.receipt(score_stage(scorer))
+    receipt = read_receipt(store, receipt_path)
+    images, texts, metadata = embedding_paths(part, scorer)
     path = images if kind == "images" else texts
     if receipt is None or path not in receipt.outputs:
         return None
     facts = receipt.outputs[path]
     size = store.size(path)
-    redo = f"delete {store.location(part.receipt('score'))} and run the recipe again"
+    redo = f"delete {store.location(receipt_path)} and run the recipe again"
     if size is None or size != facts["bytes"]:
         found = "missing" if size is None else f"{size:,} bytes"
         raise DataError(f"{store.location(path)}: {found}, its receipt says {facts['bytes']:,} bytes; {redo}")
@@ -100,4 +102,4 @@ def _embedded(store: Store, part: Part, kind: Kind) -> EmbeddedPart | None:
     fits = version == (1, 0) and len(shape) == 2 and dtype == np.dtype("<f2") and stream.tell() == _HEADER
     if not fits or _HEADER + 2 * shape[0] * shape[1] != size:
         raise DataError(f"{store.location(path)}: not a whole float16 table of two dimensions; {redo}")
-    return EmbeddedPart(part, path, metadata, shape[0], shape[1], facts["sha256"])
+    return EmbeddedPart(part, scorer, path, metadata, shape[0], shape[1], facts["sha256"])

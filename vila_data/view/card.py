@@ -347,7 +347,7 @@ def _limits(totals: Mapping[str, Any], lock: Mapping[str, Any]) -> list[str]:
         "- Pictures were fetched once; the web has changed since, and what was not reachable is not here.",
         "- No person has looked at the samples. Neither faces and names nor what is harmful was looked for.",
     ]
-    if lock["recipe"]["score"]["clip"] is None:
+    if "clip" not in {scorer["kind"] for scorer in lock["recipe"]["score"].values()}:
         lines.append("- No similarity of images and texts was measured.")
     if any(not found["measured"] for found in totals["measures"]["languages"].values()):
         lines.append("- The languages were not measured.")

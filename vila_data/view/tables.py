@@ -108,7 +108,7 @@ def _funnel_table(corpus: str, stages: dict[str, Any]) -> Table:
             total = sum(fates.values())
             first = True
             for fate, count in sorted(fates.items(), key=lambda entry: (entry[0] != "kept", -entry[1], entry[0])):
-                name = fate.replace(":", ": ", 1)
+                name = escape(fate.replace(":", ": ", 1))
                 table.add_row(
                     stage if first else "", many(total, unit) if first else "", name, f"{count:,}", share(count, total)
                 )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vila_data.view.axes import many, share
@@ -15,7 +16,7 @@ _UNKNOWN = "unknown:not_scored"
 
 def print_whatif(console: Console, value: Mapping[str, Any]) -> None:
     """The JSON of `whatif`: a table a corpus that the setting touches, the others in a line, then the sets."""
-    console.print(f"[bold]{', '.join(value['asked'])}[/bold] beside the run's own rules", highlight=False)
+    console.print(f"[bold]{escape(', '.join(value['asked']))}[/bold] beside the run's own rules", highlight=False)
     same = [name for name, corpus in value["corpora"].items() if corpus["old"] == corpus["new"]]
     for name, corpus in value["corpora"].items():
         if name not in same:
@@ -32,7 +33,7 @@ def print_whatif(console: Console, value: Mapping[str, Any]) -> None:
 
 def print_sweep(console: Console, value: Mapping[str, Any]) -> None:
     """The JSON of a sweep: a row a value, with what each corpus keeps."""
-    beside = f", with {', '.join(value['asked'])}" if value["asked"] else ""
+    beside = f", with {escape(', '.join(value['asked']))}" if value["asked"] else ""
     console.print(
         f"[bold]{value['key']}[/bold]{beside}; in force: {show_value(value['in_force'])}",
         highlight=False,
@@ -86,7 +87,7 @@ def _funnel(name: str, corpus: Mapping[str, Any]) -> Table:
             for place, fate in enumerate(_ordered(old, new)):
                 before, after = old.get(fate, 0), new.get(fate, 0)
                 head = (stage, many(total, unit)) if place == 0 else ("", "")
-                text = "unknown: not scored" if fate == _UNKNOWN else fate.replace(":", ": ", 1)
+                text = "unknown: not scored" if fate == _UNKNOWN else escape(fate.replace(":", ": ", 1))
                 counts = (f"{before:,}", share(before, total), f"{after:,}", share(after, total))
                 table.add_row(*head, text, *counts, f"{after - before:+,}" if after != before else "")
     return table

@@ -290,7 +290,7 @@ class Engine:
         self.speeds.note(stage.verb, done.result, done.seconds, stage.counts(done.result))
 
     def _step(self, name: str, verb: str, function: Callable[..., Any]) -> Step:
-        return Step(name, function, getattr(self._work.recipe.resources, verb))
+        return Step(name, verb, function, getattr(self._work.recipe.resources, verb))
 
 
 def _chains(stages: Sequence[PartStage]) -> list[list[PartStage]]:

@@ -7,7 +7,6 @@ from typing import Any, Final
 
 from vila_data.core.errors import VilaDataError
 from vila_data.core.store import Store
-from vila_data.score.clip import clip_fingerprint
 from vila_data.shard.manifest import read_manifest
 from vila_data.workflow import lock
 from vila_data.workflow.blend_tree import blend_node
@@ -37,12 +36,12 @@ def forecast(
     """
     value = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     store = Store(os.fspath(out)) if out is not None else None
-    clip = clip_fingerprint(value.score.clip) if value.score.clip else None
+    scorers = {name: scorer.fingerprint() for name, scorer in value.score.items()}
     inputs = corpus_inputs(value)
-    fingerprints = lock.stage_fingerprints(value, limit, inputs, clip)
+    fingerprints = lock.stage_fingerprints(value, limit, inputs, scorers)
     if store is not None:
-        lock.check_same_run(store, lock.lock_value(value, limit, fingerprints, inputs, clip))
-    work = Work(store or Store("memory://nothing-is-here"), value, {"clip": clip} if clip else {})
+        lock.check_same_run(store, lock.lock_value(value, limit, fingerprints, inputs, scorers))
+    work = Work(store or Store("memory://nothing-is-here"), value, scorers)
     stages = stages_of(value, fingerprints["recipe"])
     plans = {
         name: plan_corpus(work.store, name, config, inputs[name], limit, scan_here)

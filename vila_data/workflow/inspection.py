@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.layout import RUN_FOLDERS
@@ -16,11 +16,12 @@ from vila_data.core.store import Store
 from vila_data.core.tarcodec import TarFault, sample_key, walk_foreign
 from vila_data.encode.check import check_tokens
 from vila_data.export.format import EXPORT_JSON, RECEIPTS
-from vila_data.runs.run import PartStage, Run, open_run
+from vila_data.runs.run import Run, open_run
 from vila_data.shard.check import check_set, check_tar
 from vila_data.shard.manifest import parse_manifest
 from vila_data.workflow.forecast import forecast
 from vila_data.workflow.lock import LOCK
+from vila_data.workflow.stages import stages_of
 
 Kind = Literal["recipe", "run", "set", "shard", "export"]
 _SAMPLES_SHOWN: Final = 50
@@ -96,8 +97,8 @@ def _inspect_run(run: Run) -> dict[str, Any]:
         "sets": {},
         "seconds": {},
         "committed": {
-            stage: sum(len(run.committed(stage, corpus)) for corpus in run.recipe.corpora)
-            for stage in get_args(PartStage)
+            stage.name: sum(len(run.committed(stage.name, corpus)) for corpus in run.recipe.corpora)
+            for stage in stages_of(run.recipe, "").parts
         },
     }
 

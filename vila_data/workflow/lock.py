@@ -1,12 +1,12 @@
 """recipe.lock.yaml: what a run directory was made from, and whether a recipe may go on in it.
 
-Downloads and scores cost days; a recipe that would throw them away is refused. Rules,
-shards, packs, blends and resources may change: they are derived again in seconds or hours.
+Downloads and scores cost days; a recipe that would throw them away is refused. New scorers may be
+added; rules, shards, packs, blends and resources may change: they are derived again in seconds or hours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from vila_data.core.receipts import fingerprint
 from vila_data.core.schemas import check_version
 from vila_data.core.store import Store
 from vila_data.download.config import DownloadConfig
+from vila_data.score.kinds import KINDS
 from vila_data.workflow.marked_yaml import MarkedValue
 from vila_data.workflow.recipe import Recipe, checked
 
@@ -24,17 +25,12 @@ LOCK = "recipe.lock.yaml"
 FORM = 3
 """Of a run directory: whatever is in one is read by versions of this form alone (`check_form`). Raised with
 core.schemas.SCHEMA_VERSION, and when a path of shards/FORMAT.md moves."""
-_HARMLESS = {
-    "download": DownloadConfig.HARMLESS,
-    "score": {"clip.batch_size"},
-}
-"""Keys that change how work is done, not what comes out of it."""
 
 
 def stage_fingerprints(
-    recipe: Recipe, limit: int | None, inputs: dict[str, list[str]], clip: str | None
+    recipe: Recipe, limit: int | None, inputs: dict[str, list[str]], scorers: Mapping[str, str]
 ) -> dict[str, str]:
-    """Fingerprints by stage. inputs: file fingerprints by corpus; clip: of the model's bytes."""
+    """Fingerprints by stage. inputs: file fingerprints by corpus; scorers: `Scorer.fingerprint` by name."""
     value = recipe.model_dump(mode="json")
     corpora = {
         name: {key: entry for key, entry in config.items() if key not in ("files", "image_root", "dataset")}
@@ -42,7 +38,7 @@ def stage_fingerprints(
         for name, config in value["corpora"].items()
     }
     download = fingerprint([corpora, limit, recipe.download.what_matters()])
-    score = {"model": clip, "embeddings": recipe.score.clip.embeddings} if recipe.score.clip else None
+    score = {name: [scorers[name], scorer.switched()] for name, scorer in recipe.score.items()}
     return {
         "download": download,
         "score": fingerprint([download, score]),
@@ -52,7 +48,11 @@ def stage_fingerprints(
 
 
 def lock_value(
-    recipe: Recipe, limit: int | None, fingerprints: dict[str, str], inputs: dict[str, list[str]], clip: str | None
+    recipe: Recipe,
+    limit: int | None,
+    fingerprints: dict[str, str],
+    inputs: dict[str, list[str]],
+    scorers: Mapping[str, str],
 ) -> dict[str, Any]:
     """The content of recipe.lock.yaml."""
     return {
@@ -60,7 +60,7 @@ def lock_value(
         "recipe": recipe.model_dump(mode="json") | {"filter": _rules(recipe)},
         "limit": limit,
         "inputs": inputs,
-        "clip": clip,
+        "scorers": dict(scorers),
         "fingerprints": fingerprints,
     }
 
@@ -129,7 +129,7 @@ def check_same_run(store: Store, new: dict[str, Any]) -> None:
             f"{store.url}: holds the run of another recipe; it differs in\n  "
             + "\n  ".join(differing)
             + "\nchoose another --out, or delete that folder, or set these keys back (filter, shards, pack, blend "
-            "and resources may change in place)"
+            "and resources may change in place, and scorers may be added)"
         )
 
 
@@ -139,22 +139,35 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
         yield f"name: {before['name']!r} there, {after['name']!r} here"
     if old["limit"] != new["limit"]:
         yield f"--limit: {old['limit']} there, {new['limit']} here"
-    for section in ("corpora", "download", "score"):
+    for section in ("corpora", "download"):
         there, here = _flat(before[section]), _flat(after[section])
         for key in sorted(there.keys() | here.keys()):
-            if (
-                key in _HARMLESS.get(section, ())
-                or key.endswith((".files", ".image_root", ".dataset", "clip.model"))
-                or there.get(key) == here.get(key)
-                or (key == "clip.embeddings" and here.get(key) is True)  # may be asked for later
-            ):
+            harmless = section == "download" and key in DownloadConfig.HARMLESS
+            if harmless or key.endswith((".files", ".image_root", ".dataset")) or there.get(key) == here.get(key):
                 continue
             yield f"{section}.{key}: {there.get(key)!r} there, {here.get(key)!r} here"
     for name in sorted(old["inputs"].keys() & new["inputs"].keys()):
         if old["inputs"][name] != new["inputs"][name]:
             yield f"corpora.{name}.files: the metadata files have changed"
-    if old["clip"] != new["clip"] and before["score"]["clip"] and after["score"]["clip"]:
-        yield f"score.clip.model: the weights differ ({old['clip']} there, {new['clip']} here)"
+    for name, scorer in before["score"].items():
+        yield from _of_scorer(name, scorer, after["score"].get(name), old["scorers"], new["scorers"])
+
+
+def _of_scorer(
+    name: str, there: Mapping[str, Any], here: Mapping[str, Any] | None, old: Mapping[str, str], new: Mapping[str, str]
+) -> Iterator[str]:
+    """What differs of a scorer that is there already; new ones may be added."""
+    if here is None:
+        yield f"score.{name}: there, and not here"
+        return
+    kind = KINDS[here["kind"]]
+    for key in sorted(there.keys() | here.keys()):
+        switched_on = key in kind.switches and here.get(key) is True
+        if key not in kind.harmless and not switched_on and there.get(key) != here.get(key):
+            yield f"score.{name}.{key}: {there.get(key)!r} there, {here.get(key)!r} here"
+    if there["kind"] == here["kind"] and old[name] != new[name]:
+        what = f"score.{name}.model: the weights differ" if "model" in here else f"score.{name}: its code differs"
+        yield f"{what} ({old[name]} there, {new[name]} here)"
 
 
 def _rules(recipe: Recipe) -> dict[str, Any]:

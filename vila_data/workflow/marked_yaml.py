@@ -18,6 +18,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from vila_data.core.errors import RecipeError
+from vila_data.score.kinds import KINDS
+from vila_data.score.scorer import Scorer
 
 Location = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
@@ -161,7 +163,7 @@ def walk(annotation: Any, location: Iterable[str | int]) -> tuple[Location, list
     for step in location:
         members = _members(annotation)
         tagged = [member for member in members if _tag(member) == step]
-        if tagged and len(members) > 1:
+        if tagged and step not in tagged[0].model_fields:
             annotation = tagged[0]
             continue
         clean.append(step)
@@ -176,7 +178,7 @@ def _members(annotation: Any) -> list[Any]:
         return _members(typing.get_args(annotation)[0])
     if origin in (typing.Union, types.UnionType):
         return [member for entry in typing.get_args(annotation) for member in _members(entry)]
-    return [annotation]
+    return list(KINDS.values()) if annotation is Scorer else [annotation]
 
 
 def _child(annotation: Any, step: str | int) -> Any:

@@ -53,7 +53,7 @@ class RayRunner:
     def run(self, work: Work, steps: list[Step], jobs: Iterable[Any], report: Report) -> Iterator[Done]:
         """See `Runner.run`. Only some tasks a core are submitted ahead; Ray places them."""
         shared = ray.put(work)
-        flow = _Flow([_Actors(step, shared) if step.resources.num_gpus else _Tasks(step, shared) for step in steps])
+        flow = _Flow(_pools(steps, shared))
         ahead = max(1, int(_cluster("CPU"))) * _TASKS_AHEAD + 2
         todo = enumerate(jobs)
         for number, job in itertools.islice(todo, ahead):
@@ -64,6 +64,20 @@ class RayRunner:
             if done.stage == steps[-1].stage:
                 for number, job in itertools.islice(todo, 1):
                     flow.start(number, job)
+
+
+def _pools(steps: list[Step], work: Any) -> list[_Tasks | _Actors]:
+    """What runs each step; the scorers share actors, since each set of them takes all GPUs."""
+    pools: list[_Tasks | _Actors] = []
+    actors: dict[str, _Actors] = {}
+    for step in steps:
+        if not step.resources.num_gpus:
+            pools.append(_Tasks(step, work))
+            continue
+        pool = _Actors(step, work, actors.get(step.verb))
+        actors.setdefault(step.verb, pool)
+        pools.append(pool)
+    return pools
 
 
 class _Flow:
@@ -123,17 +137,21 @@ class _Tasks:
 class _Actors:
     """A step as calls of actors that keep what they have loaded."""
 
-    def __init__(self, step: Step, work: Any) -> None:
+    def __init__(self, step: Step, work: Any, shared: _Actors | None) -> None:
         self.step, self._work = step, work
+        self._actors: list[Any]
+        self._calls: dict[Any, int]
+        if shared is not None:
+            self._actors, self._calls = shared._actors, shared._calls
+            return
         gpus = _cluster("GPU")
         count = step.resources.max_tasks or int(gpus / step.resources.num_gpus)
         if count < 1 or gpus < step.resources.num_gpus:
-            raise RunError(f"resources.{step.stage}: asks for {step.resources.num_gpus} GPU; the cluster has {gpus:g}")
+            raise RunError(f"resources.{step.verb}: asks for {step.resources.num_gpus} GPU; the cluster has {gpus:g}")
         remote: Any = ray.remote(_Caller).options(
             max_restarts=-1, max_task_retries=_RETRIES, **_options(step.resources)
         )
-        self._actors: list[Any] = [remote.remote() for _ in range(count)]
-        self._calls: dict[Any, int] = {}
+        self._actors, self._calls = [remote.remote() for _ in range(count)], {}
 
     def submit(self, job: Any, results: list[Any]) -> Any:
         busy = Counts(self._calls.values())

@@ -12,12 +12,15 @@ from pydantic import Field
 from vila_data.blend.config import BlendConfig, InnerBlend
 from vila_data.core.config import StrictModel
 from vila_data.core.errors import RecipeError, UsageError
+from vila_data.core.scores import Scores
 from vila_data.corpora.config import CorpusConfig
 from vila_data.download.config import DownloadConfig
 from vila_data.encode.config import PackConfig
 from vila_data.filter.config import FilterConfig, Rules
+from vila_data.filter.rules import parse_rules
 from vila_data.order.released import check_released
-from vila_data.score.config import ScoreConfig
+from vila_data.score.kinds import ScoreSection, scores_of
+from vila_data.score.scorer import NotThere
 from vila_data.shard.config import ShardSet
 from vila_data.workflow.marked_yaml import NAME, Location, MarkedValue, nearest, read_marked, validate
 from vila_data.workflow.sources import check_engine, check_rules, check_view, resolve_corpus
@@ -47,7 +50,7 @@ class Resources(StrictModel):
 
     scan:     counting the rows of a metadata file, and preselection.
     download: fetching one part's images.
-    score:    one part's similarities and embeddings.
+    score:    one part's table of one scorer.
     filter:   one part's fates, from columns.
     shard:    writing one shard.
     encode:   turning one shard into token ids.
@@ -71,7 +74,7 @@ class Recipe(StrictModel):
     seed:      of the shuffle over each shard set, and of the blend's order.
     corpora:   where records come from, each under a name of your own.
     download:  how images are fetched and stored.
-    score:     what is measured of them.
+    score:     scorers, each under a name of your own: what is measured of images and records.
     filter:    which of them are kept.
     shards:    the shard sets that are written, each under a name of your own.
     pack:      how samples become token sequences; without it the run ends with the shards.
@@ -84,7 +87,7 @@ class Recipe(StrictModel):
     seed: Annotated[int, Field(ge=0)] = 0
     corpora: Annotated[dict[Name, CorpusConfig], Field(min_length=1)]
     download: DownloadConfig = DownloadConfig()
-    score: ScoreConfig = ScoreConfig()
+    score: ScoreSection = Field(default_factory=dict)
     filter: FilterConfig = FilterConfig()
     shards: dict[Name, ShardSet] = Field(default_factory=dict)
     pack: PackConfig | None = None
@@ -99,6 +102,10 @@ class Recipe(StrictModel):
     def rules_for(self, corpus: str) -> Rules:
         """The rules for a corpus, those for conversations where it has them."""
         return self.filter.rules_for(corpus, conversations=self.corpora[corpus].makes == "conversation")
+
+    def scores(self) -> Scores:
+        """The scorers in the order in which they run, and which one `min_similarity` means."""
+        return scores_of(self.score)
 
 
 def load_recipe(
@@ -160,34 +167,47 @@ def _check_names(recipe: Recipe, marked: MarkedValue) -> None:
             raise RecipeError(marked.where(("blend",)), str(error).removeprefix("blend: ")) from error
     if recipe.blend is not None and recipe.pack is None:
         raise RecipeError(marked.where(("blend",)), "a blend is of packed sequences: needs `pack`, which is not set")
-    if recipe.score.clip is None:
-        _check_unscored(recipe, marked)
+    _check_scored(recipe, marked)
     if recipe.download.engine == "img2dataset":
         check_engine(recipe.corpora, marked)
 
 
-def _check_unscored(recipe: Recipe, marked: MarkedValue) -> None:
-    sections = [(("filter",), recipe.filter)]
-    sections += [(("filter", "per_corpus", name), rules) for name, rules in recipe.filter.per_corpus.items()]  # type: ignore[misc]
+def _check_scored(recipe: Recipe, marked: MarkedValue) -> None:
+    """Refuse rules on what is not measured."""
+    scores = recipe.scores()
+    sections: list[tuple[Location, Rules]] = [(("filter",), recipe.filter)]
+    sections += [(("filter", "per_corpus", name), rules) for name, rules in recipe.filter.per_corpus.items()]
     for location, rules in sections:
-        if rules.images.min_similarity is not None:
-            raise RecipeError(
-                marked.where((*location, "images", "min_similarity")), "needs score.clip, which is not set"
-            )
-        if rules.documents.reassign:
-            raise RecipeError(marked.where((*location, "documents", "reassign")), "needs score.clip, which is not set")
+        asked = [("images", "min_similarity")] * (rules.images.min_similarity is not None)
+        asked += [("documents", "reassign")] * rules.documents.reassign
+        if asked and scores.similarity is None:
+            raise RecipeError(marked.where((*location, *asked[0])), _without_similarity(recipe))
+        try:
+            parse_rules(rules.rules, scores)
+        except ValueError as error:
+            number, problem = error.args
+            raise RecipeError(marked.where((*location, "rules", number)), problem) from error
+
+
+def _without_similarity(recipe: Recipe) -> str:
+    names = [name for name, scorer in recipe.score.items() if scorer.needs == "pixels and texts"]
+    if not names:
+        return "needs score.clip, which is not set"
+    return f"means the scorer named clip, or the only one of kind clip; there are {', '.join(names)}: name one of them clip"
 
 
 def _resolve(recipe: Recipe, marked: MarkedValue, folder: Path, find_corpora: bool) -> Recipe:
-    corpora, clip, score = recipe.corpora, recipe.score.clip, recipe.score
+    corpora, score = recipe.corpora, {}
     if find_corpora:
         corpora = {name: resolve_corpus(name, config, marked, folder) for name, config in corpora.items()}
-    if clip is not None and (folder / clip.model).is_dir():
-        score = score.model_copy(
-            update={"clip": clip.model_copy(update={"model": str((folder / clip.model).resolve())})}
-        )
-    elif find_corpora and clip is not None and (clip.backend == "onnx" or clip.model.startswith((".", "/"))):
-        raise RecipeError(marked.where(("score", "clip", "model")), f"{clip.model!r} is no folder (looked in {folder})")
+    for name, scorer in recipe.score.items():
+        try:
+            score[name] = scorer.located(folder)
+        except NotThere as error:
+            if find_corpora:
+                where = marked.where(("score", name, error.key))
+                raise RecipeError(where, f"{error.value!r} is no {error.what} (looked in {folder})") from error
+            score[name] = scorer
     pack = recipe.pack
     if pack is not None and (folder / pack.tokenizer).is_dir():
         pack = pack.model_copy(update={"tokenizer": str((folder / pack.tokenizer).resolve())})

@@ -10,7 +10,6 @@ from typing import Any
 from vila_data.core.errors import UsageError
 from vila_data.core.store import Store
 from vila_data.corpora.source import FileScan
-from vila_data.score.clip import clip_fingerprint
 from vila_data.workflow import lock
 from vila_data.workflow.encoding import ready_tokenizer, token_totals
 from vila_data.workflow.engine import Engine
@@ -71,7 +70,7 @@ def open_runner(name: str) -> Runner:
 
 def _check_asked(recipe: Recipe, only: str | None) -> None:
     missing = {
-        "score": ("score.clip", recipe.score.clip),
+        "score": ("scorer, e.g. score.clip", recipe.score or None),
         "encode": ("pack", recipe.pack),
         "blend": ("blend", recipe.blend),
     }
@@ -86,11 +85,11 @@ def _launch(
     if recipe.pack is not None and only in (None, "encode", "blend"):
         ready_tokenizer(recipe.pack)  # rather now than after days of downloads
     inputs = corpus_inputs(recipe)
-    clip = clip_fingerprint(recipe.score.clip) if recipe.score.clip else None
-    fingerprints = lock.stage_fingerprints(recipe, limit, inputs, clip)
-    locked = lock.lock_value(recipe, limit, fingerprints, inputs, clip)
+    scorers = {name: scorer.fingerprint() for name, scorer in recipe.score.items()}
+    fingerprints = lock.stage_fingerprints(recipe, limit, inputs, scorers)
+    locked = lock.lock_value(recipe, limit, fingerprints, inputs, scorers)
     lock.check_same_run(store, locked)
-    work = Work(store, recipe, {"clip": clip} if clip else {})
+    work = Work(store, recipe, scorers)
     stages = stages_of(recipe, fingerprints["recipe"])
     engine = Engine(work, stages, runner, watch, only, read_run_json(store))
     with engine.timed("scan"):

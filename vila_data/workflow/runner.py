@@ -15,9 +15,13 @@ from vila_data.workflow.stage import Report, Work
 
 @dataclass(frozen=True)
 class Step:
-    """One task a job: function(work, job, *results of earlier steps, report) -> result."""
+    """One task per job: function(work, job, *results of earlier steps, report) -> result.
+
+    stage: its name; verb: of `--only` and `resources`, the same for all scorers.
+    """
 
     stage: str
+    verb: str
     function: Callable[..., Any]
     resources: StageResources
 

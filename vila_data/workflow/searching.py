@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vila_data.core.errors import DataError, UsageError
+from vila_data.core.layout import score_stage
 from vila_data.core.store import Store
 from vila_data.runs.run import Run, open_run
-from vila_data.score.clip import load_clip
+from vila_data.score.scorer import Scorer
 from vila_data.search import index
 from vila_data.search.exact import Slice, blocks, search_exact
 from vila_data.search.hits import Hit, Kept, hits_of
@@ -140,10 +141,11 @@ def search(run: str | os.PathLike[str] | Run, question: Question, watch: Watch |
         DataError: files of the run do not fit together.
     """
     run = open_run(run)
+    run.store.clear_scratch()
+    scorer = _embedding_scorer(run)
+    found = _corpora(run, scorer, question.corpora, question.kind)
+    query_D = _vector(run, scorer, question)
     store = run.store
-    store.clear_scratch()
-    found = _corpora(run, question.corpora, question.kind)
-    query_D = _vector(run, question)
     parts = [part for entry in found.values() for part in entry]
     for part in parts:
         if part.dim != len(query_D):
@@ -171,7 +173,7 @@ def build_index(
     store = run.store
     store.clear_scratch()
     result = []
-    for corpus, parts in _corpora(run, tuple(corpora), kind).items():
+    for corpus, parts in _corpora(run, _embedding_scorer(run), tuple(corpora), kind).items():
         rows = sum(part.rows for part in parts)
         segments = _segments(list(enumerate(parts)), kind)
         missing = [segment for segment in segments if not index.is_built(store, segment)]
@@ -279,7 +281,23 @@ def _segments(numbered: Sequence[tuple[int, EmbeddedPart]], kind: Kind) -> list[
     return index.plan_segments(numbered, kind) if rows >= index.LEAST_ROWS else []
 
 
-def _corpora(run: Run, asked: Iterable[str], kind: Kind) -> dict[str, list[EmbeddedPart]]:
+def _embedding_scorer(run: Run) -> str:
+    """The scorer whose embeddings are searched: that of similarities, else the first that has some.
+
+    Raises:
+        UsageError: none has.
+    """
+    first = run.recipe.scores().similarity
+    names = sorted(run.recipe.score, key=lambda name: name != first)
+    found = next((name for name in names if getattr(run.recipe.score[name], "embeddings", False)), None)
+    if found is None:
+        raise UsageError(
+            f"{run.url}: has no embeddings: set score.clip.embeddings: true in its recipe and run it again"
+        )
+    return found
+
+
+def _corpora(run: Run, scorer: str, asked: Iterable[str], kind: Kind) -> dict[str, list[EmbeddedPart]]:
     """The parts with embeddings of each corpus that is searched, by name.
 
     Raises:
@@ -290,13 +308,9 @@ def _corpora(run: Run, asked: Iterable[str], kind: Kind) -> dict[str, list[Embed
     if unknown:
         known = ", ".join(sorted(recipe.corpora))
         raise UsageError(f"search: --corpus {unknown[0]}: the run has no such corpus; it has {known}")
-    clip = recipe.score.clip
-    if clip is None or not clip.embeddings:
-        raise UsageError(
-            f"{run.url}: has no embeddings: set score.clip.embeddings: true in its recipe and run it again"
-        )
     found = {
-        name: find_parts(run.store, run.committed("score", name), kind) for name in names or sorted(recipe.corpora)
+        name: find_parts(run.store, run.committed(score_stage(scorer), name), scorer, kind)
+        for name in names or sorted(run.recipe.corpora)
     }
     empty = [name for name, parts in found.items() if not parts]
     if names and empty:
@@ -309,14 +323,13 @@ def _corpora(run: Run, asked: Iterable[str], kind: Kind) -> dict[str, list[Embed
     return {name: parts for name, parts in found.items() if parts}
 
 
-def _vector(run: Run, question: Question) -> NDArray[np.float32]:
+def _vector(run: Run, scorer: str, question: Question) -> NDArray[np.float32]:
     """The query's vector, [D] of unit length."""
-    config = run.recipe.score.clip
-    assert config is not None
+    config: Scorer = run.recipe.score[scorer]
     if question.model is not None:
         config = config.model_copy(update={"model": question.model, "revision": None})
-    check_model(config, run.model_fingerprint)
-    clip = load_clip(config)
+    check_model(config, run.scorer_fingerprints.get(scorer))
+    clip = config.open()
     if question.text is not None:
         return text_vector(clip, question.text)
     assert question.image is not None

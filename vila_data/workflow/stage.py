@@ -15,6 +15,7 @@ from vila_data.core.errors import UsageError
 from vila_data.core.layout import Part
 from vila_data.core.receipts import Receipt, fingerprint, read_receipt, valid_receipt
 from vila_data.core.schemas import SCHEMA_VERSION
+from vila_data.core.scores import Scores
 from vila_data.core.store import Store
 from vila_data.workflow.plan import CorpusPlan
 from vila_data.workflow.recipe import Recipe
@@ -25,11 +26,16 @@ Report = Callable[[str, int], None]
 
 @dataclass(frozen=True)
 class Work:
-    """What every task of a run needs to know. models: {scorer: fingerprint of its model and settings}."""
+    """What every task of a run needs to know. scorers: `Scorer.fingerprint` by name."""
 
     store: Store
     recipe: Recipe
-    models: Mapping[str, str]
+    scorers: Mapping[str, str]
+
+    @property
+    def scores(self) -> Scores:
+        """The recipe's scorers, in the order in which they run."""
+        return self.recipe.scores()
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,16 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from vila_data.core.layout import Part
+from vila_data.core.errors import StorageError
+from vila_data.core.layout import Part, score_stage
 from vila_data.core.receipts import Receipt, valid_receipt
 from vila_data.corpora.kinds import open_corpus
 from vila_data.download.part import download_part
 from vila_data.filter.duplicates import later_copies
-from vila_data.filter.part import filter_part, images_worth_scoring, part_digests
-from vila_data.score.clip import Clip, load_clip
-from vila_data.score.config import ClipConfig
+from vila_data.filter.part import filter_part, part_digests, rows_worth_scoring
+from vila_data.filter.rules import asks_for, scorers_read
 from vila_data.score.part import covers, score_part
+from vila_data.score.scorer import Scorer, Task
 from vila_data.workflow.encoding import EncodeStage
 from vila_data.workflow.recipe import Recipe
 from vila_data.workflow.sharding import ShardStage
@@ -42,7 +43,6 @@ class Stages:
 
 def stages_of(recipe: Recipe, fingerprint: str) -> Stages:
     """The stages of a recipe. fingerprint: of the recipe, for the manifests of its sets."""
-    scores = ("score",) if recipe.score.clip is not None else ()
     download = PartStage(
         name="download",
         verb="download",
@@ -53,31 +53,23 @@ def stages_of(recipe: Recipe, fingerprint: str) -> Stages:
         counts=_downloaded,
         decides=True,
     )
-    score = PartStage(
-        name="score",
-        verb="score",
-        after=("download",),
-        settings=_score_settings,
-        make=_score,
-        receipt=functools.partial(_receipt, "score"),
-        counts=_scored,
-        covers=_has_all_scores,
-    )
+    scores = [_score_stage(table.name, table.rows) for table in recipe.scores().tables]
     fates = PartStage(
         name="filter",
         verb="filter",
-        after=("download", *scores),
+        after=("download", *(stage.name for stage in scores)),
         settings=_rules,
         make=_filter,
         receipt=functools.partial(_receipt, "filter"),
         counts=_fates,
         gather=Gather(_drops_copies, _digests, later_copies, _packed),
         decides=True,
+        reads=_tables_of_the_rules,
     )
     sets: list[SetStage] = [ShardStage(recipe, fingerprint, download, fates)]
     if recipe.pack is not None:
         sets.append(EncodeStage(recipe.pack, recipe.blended_sets() or list(recipe.shards)))
-    return Stages((download, *([score] if scores else []), fates), tuple(sets))
+    return Stages((download, *scores, fates), tuple(sets))
 
 
 def _receipt(stage: str, part: Part) -> str:
@@ -101,47 +93,65 @@ def _downloaded(receipt: Receipt) -> dict[str, int]:
     return _fates(receipt) | {"bytes": receipt.counts["bytes_fetched"]}
 
 
-# score
+# score: a stage a scorer
 
 
-def _score_settings(work: Work, part: Part) -> Any:
-    clip = work.recipe.score.clip
-    return [work.models["clip"], clip.embeddings if clip else None]
+def _score_stage(scorer: str, rows: str) -> PartStage:
+    return PartStage(
+        name=score_stage(scorer),
+        verb="score",
+        after=("download",),
+        settings=functools.partial(_score_settings, scorer),
+        make=functools.partial(_score, scorer),
+        receipt=functools.partial(_receipt, score_stage(scorer)),
+        counts=functools.partial(_scored, f"{rows}s"),
+        items=f"{rows}s",
+        covers=functools.partial(_has_all_scores, scorer),
+    )
 
 
-def _score(work: Work, job: PartJob, inputs: str, report: Report) -> Receipt:
-    """The images that the cheap rules let through, and that have no score yet."""
-    assert work.recipe.score.clip is not None
-    reuse = valid_receipt(work.store, job.part.receipt("score"), inputs) is not None
-    clip = _clip(work.recipe.score.clip, work.models["clip"])
-    progress = functools.partial(report, "images")
-    needed = _needed(work, job.part)
-    return score_part(work.store, job.part, needed, clip, work.recipe.score, inputs, reuse=reuse, progress=progress)
+def _score_settings(scorer: str, work: Work, part: Part) -> Any:
+    return [work.scorers[scorer], work.recipe.score[scorer].switched()]
 
 
-def _has_all_scores(work: Work, job: PartJob, inputs: str) -> bool:
-    assert work.recipe.score.clip is not None
-    embeddings = work.recipe.score.clip.embeddings
-    return covers(work.store, job.part, _needed(work, job.part), work.models["clip"], embeddings)
+def _score(scorer: str, work: Work, job: PartJob, inputs: str, report: Report) -> Receipt:
+    """The rows that the rules on what is known before let through, and that have no score yet."""
+    reuse = valid_receipt(work.store, job.part.receipt(score_stage(scorer)), inputs) is not None
+    task = _task(scorer, work, job.part, inputs, _needed(scorer, work, job.part), reuse)
+    opened = _opened(task.scorer, task.fingerprint)
+    return score_part(task, opened, functools.partial(report, f"{task.scorer.rows}s"))
 
 
-def _needed(work: Work, part: Part) -> NDArray[np.bool_]:
-    """bool[images of the part]: which are to be scored; those of conversations only where a rule asks for it."""
-    rules = work.recipe.rules_for(part.corpus)
-    needed = images_worth_scoring(work.store, part, rules)
-    if work.recipe.corpora[part.corpus].makes == "conversation" and rules.images.min_similarity is None:
+def _has_all_scores(scorer: str, work: Work, job: PartJob, inputs: str) -> bool:
+    try:
+        needed = _needed(scorer, work, job.part)
+    except StorageError:  # a table is gone that a rule on a cheaper scorer reads
+        return False
+    return covers(_task(scorer, work, job.part, inputs, needed))
+
+
+def _task(scorer: str, work: Work, part: Part, inputs: str, needed: NDArray[np.bool_], reuse: bool = False) -> Task:
+    return Task(work.store, part, scorer, work.recipe.score[scorer], work.scorers[scorer], needed, inputs, reuse)
+
+
+def _needed(scorer: str, work: Work, part: Part) -> NDArray[np.bool_]:
+    """bool[rows of its table]: which are to be scored."""
+    rules, scores = work.recipe.rules_for(part.corpus), work.scores
+    needed = rows_worth_scoring(work.store, part, rules, scores, scorer)
+    conversations = work.recipe.corpora[part.corpus].makes == "conversation"
+    if conversations and scores.table(scorer).on_demand and not asks_for(rules, scores, scorer):
         needed[:] = False
     return needed
 
 
-@functools.lru_cache(maxsize=1)
-def _clip(config: ClipConfig, fingerprint: str) -> Clip:
+@functools.lru_cache(maxsize=4)
+def _opened(scorer: Scorer, fingerprint: str) -> Any:
     """The model, loaded once a process."""
-    return load_clip(config)
+    return scorer.open()
 
 
-def _scored(receipt: Receipt) -> dict[str, int]:
-    return {"images": receipt.counts["images_scored"]}
+def _scored(unit: str, receipt: Receipt) -> dict[str, int]:
+    return {unit: receipt.counts[f"{unit}_scored"]}
 
 
 # filter
@@ -151,9 +161,13 @@ def _rules(work: Work, part: Part) -> Any:
     return work.recipe.rules_for(part.corpus).model_dump(mode="json")
 
 
+def _tables_of_the_rules(work: Work, corpus: str) -> tuple[str, ...]:
+    return ("download", *map(score_stage, scorers_read(work.recipe.rules_for(corpus), work.scores)))
+
+
 def _filter(work: Work, job: PartJob, inputs: str, report: Report) -> Receipt:
     rules = work.recipe.rules_for(job.part.corpus)
-    return filter_part(work.store, job.part, rules, "score" in job.receipts, job.gathered, inputs)
+    return filter_part(work.store, job.part, rules, work.scores, job.gathered, inputs)
 
 
 def _drops_copies(work: Work, corpus: str) -> bool:
@@ -161,8 +175,7 @@ def _drops_copies(work: Work, corpus: str) -> bool:
 
 
 def _digests(work: Work, part: Part, report: Report) -> NDArray[np.void]:
-    scored = work.recipe.score.clip is not None
-    return part_digests(work.store, part, work.recipe.rules_for(part.corpus), scored)
+    return part_digests(work.store, part, work.recipe.rules_for(part.corpus), work.scores)
 
 
 def _packed(copies: NDArray[np.bool_]) -> str:

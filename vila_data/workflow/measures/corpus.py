@@ -61,8 +61,8 @@ class CorpusMeasures:
         self._formats: dict[str, int] = {}
         self._failed = 0
 
-    def add(self, store: Store, part: Part, scored: bool) -> None:
-        """Count what download, score and filter wrote for a part.
+    def add(self, store: Store, part: Part, scorer: str | None) -> None:
+        """Count what download, the scorer of similarities and filter wrote for a part.
 
         Raises:
             DataError: the tables of the part do not hold the same images.
@@ -75,9 +75,9 @@ class CorpusMeasures:
         if of_images.num_rows != images.num_rows or of_records.num_rows != records.num_rows:
             raise DataError(f"{store.location(part.fates_table())}: not the images of {part.images_table()}: run check")
         kept = _bools(pc.equal(of_images.column("fate"), "kept"))
-        if scored:
+        if scorer is not None:
             column = "assigned_similarity" if self._rules.documents.reassign else "similarity"
-            scores = read_table(store, part.scores_table(), ["scored", column])
+            scores = read_table(store, part.scores_table(scorer), ["scored", column])
             self._similarity.add(_floats(scores.column(column)), kept & _bools(scores.column("scored")))
         ok = _bools(pc.equal(images.column("status"), "ok"))
         width, height = _floats(images.column("original_width")), _floats(images.column("original_height"))

@@ -51,7 +51,7 @@ def measure(
     for name, (parts, _) in corpora.items():
         measured = CorpusMeasures(recipe.rules_for(name))
         for part in parts:
-            measured.add(store, part, recipe.score.clip is not None)
+            measured.add(store, part, recipe.scores().similarity)
             advance()
         found["corpora"][name] = measured.value()
     for name, counts in tokens.items():

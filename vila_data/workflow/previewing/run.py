@@ -218,7 +218,7 @@ class RunSource:
         values: NDArray[np.float64] = scores.column(name).cast(pa.float64()).to_numpy().astype(np.float64)
         if len(values) != count:
             raise DataError(
-                f"{self._run.store.location(part.scores_table())}: {len(values)} images where there are {count} fates: "
+                f"{self._run.store.location(self._run.scores_path(part) or '')}: {len(values)} images where there are {count} fates: "
                 "run the recipe again"
             )
         return values

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from vila_data.core.errors import UsageError
 from vila_data.filter.config import Rules
-from vila_data.filter.rules import KEPT
-from vila_data.filter.whatif import UNKNOWN, PartTable, Settled, Tally, tally
+from vila_data.filter.rules import KEPT, UNKNOWN
+from vila_data.filter.whatif import PartTable, Settled, Tally, tally
 from vila_data.runs.run import Run
 from vila_data.shard.config import ShardSet, View
 from vila_data.shard.layout import count_shards, member_bytes_of, pair_bound, record_bound

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.fates import Funnel
-from vila_data.filter.config import DocumentRules, ImageRules
+from vila_data.filter.config import DocumentRules, ImageRules, Rules
 from vila_data.filter.whatif import Scope, Tally
-from vila_data.runs.run import PartStage, Run, open_run
+from vila_data.runs.run import Run, open_run
 from vila_data.workflow.lock import LOCK
 from vila_data.workflow.recipe import Recipe
 
@@ -91,11 +91,13 @@ class FilteredRun:
         """What the run's recipe, with settings over it, has at a dotted key of a rule, defaults included; None
         for a key that is none of a rule."""
         recipe = self.asked(settings)
-        section, name = ["", *key.split(".")][-2:]
-        corpus = key.split(".")[2] if key.startswith("filter.per_corpus.") else None
-        rules = recipe.filter if corpus is None else recipe.rules_for(corpus)
-        value = getattr(getattr(rules, section, None), name, None)
-        return list(value) if isinstance(value, tuple) else value
+        way = key.split(".")[1:]
+        value: Any = recipe.filter
+        if len(way) > 1 and way[0] == "per_corpus":
+            value, way = recipe.rules_for(way[1]), way[2:]
+        for step in way:
+            value = getattr(value, step, None)
+        return list(value) if isinstance(value, tuple) else value if way and not isinstance(value, Rules) else None
 
     def corpora(self) -> list[CorpusFates]:
         """The run's corpora in the recipe's order.
@@ -109,7 +111,7 @@ class FilteredRun:
         parts = self.run.parts(name)
         if not parts:
             raise UsageError(f"{self.run.url}: corpus {name!r} is not downloaded: {self.run.finish()}")
-        stages: tuple[PartStage, ...] = ("download", "filter")
+        stages = ("download", "filter")
         funnel = self.run.funnel(name)
         for stage in stages:
             if stage not in funnel:
@@ -118,7 +120,7 @@ class FilteredRun:
                     f"{self.run.url}: corpus {name!r}: {stage} lacks {missing} of {len(parts)} parts: {self.run.finish()}"
                 )
         conversations = self.recipe.corpora[name].makes == "conversation"
-        scope = Scope(parts, self.recipe.score.clip is not None, conversations)
+        scope = Scope(parts, self.recipe.scores(), conversations)
         return CorpusFates(name, scope, funnel)
 
 
@@ -136,6 +138,6 @@ def check_key(setting: str) -> None:
     why = f"{first}: {_WHY_NOT[first]}" if first in _WHY_NOT else f"a recipe has no key {first!r}"
     raise UsageError(
         f"{key}: whatif answers for keys of `filter` alone, since they need no more than the columns that are there "
-        f"({why}); ask filter.images.{{{images}}}, filter.documents.{{{documents}}}, or the same under "
+        f"({why}); ask filter.rules, filter.images.{{{images}}}, filter.documents.{{{documents}}}, or the same under "
         "filter.per_corpus.CORPUS"
     )

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from vila_data.core.errors import UsageError
 from vila_data.filter.config import Rules
-from vila_data.filter.whatif import UNKNOWN, Tally, tally
+from vila_data.filter.rules import UNKNOWN
+from vila_data.filter.whatif import Tally, tally
 from vila_data.filter.whatif_cuts import Measure, NearestToCuts, measure_of
 from vila_data.runs.run import Run
 from vila_data.view.sweep import write_sweep
@@ -197,22 +198,21 @@ def _plans(found: FilteredRun, base: Recipe, steps: Sequence[Recipe]) -> list[_P
 
 def _why_nothing(found: FilteredRun, base: Recipe, steps: Sequence[Recipe], key: str) -> str:
     """Why no corpus is kept otherwise at any value, and what to ask instead."""
-    section, name = key.split(".")[-2:]
+    section, _, name = key.removeprefix("filter.").rpartition(".")
+    rule = key.removeprefix("filter.")
     if key.startswith("filter.per_corpus.") or all(step.filter == base.filter for step in steps):
         value = "value is the one" if len(steps) == 1 else "values are all the one"
         return f"its {value} in force: give others"
     reasons = []
     for corpus in found.corpora():
         own = base.filter.per_corpus.get(corpus.name)
-        if own is not None and name in getattr(own, section, own).model_fields_set:
-            reasons.append(
-                f"{corpus.name}: per_corpus sets its own: sweep filter.per_corpus.{corpus.name}.{section}.{name}"
-            )
+        if own is not None and name in getattr(own, section or "none", own).model_fields_set:
+            reasons.append(f"{corpus.name}: per_corpus sets its own: sweep filter.per_corpus.{corpus.name}.{rule}")
         elif not sum(corpus.funnel["filter"].get("images", {}).values()):
             reasons.append(f"{corpus.name}: has no images")
         else:
             reasons.append(
-                f"{corpus.name}: are conversations, for which it holds only as filter.per_corpus.{corpus.name}.{section}.{name}"
+                f"{corpus.name}: are conversations, for which it holds only as filter.per_corpus.{corpus.name}.{rule}"
             )
     return "; ".join(reasons)
 

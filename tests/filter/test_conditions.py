@@ -1,0 +1,312 @@
+"""`filter.rules`: conditions on columns of download and scorers, in the order in which they are known; what is null keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vila_data.core.layout import Part
+from vila_data.core.schemas import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS, SCORE_IMAGES, score_schema
+from vila_data.core.scores import PartTables, Scores, ScoreTable
+from vila_data.core.store import Store
+from vila_data.filter import duplicates
+from vila_data.filter.config import DocumentRules, FilterConfig, ImageRules, Rules
+from vila_data.filter.part import filter_part, part_digests, rows_worth_scoring
+from vila_data.filter.rules import (
+    UNKNOWN,
+    image_names,
+    image_outcomes,
+    parse_rules,
+    read_columns,
+    record_names,
+    scorers_read,
+    settle,
+)
+from vila_data.filter.whatif import Scope, tally
+
+from .test_whatif import write
+
+SCORES = Scores(
+    (
+        ScoreTable("words", "record", (("count", "number"), ("language", "text"))),
+        ScoreTable("nsfw", "image", (("score", "number"), ("bad", "flag"))),
+        ScoreTable(
+            "clip",
+            "image",
+            (("similarity", "number"), ("assigned_similarity", "number")),
+            joint=frozenset({"assigned_similarity"}),
+            on_demand=True,
+        ),
+    ),
+    "clip",
+)
+"""Cheap ones first."""
+NSFW = score_schema("image", [pa.field("score", pa.float32()), pa.field("bad", pa.bool_())])
+WORDS = score_schema("record", [pa.field("count", pa.int32()), pa.field("language", pa.string())])
+
+Image = dict[str, Any]
+"""ok, width, score (of nsfw), similarity, fresh, number, and by scorer whether it is scored."""
+
+
+def image(**values: Any) -> Image:
+    made = {"ok": True, "width": 100, "score": 0.1, "similarity": 0.5, "fresh": 0.5, "number": 0}
+    return made | {"nsfw": True, "clip": True} | values
+
+
+def tables(documents: Sequence[dict[str, Any]]) -> dict[str, pa.Table]:
+    """The tables of a part; a document has images, words, language, and whether `words` has scored it."""
+    rows = [(row, index, one) for row, made in enumerate(documents) for index, one in enumerate(made["images"])]
+    heads = [{"row": row, "record_id": f"r{row}", "image_index": index} for row, index, _ in rows]
+    images, nsfw, clip = [], [], []
+    for head, (_, _, one) in zip(heads, rows, strict=True):
+        there = {"sha256": f"{one['number']:064x}", "original_width": one["width"], "original_height": 100}
+        images.append(head | {"url": "u", "status": "ok" if one["ok"] else "failed", "matched_text_index": 0})
+        images[-1] |= there | {"width": one["width"], "height": 100} if one["ok"] else {"error": "dns"}
+        scored = one["ok"] and one["nsfw"]
+        nsfw.append(head | {"scored": scored, "score": one["score"] if scored else None})
+        nsfw[-1]["bad"] = None if nsfw[-1]["score"] is None else one["score"] > 0.5
+        scored = one["ok"] and one["clip"]
+        known = {"similarity": one["similarity"], "assigned_text_index": 0, "assigned_similarity": one["fresh"]}
+        clip.append(head | {"scored": scored, "matched_text_index": 0} | (known if scored else {}))
+    records, words = [], []
+    for row, made in enumerate(documents):
+        head = {"row": row, "record_id": f"r{row}"}
+        sizes = {"n_images": len(made["images"]), "n_texts": 1, "text_chars": 10 * made["words"], "json_bytes": 9}
+        records.append(head | {"status": "ok"} | sizes)
+        scored = made.get("scored", True)
+        found = {"count": made["words"], "language": made.get("language")} if scored else {}
+        words.append(head | {"scored": scored} | found)
+    return {
+        "images": pa.Table.from_pylist(images, DOWNLOAD_IMAGES),
+        "records": pa.Table.from_pylist(records, DOWNLOAD_RECORDS),
+        "nsfw": pa.Table.from_pylist(nsfw, NSFW),
+        "clip": pa.Table.from_pylist(clip, SCORE_IMAGES),
+        "words": pa.Table.from_pylist(words, WORDS),
+    }
+
+
+def judged(
+    documents: Sequence[dict[str, Any]], rules: Rules, scores: Scores = SCORES
+) -> tuple[list[str], list[str], dict[str, int]]:
+    made = tables(documents)
+    read = {name: made[name] for name in scorers_read(rules, scores)}
+    columns = read_columns(PartTables(made["images"], made["records"], read), rules, scores)
+    nulls: dict[str, int] = {}
+    images = image_outcomes(columns, rules, scores, nulls=nulls)
+    records = settle(columns, images, rules, scores, nulls)
+    return [image_names(rules)[code] for code in images], [record_names(rules)[code] for code in records], nulls
+
+
+def of(*images: Image, words: int = 5, **more: Any) -> dict[str, Any]:
+    return {"images": list(images), "words": words, **more}
+
+
+def test_the_text_is_the_reason_and_the_order_is_that_of_cost() -> None:
+    rules = Rules(rules=("clip.similarity > 0.3", "nsfw.score < 0.2", "width >= 50"))
+    bad, dark, small = image(similarity=0.1), image(score=0.9, similarity=0.1), image(width=10, score=0.9)
+    found, records, nulls = judged([of(image(), bad, dark, small, image(ok=False))], rules)
+    assert found[1:4] == ["clip.similarity > 0.3", "nsfw.score < 0.2", "width >= 50"]
+    assert (found[4], records, nulls) == ("failed", ["missing_image"], {})
+    rules = rules.model_copy(update={"images": ImageRules(min_similarity=0.3, min_side_px=5)})
+    assert judged([of(bad, dark)], rules)[0] == ["min_similarity", "nsfw.score < 0.2"]
+
+
+def test_a_rule_on_records_drops_the_record() -> None:
+    rules = Rules(rules=("words.count > 3 and text_chars < 100", 'words.language == "en" or n_images > 1'))
+    made = [of(image(), language="en"), of(image(), words=2), of(image(), image(), language="de"), of(image())]
+    found, records, nulls = judged(made, rules)
+    assert records == ["kept", rules.rules[0], "kept", "kept"]
+    assert found == ["kept", "record_dropped", "kept", "kept", "kept"]
+    assert nulls == {rules.rules[1]: 1}  # the last has no language
+    assert judged([of(image(), words=2, language="en")], Rules(rules=("width > n_images or words.count > 3",)))[0] == [
+        "kept"
+    ]
+
+
+def test_what_is_null_keeps_and_is_counted() -> None:
+    rules = Rules(rules=("nsfw.score < 0.2 or width > 500", "nsfw.bad == false"))
+    made = [of(image(score=None), image(score=None, width=600), image(score=0.7, width=600))]
+    found, _, nulls = judged(made, rules)
+    assert found == ["kept", "kept", "nsfw.bad == false"]
+    assert nulls == {rules.rules[0]: 1, rules.rules[1]: 2}
+
+
+def test_float32_columns_are_compared_as_such() -> None:
+    for text, kept in (("nsfw.score <= 0.1", True), ("nsfw.score < 0.1", False), ("nsfw.score == 0.1", True)):
+        assert (judged([of(image(score=0.1))], Rules(rules=(text,)))[0] == ["kept"]) == kept
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("nsfw.scor < 0.2", "no column 'nsfw.scor'; nearest: nsfw.score"),
+        ("widht > 3", "no column 'widht'; nearest: width"),
+        ("nsfw.score < 'a'", "is a text; expected a number"),
+        ("nsfw.bad > false", "compared by == or !="),
+        ("nsfw.bad", "is not a condition"),
+        ("url > ", "is not an expression"),
+        ("1 < 2", "names no column"),
+    ],
+)
+def test_what_is_no_rule(text: str, problem: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse_rules(("width > 1", text), SCORES)
+    assert caught.value.args[0] == 1 and problem in caught.value.args[1]
+
+
+def test_a_corpus_has_its_own_rules_or_the_common_ones() -> None:
+    config = FilterConfig(rules=(" nsfw.bad == false ",), per_corpus={"a": Rules(rules=()), "b": Rules()})
+    assert config.rules_for("a").rules == ()
+    assert config.rules_for("b").rules == config.rules_for("c", conversations=True).rules == ("nsfw.bad == false",)
+
+
+numbers = st.integers(0, 10).map(lambda n: n / 10)
+images = st.builds(
+    image,
+    ok=st.integers(0, 5).map(bool),
+    width=st.sampled_from([40, 100, 300]),
+    score=st.none() | numbers,
+    similarity=numbers,
+    fresh=numbers,
+    number=st.integers(0, 6),
+    nsfw=st.integers(0, 2).map(bool),
+    clip=st.integers(0, 2).map(bool),
+)
+documents = st.builds(
+    lambda made, words, language, scored: of(*made, words=words, language=language, scored=scored),
+    st.lists(images, max_size=4),
+    st.integers(0, 4),
+    st.sampled_from(["en", "de", None]),
+    st.integers(0, 2).map(bool),
+)
+corpora = st.lists(st.lists(documents, min_size=1, max_size=5), min_size=1, max_size=3)
+texts = st.sampled_from(
+    [
+        "width > 50",
+        "nsfw.score < 0.5",
+        "nsfw.bad == false and width < 200",
+        "clip.similarity >= 0.4 or nsfw.score < 0.2",
+        "clip.assigned_similarity > 0.3",
+        "words.count > 1",
+        "words.language == 'en' or n_images > 2",
+        "words.count > 2 or nsfw.score <= 0.5",
+        "text_chars < 35",
+    ]
+)
+rule_sets = st.builds(
+    Rules,
+    rules=st.lists(texts, max_size=3, unique=True).map(tuple),
+    images=st.builds(
+        ImageRules,
+        min_similarity=st.none() | numbers,
+        min_side_px=st.none() | st.just(60),
+        exact_duplicates=st.sampled_from(["keep", "drop"]),
+    ),
+    documents=st.builds(
+        DocumentRules,
+        min_images=st.integers(0, 2),
+        max_images=st.none() | st.integers(1, 3),
+        on_missing_image=st.sampled_from(["drop_document", "drop_image"]),
+        on_dropped_image=st.sampled_from(["drop_document", "drop_image"]),
+        reassign=st.booleans(),
+    ),
+)
+
+
+def write_all(store: Store, made: Sequence[Sequence[dict[str, Any]]]) -> list[Part]:
+    parts = []
+    for index, of_part in enumerate(made):
+        part = Part("docs", index, "m", "m", 0, len(of_part), len(of_part), "in")
+        found = tables(of_part)
+        write(store, part.images_table(), found.pop("images"))
+        write(store, part.records_table(), found.pop("records"))
+        for name, table in found.items():
+            write(store, part.scores_table(name), table)
+        parts.append(part)
+    return parts
+
+
+def filtered(store: Store, parts: Sequence[Part], rules: Rules) -> list[dict[str, int]]:
+    copies: list[Any] = [None] * len(parts)
+    if rules.images.exact_duplicates == "drop":
+        copies = list(duplicates.later_copies([part_digests(store, part, rules, SCORES) for part in parts]))
+    total: list[dict[str, int]] = [{}, {}]
+    for part, of_part in zip(parts, copies, strict=True):
+        receipt = filter_part(store, part, rules, SCORES, of_part, "test")
+        for counts, unit in zip(total, ("images", "records"), strict=True):
+            for fate, count in receipt.counts[unit].items():
+                counts[fate] = counts.get(fate, 0) + count
+    return total
+
+
+def scored_by_a_run(
+    store: Store, parts: Sequence[Part], made: Sequence[Sequence[dict[str, Any]]], rules: Rules, seed: int
+) -> int:
+    """What the score stage would do first, scorer by scorer; how many images and records it scores of which the rules read the scores."""
+    random, newly = np.random.default_rng(seed), set()
+    for part, of_part in zip(parts, made, strict=True):
+        images = [one for document in of_part for one in document["images"]]
+        for name, items in (("words", list(of_part)), ("nsfw", images), ("clip", images)):
+            needed = rows_worth_scoring(store, part, rules, SCORES, name)
+            key = "scored" if name == "words" else name
+            fresh = [
+                number for number, (item, want) in enumerate(zip(items, needed, strict=True)) if want and not item[key]
+            ]
+            for number in fresh:
+                items[number][key] = True
+            if name in scorers_read(rules, SCORES):
+                newly |= {id(items[number]) for number in fresh}
+            if name == "clip":
+                touched = {id(items[number]) for number in fresh}
+                for document in of_part:
+                    if any(id(one) in touched for one in document["images"]):
+                        for one in document["images"]:
+                            one["fresh"] = int(random.integers(0, 11)) / 10
+            write(store, part.scores_table(name), tables(of_part)[name])
+    return len(newly)
+
+
+@settings(max_examples=60, deadline=None)
+@given(corpora, rule_sets, st.integers(0, 2**32 - 1))
+def test_what_is_unknown_covers_whatever_the_scores_turn_out_to_be(made: Any, rules: Rules, seed: int) -> None:
+    store = Store("memory://conditions")
+    made = [[{**one, "images": [dict(image) for image in one["images"]]} for one in part] for part in made]
+    parts = write_all(store, made)
+    counted = tally(store, Scope(parts, SCORES), [rules])[0]
+    newly = scored_by_a_run(store, parts, made, rules, seed)
+    assert counted.unscored >= newly
+    for counts, real in zip((counted.images, counted.records), filtered(store, parts, rules), strict=True):
+        unknown = counts.get(UNKNOWN, 0)
+        assert sum(counts.values()) == sum(real.values())
+        for fate in {*counts, *real} - {UNKNOWN}:
+            assert counts.get(fate, 0) <= real.get(fate, 0) <= counts.get(fate, 0) + unknown, fate
+    again = tally(store, Scope(parts, SCORES), [rules])[0]
+    assert [again.images, again.records] == filtered(store, parts, rules) and again.unscored == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(corpora, rule_sets)
+def test_what_is_not_worth_scoring_would_never_be_kept(made: Any, rules: Rules) -> None:
+    """Scoring all gives the fates kept of scoring what is worth it."""
+    store = Store("memory://worth")
+    made = [
+        [{**one, "scored": True, "images": [i | {"nsfw": True, "clip": True} for i in one["images"]]} for one in p]
+        for p in made
+    ]
+    parts = write_all(store, made)
+    everything = filtered(store, parts, rules)
+    for part, of_part in zip(parts, made, strict=True):
+        images = [one for document in of_part for one in document["images"]]
+        for name, items in (("words", list(of_part)), ("nsfw", images), ("clip", images)):
+            worth = rows_worth_scoring(store, part, rules, SCORES, name)
+            for item, want in zip(items, worth.tolist(), strict=True):
+                item["scored" if name == "words" else name] = want
+            write(store, part.scores_table(name), tables(of_part)[name])
+    for few, all_ in zip(filtered(store, parts, rules), everything, strict=True):
+        assert few.get("kept", 0) == all_.get("kept", 0)
