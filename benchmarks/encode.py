@@ -5,8 +5,10 @@
     python benchmarks/encode.py --shared DIR --json benchmarks/results/encode.json
                                                                      real texts, Mistral's tokenizer
 
-"alone" is `Tokenizer.encode_batch` of the chunks of text that the encoder tokenises, in the same batches, with the
-ids taken; "alone, without offsets" is `encode_batch_fast`, which can tell no answer from its question. "encoder" goes
+"alone" is `Tokenizer.encode_batch` of the chunks of text that the encoder tokenizes, in the same batches, with the
+ids taken; that the ids are the encoder's own is asserted. "alone, without offsets" is `encode_batch_fast`, which can
+tell no answer from its question. "chat" is the short conversations as a chat template writes them: Qwen3's with
+--shared, else the tokenizer's own, if it has one. "encoder" goes
 from decoded samples to ids and trained places; "stage" is encode_shard, from a tar to a token file and its
 receipt. All four in turn, in one process on one core, each time with a tokenizer that has seen no text yet (it keeps
 words that it has met), medians of the repetitions. Tokens are those of the texts, seconds those of the processor, so
@@ -44,6 +46,7 @@ from vila_data.core.records import ImageRef, Record
 from vila_data.core.samples import KeptImage, SampleContent, View, decode_sample, encode_sample
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import TarWriter
+from vila_data.encode.chat_answers import Unwritable
 from vila_data.encode.config import PackConfig
 from vila_data.encode.fit import as_encoded, draft_of, encode_samples
 from vila_data.encode.part import EncodeJob, encode_shard
@@ -59,11 +62,15 @@ Value = dict[str, Any]
 
 @dataclass(frozen=True)
 class Stream:
-    """Samples as JSON and decoded, and the chunks of their texts by batches of BATCH samples."""
+    """Samples as JSON and decoded, and the chunks of their texts by batches of BATCH samples.
+
+    given: the same chunks, with the space that the tokenizer is given in front of a sequence's first text.
+    """
 
     values: list[Value]
     contents: list[SampleContent]
     chunks: list[list[str]]
+    given: list[list[str]]
 
 
 def sample_json(view: View, record: Record, places: Sequence[int]) -> Value:
@@ -127,6 +134,18 @@ def from_shared(shared: Path) -> dict[str, list[Value]]:
     }
 
 
+def chat_tokenizer(folder: Path) -> str:
+    """Mistral's tokenizer with Qwen3's chat template, out of the trl wheel, and its special tokens."""
+    from tests.encode.chat_templates import published
+    from tests.realdata import mistral
+
+    with_tokens = Tokenizer.from_str(json.dumps(read_tokenizer_files(mistral.write_folder(folder)).rules))
+    with_tokens.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    with_tokens.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(published()["qwen3"])
+    return str(folder)
+
+
 def made_tokenizer(texts: list[str], folder: Path) -> str:
     """A byte-level BPE of 8,000 pieces, trained on the texts."""
     learnt = Tokenizer(models.BPE())
@@ -142,11 +161,19 @@ def made_tokenizer(texts: list[str], folder: Path) -> str:
 
 def stream_of(values: list[Value], config: PackConfig, tokenizer: TextTokenizer) -> Stream:
     contents = [decode_sample(json.dumps(value).encode(), "benchmark") for value in values]
-    chunks = []
-    for first in range(0, len(values), BATCH):
-        drafts = [draft_of(as_encoded(one), config, tokenizer) for one in contents[first : first + BATCH]]
-        chunks.append([chunk.text for draft in drafts for chunk in draft.chunks if chunk.text])
-    return Stream(values, contents, chunks)
+
+    def texts_of(one: SampleContent) -> list[str]:
+        try:
+            draft = draft_of(as_encoded(one), config, tokenizer)
+        except Unwritable:
+            return []
+        return [chunk.text for chunk in draft.chunks if chunk.text]
+
+    front = " " if read_tokenizer_files(config.tokenizer).prefix == "first" else ""
+    batches = [contents[first : first + BATCH] for first in range(0, len(values), BATCH)]
+    chunks = [[text for one in batch for text in texts_of(one)] for batch in batches]
+    given = [[text if tokenizer.special_at(text, 0) else front + text for text in texts] for texts in chunks]
+    return Stream(values, contents, chunks, given)
 
 
 def write_shard(store: Store, name: str, values: list[Value]) -> None:
@@ -184,16 +211,30 @@ def fresh(name: str) -> TextTokenizer:
 
 def alone(name: str, method: str, stream: Stream) -> Callable[[], int]:
     """Work of `tokenizers` alone; ids in all."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(name).backend_tokenizer
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    encode = getattr(tokenizer, method)
+    encode = getattr(bare(name), method)
 
     def work() -> int:
-        batches = (encode(texts, add_special_tokens=False) for texts in stream.chunks)
+        batches = (encode(texts, add_special_tokens=False) for texts in stream.given)
         return sum(len(encoding.ids) for batch in batches for encoding in batch)
 
     return work
+
+
+def bare(name: str) -> Tokenizer:
+    """The tokenizer of a directory, by the rules that encoding reads there.
+
+    transformers reads others, which give some texts other ids.
+    """
+    rules = read_tokenizer_files(name).rules
+    return Tokenizer.from_str(json.dumps(rules | dict.fromkeys(("padding", "truncation", "post_processor"))))
+
+
+def assert_same_ids(name: str, stream: Stream) -> None:
+    """Assert that `tokenizers` alone gives the ids that the encoder's tokenizer gives."""
+    ours, alone = fresh(name), bare(name)
+    for texts, given in zip(stream.chunks, stream.given, strict=True):
+        found = [encoding.ids for encoding in alone.encode_batch_fast(given, add_special_tokens=False)]
+        assert found == ours.encode_ids(texts), "alone must do the encoder's work"
 
 
 def measure(stream: Stream, config: PackConfig, repeats: int) -> dict[str, Any]:
@@ -217,6 +258,7 @@ def measure(stream: Stream, config: PackConfig, repeats: int) -> dict[str, Any]:
             "encoder": encoder,
             "stage": stage,
         }
+        assert_same_ids(config.tokenizer, stream)
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         tokens, counts = ways["alone"]()(), ways["stage"]()()
         for _ in range(repeats):
@@ -260,13 +302,19 @@ def main() -> int:
             if options.tokenizer is None and mistral.model_file() is None:
                 sys.exit(f"benchmarks/encode.py: no tokenizer: name one by --tokenizer, or {mistral.NEEDS}")
             name = options.tokenizer or mistral.write_folder(Path(folder) / "mistral-v1")
+            chat = options.tokenizer or chat_tokenizer(Path(folder) / "mistral-v1-qwen3")
         else:
             files = [line for path in options.texts or () for line in path.read_text().splitlines() if line.strip()]
             lines = files or made_texts(60_000)
             streams, texts = from_texts(lines), "lines of files" if files else "made"
             name = options.tokenizer or made_tokenizer(lines, Path(folder) / "trained-here")
+            chat = name
         config = PackConfig(tokenizer=name, sequence_length=4096, tokens_per_image=576, max_images_per_document=6)
         tokenizer = load_tokenizer(name)
+        configs = dict.fromkeys(streams, config)
+        if load_tokenizer(chat).templates:
+            configs["chat"] = config.model_copy(update={"tokenizer": chat, "template": "chat"})
+            streams["chat"] = streams.get("short conversations", streams["conversations"])
         conditions = {
             "texts": texts,
             "tokenizer": f"{Path(name).name}, {tokenizer.vocabulary_size} pieces",
@@ -282,8 +330,10 @@ def main() -> int:
             "transformers": transformers.__version__,
         }
         results = {
-            stream: measure(stream_of(values, config, tokenizer), config, options.repeats)
-            for stream, values in streams.items()
+            stream: measure(
+                stream_of(streams[stream], config, load_tokenizer(config.tokenizer)), config, options.repeats
+            )
+            for stream, config in configs.items()
         }
     print(json.dumps({"conditions": conditions, **results}, indent=1))
     if options.json:

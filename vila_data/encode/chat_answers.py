@@ -199,7 +199,7 @@ class Answers:
     def _after_header(self, text: str, start: int, first: int, stop: int) -> int | None:
         """Where an answer begins in its turn: behind what a generation prompt would have given."""
         header = self._header
-        same = 0
+        same = len(header) if text.startswith(header, start, stop) else 0
         while same < len(header) and start + same < stop and text[start + same] == header[same]:
             same += 1
         if same == len(header) or start + same >= first:

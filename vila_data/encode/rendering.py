@@ -23,6 +23,7 @@ from typing import Any, Final
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
+from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from vila_data.encode.traced import Run, Traced, join, joined, origins_in
@@ -73,11 +74,16 @@ class _Watch:
 
 
 _watching: ContextVar[_Watch] = ContextVar("watch")
+_ENTER, _LEAVE = "enter a pass", "leave a loop"
+"""Names of filters that no template can spell; a filter is called without the sandbox's checks."""
+_OF_DICTS: Final = frozenset(dir(dict))
+_PLAIN: Final = frozenset((bool, int, str, Traced))
 NAMES: Final = frozenset(("role", "type", "name", "id", "tool_call_id"))
 """Keys whose texts are names: a template may repeat them in another message's turn."""
 
 
-def _enter(target: Any, loop: int) -> str:
+@jinja2.pass_context
+def _enter(context: object, target: Any, loop: int) -> str:
     """Note that a pass of a loop begins; the pass before it, if any, ends here."""
     watch = _watching.get()
     if watch.open and watch.open[-1][1] == loop:
@@ -87,7 +93,8 @@ def _enter(target: Any, loop: int) -> str:
     return ""
 
 
-def _leave(loop: int) -> str:
+@jinja2.pass_context  # a filter of the context is not computed when the template is compiled
+def _leave(context: object, loop: int) -> str:
     """Note that a loop has ended."""
     watch = _watching.get()
     while watch.open and watch.open[-1][1] >= loop:
@@ -120,19 +127,14 @@ class _Loops(Extension):
                     changed.append(node)
                     if isinstance(node, nodes.For) and isinstance(node.target, nodes.Name):
                         number += 1
+                        loop = nodes.Const(number)
                         target = nodes.Name(node.target.name, "load")
-                        node.body.insert(0, self._note("_entered", [target, nodes.Const(number)], node.lineno))
-                        changed.append(self._note("_left", [nodes.Const(number)], node.lineno))
+                        node.body.insert(0, self._note(_ENTER, target, [loop], node.lineno))
+                        changed.append(self._note(_LEAVE, loop, [], node.lineno))
                 body[:] = changed
 
-    def _note(self, method: str, arguments: list[nodes.Expr], line: int) -> nodes.Node:
-        return nodes.ExprStmt(self.call_method(method, arguments)).set_lineno(line)
-
-    def _entered(self, target: Any, loop: int) -> str:
-        return _enter(target, loop)
-
-    def _left(self, loop: int) -> str:
-        return _leave(loop)
+    def _note(self, name: str, value: nodes.Expr, arguments: list[nodes.Expr], line: int) -> nodes.Node:
+        return nodes.ExprStmt(nodes.Filter(value, name, arguments, [], None, None)).set_lineno(line)
 
 
 class _Generation(Extension):
@@ -161,6 +163,17 @@ class _Namespace(jinja2.utils.Namespace):
 
 class _Environment(ImmutableSandboxedEnvironment):
     concat = staticmethod(joined)
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """As in the sandbox; without its checks where a key, or a plain value of a loop or namespace, passes them."""
+        kind = type(obj)
+        if kind is dict and attribute not in _OF_DICTS:
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        if (kind is LoopContext or kind is _Namespace) and not attribute.startswith("_"):
+            value = getattr(obj, attribute, None)
+            if type(value) in _PLAIN:
+                return value
+        return super().getattr(obj, attribute)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         template = super()._parse(source, name, filename)
@@ -209,6 +222,7 @@ def _environment() -> _Environment:
     environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Loops, _Generation, loopcontrols])
     environment.filters |= {name: _tracing(filtering) for name, filtering in environment.filters.items()}
     environment.filters |= {"tojson": _tojson, "join": _do_join, "replace": _do_replace, "string": str}
+    environment.filters |= {_ENTER: _enter, _LEAVE: _leave}
     environment.globals |= {
         "raise_exception": _raise_exception,
         "dict": dict,

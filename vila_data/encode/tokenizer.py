@@ -62,10 +62,13 @@ class Encoded:
 
     def _tokens_by_character(self, at: int, end: int) -> tuple[int, int] | None:
         find = self._encoding.char_to_token
-        first = next((token for char in range(at, end) if (token := find(char)) is not None), None)
+        first, last = find(at), find(end - 1)
+        if first is None:  # no token holds some characters, such as spaces that a tokenizer drops
+            first = next((token for char in range(at, end) if (token := find(char)) is not None), None)
         if first is None:
             return None
-        last = next(token for char in range(end - 1, at - 1, -1) if (token := find(char)) is not None)
+        if last is None:
+            last = next(token for char in range(end - 1, at - 1, -1) if (token := find(char)) is not None)
         count = len(self._encoding)
         while last + 1 < count:  # one character may take several tokens
             chars = self._encoding.token_to_chars(last + 1)
