@@ -229,7 +229,7 @@ def test_what_makes_no_sense_is_refused(made_folder: Path, tmp_path: Path) -> No
     for wrong in ({"num_workers": -1}, {"prefetch_mb": -1}, {"epoch": -1}, {"batch_size": 0}):
         with pytest.raises(UsageError, match=f"{next(iter(wrong))}"):
             opened(made_folder, **wrong)
-    with pytest.raises(UsageError, match="both rank and world_size"):
+    with pytest.raises(UsageError, match="rank and world_size must be given together"):
         opened(made_folder, world_size=None)
     with pytest.raises(UsageError, match="no token files of tokenizer"):
         opened(made_folder, recipe_of(tmp_path / "recipe.yaml", pack={"tokens_per_image": 17}))
