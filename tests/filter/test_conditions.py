@@ -293,7 +293,8 @@ def test_what_is_unknown_covers_whatever_the_scores_turn_out_to_be(made: Any, ru
 @settings(max_examples=40, deadline=None)
 @given(corpora, rule_sets)
 def test_what_is_not_worth_scoring_would_never_be_kept(made: Any, rules: Rules) -> None:
-    """Scoring all gives the fates kept of scoring what is worth it."""
+    """Scoring all keeps as much as scoring what is worth it (but for copies, whose first may be one that is not worth it)."""
+    rules = rules.model_copy(update={"images": rules.images.model_copy(update={"exact_duplicates": "keep"})})
     store = Store("memory://worth")
     made = [
         [{**one, "scored": True, "images": [i | {"nsfw": True, "clip": True} for i in one["images"]]} for one in p]
