@@ -170,6 +170,8 @@ def write(to: str, view: View, sample: dict[str, Any], images: Sequence[bytes], 
     ]  # fmt: skip
     source = {"corpus": "talk", "record_id": "r", "url": None}
     value = {"sample_id": "small-0", "system": None, "image_info": infos, "source": source, "schema": 1, **sample}
+    if view == "conversations":
+        value["images"] = [f"small-0.{n}.jpg" for n in range(len(images))]
     members = {"json": json.dumps(value).encode()} | {f"{n}.jpg": image for n, image in enumerate(images)}
     content = read_content(Sample("small-0", "small-000000.tar", members), view)
     made, part = open_format(to, view), Part("small", 0, 1, 0, 1)
@@ -226,7 +228,7 @@ def test_conversations_of_any_first_and_last_turn_and_with_messages(
     said = turns(*((role, f"turn {number}") for number, role in enumerate(roles)))
     said[-1]["value"] += " <image>"
     said[0]["value"] += " <image>"
-    chat = {"messages": [{"role": "user", "content": [{"type": "image"}]}], "tools": [{"type": "function"}]}
+    chat = {"messages": [{"role": "user", "content": [{"type": "image"}] * 2}], "tools": [{"type": "function"}]}
     images = [jpeg(number) for number in range(2)]
     tally = write(to, "conversations", {"conversations": said, **chat}, images, tmp_path)
     assert (tally.exported, tally.images) == (1, 2)

@@ -180,7 +180,7 @@ class _TokenFile:
         batch.validate()
         self._rows: int = batch.num_rows
         self._key, self._record_id = (_Strings(batch.column(name)) for name in ("key", "record_id"))
-        self._lists = [_Lists(batch.column(name), kind) for name, kind in _LISTS.items()]
+        self._lists = [_list_column(batch.column(name), kind) for name, kind in _LISTS.items()]
         self._tokens = _integers(batch.column("tokens").buffers()[1])
         self._row_crc32c = _integers(batch.column("row_crc32c").buffers()[1], np.uint32)
 
@@ -189,12 +189,17 @@ class _TokenFile:
         if not 0 <= row < self._rows:
             raise IndexError(f"there are {self._rows} rows")
         key, record_id, tokens = self._key.row(row), self._record_id.row(row), self._tokens[row]
-        lists = [column.row(row) for column in self._lists]
+        lists = []
+        for ends, values, count in self._lists:
+            first, last = ends[row], ends[row + 1]
+            if not 0 <= first <= last <= count:
+                raise ValueError(f"a list from {first} to {last} of {count} values")
+            lists.append(values[first:last])
         if row_crc32c(key, record_id, tokens, *lists) != self._row_crc32c[row]:
             raise ValueError("its bytes have changed: they have another checksum")
         ids, trained, images, offsets, sizes, checksums, widths, heights = lists
         marks: list[int] = (ids == IMAGE_ID).nonzero()[0].tolist()
-        if any(len(values) != len(marks) for values in lists[2:]):
+        if {*map(len, lists[2:])} != {len(marks)}:
             raise ValueError("the columns of images and the marks in ids are not equally many")
         places = trained.tolist()
         if places and (places[0] < 0 or places[-1] > len(ids) or places != sorted(places)):
@@ -228,19 +233,11 @@ def _integers(buffer: pa.Buffer | None, kind: type[np.integer] = np.int32) -> me
     return np.frombuffer(buffer, kind).data
 
 
-class _Lists:
-    """A column of lists of integers."""
-
-    def __init__(self, column: pa.ListArray, kind: type[np.integer]) -> None:
-        _, ends, _, values = column.buffers()
-        self._ends = _integers(ends)
-        self._values = np.frombuffer(values, kind) if values is not None else np.zeros(0, kind)
-
-    def row(self, row: int) -> NDArray[Any]:
-        first, last = self._ends[row], self._ends[row + 1]
-        if not 0 <= first <= last <= len(self._values):
-            raise ValueError(f"a list from {first} to {last} of {len(self._values)} values")
-        return self._values[first:last]
+def _list_column(column: pa.ListArray, kind: type[np.integer]) -> tuple[memoryview, NDArray[Any], int]:
+    """A column of lists of integers: where each row ends, the values, and how many there are."""
+    _, ends, _, buffer = column.buffers()
+    values = np.frombuffer(buffer, kind) if buffer is not None else np.zeros(0, kind)
+    return _integers(ends), values, len(values)
 
 
 class _Strings:
