@@ -161,6 +161,7 @@ def image_columns(
         "original_bytes": pa.array(size * 4, mask=lost),
         "phash": pa.array([value[:16] for value in hexes], mask=lost),
         "offset": pa.array(np.cumsum(size), mask=lost),
+        "detail": pa.nulls(n, pa.string()),
     }
 
 

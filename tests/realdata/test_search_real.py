@@ -12,7 +12,6 @@ import pytest
 
 import vila_data as vd
 from vila_data.score.clip import ClipConfig, load_clip
-from vila_data.workflow import searching
 from vila_data.workflow.searching import Question, search
 
 pytestmark = pytest.mark.realdata
@@ -43,7 +42,7 @@ def test_captions_find_their_photographs(
     for stage in ("download", "score", "filter"):
         vd.run(recipe, tmp_path / "run", runner="local", only=stage)
     clip = load_clip(ClipConfig(backend="onnx", model=str(shared / "liteclip")))
-    monkeypatch.setattr(searching, "load_clip", lambda _: clip)
+    monkeypatch.setattr(ClipConfig, "open", lambda _: clip)
     names = list(captions)
     places = []
     for name, said in captions.items():

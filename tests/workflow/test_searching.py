@@ -71,7 +71,7 @@ def rows(run: Path, corpus: str) -> list[dict[str, Any]]:
 
 def test_captions_find_their_pictures(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = load_clip(ClipConfig(backend="onnx", model=str(SAMPLE / "clip")))
-    monkeypatch.setattr(searching, "load_clip", lambda _: clip)
+    monkeypatch.setattr(ClipConfig, "open", lambda _: clip)
     kept = [row for row in rows(run, "pairs") if row["fate"] == "kept"][::3]
     places = []
     for row in kept:

@@ -139,10 +139,9 @@ class _Actors:
 
     def __init__(self, step: Step, work: Any, shared: _Actors | None) -> None:
         self.step, self._work = step, work
-        self._actors: list[Any]
-        self._calls: dict[Any, int]
+        self._actors: list[Any] = [] if shared is None else shared._actors
+        self._calls: dict[Any, int] = {} if shared is None else shared._calls
         if shared is not None:
-            self._actors, self._calls = shared._actors, shared._calls
             return
         gpus = _cluster("GPU")
         count = step.resources.max_tasks or int(gpus / step.resources.num_gpus)
@@ -151,7 +150,7 @@ class _Actors:
         remote: Any = ray.remote(_Caller).options(
             max_restarts=-1, max_task_retries=_RETRIES, **_options(step.resources)
         )
-        self._actors, self._calls = [remote.remote() for _ in range(count)], {}
+        self._actors += [remote.remote() for _ in range(count)]
 
     def submit(self, job: Any, results: list[Any]) -> Any:
         busy = Counts(self._calls.values())
