@@ -78,12 +78,13 @@ def document(texts: Sequence[str], images: Sequence[int]) -> Value:
     for place, text in enumerate(texts):
         rows += [None] * images.count(place) + [text]
     infos = [{"matched_text_index": at, "image_index": i, "similarity": 0.3} for i, at in enumerate(sorted(images))]
-    return {"texts": rows, "image_info": infos}
+    images_of_rows = ["image" if row is None else None for row in rows]
+    return {"texts": rows, "images": images_of_rows, "image_info": infos}
 
 
 def talk(question: str, answer: str) -> Value:
     turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-    return {"conversations": turns, "system": None}
+    return {"conversations": turns, "images": [], "system": None}
 
 
 def pair(caption: str) -> Value:
