@@ -167,6 +167,7 @@ def test_a_text_is_all_there(made: Made, kind: str, value: dict[str, Any]) -> No
     sequence = encoded(value, config_of(), tokenizer)
     assume(sequence.fate == OK)
     texts = [value["caption"]] if "caption" in value else [text for text in value["texts"] if text is not None]
+    assume(bare("".join(texts)) == "".join(map(bare, texts)))  # "<imag", "e>" spell a mark only when joined here
     said = decode([token for token in sequence.ids[1:-1] if token != IMAGE_ID], tokenizer)
     assert bare(said) == bare("".join(texts).replace("<image>", "<IMAGE>"))
 
