@@ -13,11 +13,13 @@ from tests.conftest import REPO
 from vila_data.core import schemas
 from vila_data.core.fates import IMAGE_ERRORS, RECORD_REASONS
 from vila_data.core.records import CHAT_KEYS
+from vila_data.core.samples import SAMPLE_SCHEMA
 from vila_data.encode.sequence import FATES as TOKEN_FATES
 from vila_data.encode.token_set import TokenManifest
 from vila_data.filter.rules import OUTCOMES, RECORD_OUTCOMES
 from vila_data.score.embeddings import METADATA
 from vila_data.shard.manifest import ShardFacts
+from vila_data.workflow.lock import FORM
 
 PAGE = (REPO / "shards" / "FORMAT.md").read_text(encoding="utf-8")
 SAID = " ".join(PAGE.split())
@@ -105,11 +107,16 @@ def test_json_files_have_the_keys_that_are_named(home: Path) -> None:
         assert f"`{key}`" in PAGE.split("# Token files", 1)[1], key
 
 
+def test_versions() -> None:
+    assert f"`schema` in manifests is {schemas.SCHEMA_VERSION}, `schema` in samples is {SAMPLE_SCHEMA}, " in SAID
+    assert f"`form` in `recipe.lock.yaml` is {FORM}. " in SAID
+
+
 def test_examples_are_samples_of_the_schema() -> None:
     examples = [json.loads(text) for text in re.findall(r"```json\n(.*?)```", PAGE, re.S)]
     assert [list(example) for example in examples if "schema" not in example] == [list(CHAT_KEYS)]
     samples = [example for example in examples if "schema" in example]
     assert len(samples) == 2
     for example in samples:
-        assert example["schema"] == schemas.SCHEMA_VERSION
+        assert example["schema"] == SAMPLE_SCHEMA
         assert len(example.get("texts", [])) in (0, len(example["images"]))

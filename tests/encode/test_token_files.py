@@ -519,6 +519,16 @@ def test_a_shard_whose_json_is_broken(copied: Encoded, change: Any, sign: bool) 
         encode_shard(store, job, CONFIG, copied.tokenizer)
 
 
+def test_an_index_without_the_size_of_an_image(copied: Encoded) -> None:
+    store, stem = copied.run.store, shard_stem("docs", 0)
+    rows = pq.read_table(store.location(f"{stem}.parquet")).to_pylist()
+    next(row for row in rows if row["widths"])["widths"].pop()
+    pq.write_table(pa.Table.from_pylist(rows, SHARD_INDEX), store.location(f"{stem}.parquet"))
+    job = jobs_of(copied.run, "docs", CONFIG, copied.tokenizer)[0]
+    with pytest.raises(DataError, match=r"docs-000000\.parquet: not an entry for each image; run check"):
+        encode_shard(store, job, CONFIG, copied.tokenizer)
+
+
 def test_a_truncated_shard(copied: Encoded) -> None:
     store, stem = copied.run.store, shard_stem("docs", 0)
     store.commit_bytes(store.read(f"{stem}.tar")[:2000], f"{stem}.tar")

@@ -201,9 +201,11 @@ def _samples(store: Store, job: EncodeJob) -> Iterator[tuple[_Row, Sample]]:
         index = read_parquet(stream, columns=["key", "record_id", "members", *_OF_IMAGES])
     names, (offsets, sizes, checksums, widths, heights) = index.column("members"), index.columns[3:]
     is_image = pc.ends_with(pc.list_flatten(names), IMAGE_SUFFIX)
-    places = (pc.list_flatten(column).filter(is_image) for column in (offsets, sizes, checksums))
-    sides = (pc.list_flatten(column) for column in (widths, heights))
-    images = zip(*(column.to_pylist() for column in (*places, *sides)), strict=True)
+    of_images = [pc.list_flatten(column).filter(is_image) for column in (offsets, sizes, checksums)]
+    of_images += [pc.list_flatten(column) for column in (widths, heights)]
+    if len({*map(len, of_images)}) != 1:
+        raise DataError(f"{store.location(stem)}.parquet: not an entry for each image; run check on the set")
+    images = zip(*(column.to_pylist() for column in of_images), strict=True)
     counts = pc.list_value_length(widths).to_pylist()
     firsts = (pc.list_element(column, 0).to_pylist() for column in (names, offsets, sizes, checksums))
     rows = zip(index.column("key").to_pylist(), index.column("record_id").to_pylist(), counts, *firsts, strict=True)
