@@ -243,7 +243,9 @@ class Engine:
             try:
                 found = {name: standing_set(stage, self._work.store, name, made) for name in stage.sets()}
             except VilaDataError as error:
-                warnings.warn(f"{self._work.store.url}: run.json is without {stage.folder} now: {error}", stacklevel=2)
+                warnings.warn(
+                    f"{self._work.store.url}: run.json is without {stage.folder} and blend now: {error}", stacklevel=2
+                )
                 continue
             made.sets[stage.name] = {name: finished for name, finished in found.items() if finished is not None}
 
@@ -275,9 +277,9 @@ class Engine:
                 "shards: run the recipe with --only encode first"
             )
 
-    def told_blend(self, made: Made) -> dict[str, Any] | None:
+    def told_blend(self) -> dict[str, Any] | None:
         """The blend of the launch before, planned again from what stands; a warning says why it cannot be."""
-        if not self._earlier.get("blend") or not made.sets["encode"].keys() >= set(self._work.recipe.blended_sets()):
+        if self._work.recipe.blend is None or not self._earlier.get("blend"):
             return None
         try:
             with self.timed("blend"):

@@ -109,7 +109,10 @@ def _launch(
     blend = engine.plan_blend(made) if engine.does("blend") else None
     if only is not None:
         engine.find_standing_sets(made)
-        blend = engine.told_blend(made) if only != "blend" else blend
+        if not made.sets.get("encode", {}).keys() >= set(recipe.blended_sets()):
+            blend = None
+        elif only != "blend":
+            blend = engine.told_blend()
     return _report(engine, work, stages, made, blend, fingerprints["recipe"], watch)
 
 
