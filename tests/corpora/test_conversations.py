@@ -144,7 +144,7 @@ def test_a_conversation_has_as_many_images_as_marks_or_is_none(texts: list[str],
     assert [image.matched_text_index for image in record.images] == [
         n for n, value in enumerate(texts) for _ in range(value.count("<image>"))
     ]
-    assert record_from_json(record_to_json(record)) == record
+    assert record_from_json(record_to_json(record), "here") == record
 
 
 def test_every_form_of_text(tmp_path: Path) -> None:

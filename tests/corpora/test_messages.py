@@ -310,7 +310,7 @@ def test_tool_calls_reasoning_and_roles() -> None:
 def test_the_order_of_keys_is_kept_below_messages_and_tools() -> None:
     """Templates print arguments and tools as they come; the rest of the JSON is sorted as ever."""
     data = record_to_json(text(messages=TALK, tools=TOOLS))
-    back = record_from_json(data)
+    back = record_from_json(data, "here")
     assert back == text(messages=TALK, tools=TOOLS)
     assert b'"arguments":{"unit":"C","city":' in data and b'"function":{"name":"weather","parameters":' in data
     assert list(json.loads(data)) == sorted(json.loads(data))
@@ -641,7 +641,7 @@ def test_any_messages(messages: list[dict[str, Any]], images: int | None, tools:
     holders = [n for n, value in enumerate(record.texts) for _ in range(value.count("<image>"))]
     if record.images:
         assert holders == [image.matched_text_index for image in record.images]
-    assert record_from_json(record_to_json(record)) == record
+    assert record_from_json(record_to_json(record), "here") == record
     spelled = str.lower if record.images else str
     whole = spelled("\n".join([record.system or "", *record.texts]))
     assert all(spelled(value) in whole for value in all_texts(messages))

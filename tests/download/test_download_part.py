@@ -104,7 +104,7 @@ def test_tar_and_tables_hold_each_record_in_order(origin: Origin, tmp_path: Path
         expected_names += names
         assert bytes(members[f"{key}.json"]) == record_to_json(record)
         assert len(members[f"{key}.json"]) == row["json_bytes"]
-        assert record_from_json(bytes(members[f"{key}.json"])) == record
+        assert record_from_json(bytes(members[f"{key}.json"]), key) == record
         for image in mine:
             if image["status"] == "ok":
                 content = tar[image["offset"] : image["offset"] + image["bytes"]]
