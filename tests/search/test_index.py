@@ -179,7 +179,9 @@ def test_a_damaged_index(tmp_path: Path) -> None:
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=12), st.integers(1, 60))
 def test_segments_hold_each_row_once_in_order(sizes: list[int], room: int) -> None:
-    parts = [EmbeddedPart(made.part(2 * n, "c"), "clip", f"{n}.npy", "", rows, 4, str(n)) for n, rows in enumerate(sizes)]
+    parts = [
+        EmbeddedPart(made.part(2 * n, "c"), "clip", f"{n}.npy", "", rows, 4, str(n)) for n, rows in enumerate(sizes)
+    ]
     segments = index.plan_segments(list(enumerate(parts)), "images", room)
     rows = [(piece.group, row) for one in segments for piece in one.slices for row in range(piece.start, piece.stop)]
     assert rows == [(group, row) for group, size in enumerate(sizes) for row in range(size)]
