@@ -26,6 +26,7 @@ from vila_data.blend.config import BlendConfig, BlendSource, InnerBlend, Subset
 from vila_data.corpora import config as corpora
 from vila_data.download.config import DownloadConfig, ResizeConfig
 from vila_data.encode.config import PackConfig
+from vila_data.encode.image_tokens import POLICIES, ImageTokens
 from vila_data.filter.config import DocumentRules, FilterConfig, ImageRules, Rules
 from vila_data.score.kinds import KINDS as SCORERS
 from vila_data.score.scorer import Scorer
@@ -34,7 +35,7 @@ from vila_data.workflow.recipe import Recipe, Resources, StageResources
 
 PAGE = Path(__file__).with_name("recipe_reference.md")
 
-KINDS = typing.get_args(typing.get_args(corpora.CorpusConfig)[0])
+KINDS = tuple(corpora.CORPORA.own.values())
 
 SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("The recipe", Recipe),
@@ -49,6 +50,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`filter.per_corpus.NAME`", Rules),
     ("`shards.NAME`", ShardSet),
     ("`pack`", PackConfig),
+    *((f"`pack.image_tokens`, policy: {name}", policy) for name, policy in POLICIES.own.items()),
     ("`blend`", BlendConfig),
     ("`blend.sources`, one of", BlendSource),
     ("`blend.sources.subset`", Subset),
@@ -56,6 +58,11 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`resources`", Resources),
     ("`resources.STAGE`", StageResources),
 )
+BASES = {
+    corpora.CorpusFiles: "a corpus of one of the kinds below",
+    Scorer: "a scorer of one of the kinds below",
+    ImageTokens: "one of the policies below",
+}
 TITLES = {model: title for title, model in SECTIONS}
 
 UNITS = (
@@ -65,7 +72,7 @@ UNITS = (
     (r"_gb$", "GB (10^9 bytes)"),
     (r"_bytes$", "bytes"),
     (r"_pixels$", "pixels"),
-    (r"^tokens_|^sequence_length$", "tokens"),
+    (r"^tokens(_per_image)?$|^sequence_length$", "tokens"),
     (r"^(min|max)_images", "images"),
     (r"^total_packs$", "packs"),
     (r"^part_records$", "records"),
@@ -162,8 +169,6 @@ def shown_type(hint: Any, field: FieldInfo | None = None) -> str:
     if field is not None and field.metadata:
         return shown_type(hint) + bounds(tuple(field.metadata), of_text=hint is str)
     if origin in (typing.Union, types.UnionType):
-        if set(arguments) == set(KINDS):
-            return "a corpus of one of the kinds below"
         words = [shown_type(one) for one in arguments]
         return ("; or " if any(", " in word for word in words) else " or ").join(words)
     if origin is typing.Literal:
@@ -177,8 +182,8 @@ def shown_type(hint: Any, field: FieldInfo | None = None) -> str:
         return f"list of {shown_type(arguments[0])}"
     if origin is tuple:
         return "[" + ", ".join(shown_type(one) for one in arguments) + "]"
-    if hint is Scorer:
-        return "a scorer of one of the kinds below"
+    if hint in BASES:
+        return BASES[hint]
     if isinstance(hint, type) and issubclass(hint, BaseModel):
         return "a shard set" if hint is ShardSet else TITLES[hint].removesuffix(", one of")
     return PLAIN[hint]

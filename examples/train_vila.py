@@ -184,7 +184,7 @@ class Trainer:
         if self.model.tokens_per_image != recipe.pack.tokens_per_image:
             raise SystemExit(
                 f"{options.model}: makes {self.model.tokens_per_image} tokens of an image, the recipe counts "
-                f"{recipe.pack.tokens_per_image}: --set pack.tokens_per_image={self.model.tokens_per_image}, and run it again"
+                f"{recipe.pack.tokens_per_image or recipe.pack.image_tokens}: --set pack.tokens_per_image={self.model.tokens_per_image}, and run it again"
             )
         self.optimizer = optimizer_of(self.model)
         self.loader = open_loader(options, recipe, self.world, self.model.tower.image_size)

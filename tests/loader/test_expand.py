@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from vila_data.core.errors import DataError
 from vila_data.core.schemas import IGNORED, IMAGE_ID
+from vila_data.encode.image_tokens import Fixed
 from vila_data.encode.token_set import TokenSample
 from vila_data.loader.expand import Expansion
 
@@ -39,7 +40,7 @@ def test_columns_are_those_of_a_plain_reading(data: st.DataObject) -> None:
         labels += [one if place in inside and one != IMAGE_ID else IGNORED] * times
     tail = wide - 1 if ids[-1] == IMAGE_ID else 0
     tokens = len(columns) - data.draw(st.integers(0, tail))
-    made = Expansion.of(sample(ids, trained, tokens), wide, tokens=tokens, images=len(places))
+    made = Expansion.of(sample(ids, trained, tokens), Fixed(tokens=wide), tokens=tokens, images=len(places))
     out = np.full((2, tokens), 777, np.int64)
     found = made.write(out[0], out[1])
     assert out.tolist() == [columns[:tokens], labels[:tokens]]
@@ -57,4 +58,4 @@ def test_columns_are_those_of_a_plain_reading(data: st.DataObject) -> None:
 )
 def test_what_was_not_planned_so_is_refused(said: int, tokens: int, images: int, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        Expansion.of(sample([1, 2, IMAGE_ID, 3], [], said), 9, tokens=tokens, images=images)
+        Expansion.of(sample([1, 2, IMAGE_ID, 3], [], said), Fixed(tokens=9), tokens=tokens, images=images)

@@ -81,7 +81,7 @@ def test_a_good_recipe_is_resolved(tmp_path: Path) -> None:
             "min_side_px: wide",
             "recipe.yaml:16 filter.images.min_side_px: input should be a valid integer; found 'wide'",
         ),
-        ("kind: coyo", "kind: cojo", "recipe.yaml:6 corpora.pairs.kind: found 'cojo'; nearest: coyo"),
+        ("kind: coyo", "kind: cojo", "recipe.yaml:7 corpora.pairs.kind: found 'cojo'; nearest: coyo"),
         (
             "view: interleaved",
             "view: interleafed",

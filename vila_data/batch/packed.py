@@ -32,7 +32,9 @@ class PackedBatch:
     origins: one a sample; faults: what broke in this batch; packs: the rows that are real packs (fewer than B in an
     epoch's last step, perhaps 0); epoch: its number; step: that of the global step in it, counted in steps of this world size
     and batch size.
-    tokens_per_image: columns of a whole image, None if not known; an image with fewer is cut, and is the end of its sample.
+    tokens_per_image: columns of a whole image, None if images differ or it is not known.
+    cuts_images: whether the last image of a sample may have fewer columns than it has tokens: only under the semantics
+    `paper` and `released_code`, where all whole images have `tokens_per_image`.
     trains_first_label: whether the first token of a sample may have a label, so that the end of the previous sample in
     the row predicts it. True only under semantics `released_code`, because VILA v1.0 does it.
     normalization: how the model normalizes pixels, as it was passed to the stream; None: the stream was not told.
@@ -55,6 +57,7 @@ class PackedBatch:
     step: int
     tokens_per_image: int | None = None
     trains_first_label: bool = False
+    cuts_images: bool = True
     normalization: Normalization | None = None
 
     @classmethod
@@ -69,6 +72,7 @@ class PackedBatch:
         step: int,
         tokens_per_image: int | None = None,
         trains_first_label: bool = False,
+        cuts_images: bool = True,
         normalization: Normalization | None = None,
         keep: object = None,
     ) -> PackedBatch:
@@ -100,6 +104,7 @@ class PackedBatch:
             step=step,
             tokens_per_image=tokens_per_image,
             trains_first_label=trains_first_label,
+            cuts_images=cuts_images,
             normalization=normalization,
         )
 
@@ -206,7 +211,7 @@ class PackedBatch:
         self,
         *,
         rows: Literal["packs", "samples"] = "packs",
-        tokens_per_image: int | None = None,
+        tokens_per_image: int | Sequence[int] | None = None,
         pad_id: int = 0,
         dtype: torch.dtype = torch.float32,
     ) -> views.VilaView:
@@ -219,7 +224,7 @@ class PackedBatch:
         *,
         mask: Literal["none", "bool4d", "additive"] = "none",
         attn_implementation: str | None = None,
-        tokens_per_image: int | None = None,
+        tokens_per_image: int | Sequence[int] | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> views.HuggingFaceView:
         """Inputs of a transformers LLaVA-style model. `views.hugging_face` explains the arguments."""

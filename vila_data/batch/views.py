@@ -13,6 +13,7 @@ Shapes: B rows of L columns, N images, S samples, T tokens that are not padding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
@@ -55,6 +56,8 @@ class Packed(Protocol):
     def tokens_per_image(self) -> int | None: ...  # noqa: D102
     @property
     def trains_first_label(self) -> bool: ...  # noqa: D102
+    @property
+    def cuts_images(self) -> bool: ...  # noqa: D102
     def normalized(self, dtype: torch.dtype = ...) -> Tensor: ...  # noqa: D102
 
 
@@ -158,7 +161,7 @@ def vila(
     batch: Packed,
     *,
     rows: Literal["packs", "samples"] = "packs",
-    tokens_per_image: int | None = None,
+    tokens_per_image: int | Sequence[int] | None = None,
     pad_id: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> VilaView:
@@ -167,7 +170,8 @@ def vila(
     Args:
         rows: "packs" has a row for each pack (R = B); "samples" one for each sample (R = S), for a trainer that packs
             by itself, as VILA does.
-        tokens_per_image: the number of tokens that the model makes of an image, to check it; None: no check.
+        tokens_per_image: the number of tokens that the model makes of an image, or of each image of the batch, to check
+            it; None: no check.
         dtype: of the pixels; torch.uint8: as they are, for a model that normalizes by itself.
 
     Raises:
@@ -211,7 +215,7 @@ def hugging_face(
     *,
     mask: Literal["none", "bool4d", "additive"] = "none",
     attn_implementation: str | None = None,
-    tokens_per_image: int | None = None,
+    tokens_per_image: int | Sequence[int] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> HuggingFaceView:
     """The batch with `image_token_id` at every column of an image. A cut image becomes text tokens without labels.
@@ -226,7 +230,8 @@ def hugging_face(
             their whole sample, and is not for FlashAttention.
         attn_implementation: the model's (`model.config._attn_implementation`), to refuse a mask that does not hold for
             it; None: no check.
-        tokens_per_image: the number of tokens that the model makes of an image, to check it; None: no check.
+        tokens_per_image: the number of tokens that the model makes of an image, or of each image of the batch, to check
+            it; None: no check.
         dtype: of the pixels and of an additive mask; torch.uint8: pixels as they are, for a model that normalizes by
             itself, and a mask of float32.
 
@@ -309,34 +314,41 @@ class _Cut:
     columns_BL: Tensor
 
 
-def _cut_images(batch: Packed, tokens_per_image: int | None) -> _Cut | None:
+def _cut_images(batch: Packed, tokens_per_image: int | Sequence[int] | None) -> _Cut | None:
     """The batch's cut images; None if it has none.
 
     Raises:
-        UsageError: an image has another number of columns than the `tokens_per_image` of the model, and is not cut.
+        UsageError: an image has another number of columns than the model makes tokens of it, and is not cut.
     """
-    columns = batch.image_places[:, 2]
+    places, columns, planned = batch.image_places, batch.image_places[:, 2], batch.tokens_per_image
     if not len(columns):
         return None
-    planned = batch.tokens_per_image
-    if planned is not None and tokens_per_image not in (None, planned):
-        raise UsageError(_wrong_tokens("the batch", planned, tokens_per_image))
-    whole = planned or tokens_per_image or int(columns.max())
+    given: Any = planned if tokens_per_image is None else tokens_per_image
+    if planned is not None and not hasattr(given, "__len__") and given != planned:
+        raise UsageError(_wrong_tokens("the batch", planned, given))
+    if tokens_per_image is None and not batch.cuts_images:
+        return None
+    whole = torch.as_tensor(int(columns.max()) if given is None else given, device=columns.device)
+    if whole.dim() and len(whole) != len(columns):
+        raise UsageError(f"tokens_per_image has {len(whole)} numbers, the batch {len(columns)} images")
+    whole = whole.expand(len(columns))
     images = columns != whole
     if not bool(images.any()):
         return None
     columns_BL = torch.zeros_like(batch.segments, dtype=torch.bool)
-    for row, first, taken, sample in batch.image_places[images].tolist():
-        if taken > whole or first + taken != int(batch.sample_places[sample, 1:].sum()):
-            raise UsageError(_wrong_tokens(f"row {row} column {first}", taken, whole))
+    for (row, first, taken, sample), made in zip(places[images].tolist(), whole[images].tolist(), strict=True):
+        ends = first + taken == int(batch.sample_places[sample, 1:].sum())
+        if taken > made or not ends or not batch.cuts_images:
+            raise UsageError(_wrong_tokens(f"row {row} column {first}", taken, made))
         columns_BL[row, first : first + taken] = True
     return _Cut(images, columns_BL)
 
 
-def _wrong_tokens(where: str, found: int, expected: int | None) -> str:
+def _wrong_tokens(where: str, found: int, expected: int) -> str:
     return (
         f"{where}: an image takes {found} columns, the model makes {expected} tokens of it: set pack.tokens_per_image to "
-        f"{expected} in the recipe and run it again, or use a model that makes {found}"
+        f"{expected}, or pack.image_tokens to the model's policy, in the recipe and run it again, or use a model that "
+        f"makes {found}"
     )
 
 

@@ -90,6 +90,11 @@ class SampleContent:
         """The caption, the sentences or the turns."""
         return tuple([entry for entry in self.entries if isinstance(entry, str)])
 
+    @property
+    def sides(self) -> tuple[tuple[int, int], ...]:
+        """(width, height) of each image, pixels."""
+        return tuple([(image.width, image.height) for image in self.images])
+
 
 def encode_sample(view: View, key: str, corpus: str, record: Record, images: Sequence[KeptImage]) -> Members:
     """The members of a record's sample, its JSON first.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainValidator, SerializeAsAny, model_validator
 
 from vila_data.core.config import StrictModel
+from vila_data.core.plugins import ModelRegistry
 from vila_data.core.records import RecordKind
 
 
@@ -45,13 +46,21 @@ class CorpusFiles(StrictModel):
 
     files:        paths or globs, relative to the recipe's file, or fsspec URLs; `{00..31}` and `{a,b}` are expanded.
     part_records: records of one part, the unit of work and of resume.
+    kind:         what the files hold.
     makes:        the kind of its records.
+    has_rows:     whether files are .json, .jsonl (also .gz) or .parquet with a record per row; others are not looked into.
     """
 
     makes: ClassVar[RecordKind]
+    has_rows: ClassVar[bool] = True
 
     files: Annotated[tuple[str, ...], Field(min_length=1)]
     part_records: Annotated[int, Field(gt=0, le=999_999)] = 10_000
+    kind: str
+
+    def open(self) -> Any:
+        """The reader (corpora.source.Source) of a kind that another package adds; ours are in kinds.py."""
+        raise NotImplementedError
 
 
 class Mmc4Config(CorpusFiles):
@@ -62,6 +71,7 @@ class Mmc4Config(CorpusFiles):
     """
 
     makes = "document"
+    has_rows = False
     kind: Literal["mmc4"]
 
 
@@ -73,6 +83,7 @@ class CoyoConfig(CorpusFiles):
     """
 
     makes = "pair"
+    has_rows = False
     kind: Literal["coyo"]
     preselect: Preselect | None = None
 
@@ -85,6 +96,7 @@ class Img2datasetConfig(CorpusFiles):
     """
 
     makes = "pair"
+    has_rows = False
     kind: Literal["img2dataset"]
 
 
@@ -163,6 +175,7 @@ class Flickr8kConfig(CorpusFiles):
     """
 
     makes = "pair"
+    has_rows = False
     kind: Literal["flickr8k"]
     image_root: str
 
@@ -178,3 +191,15 @@ CorpusConfig = Annotated[
     | Flickr8kConfig,
     Field(discriminator="kind"),
 ]
+"""The kinds that are ours."""
+
+CORPORA: Final = ModelRegistry(
+    "corpora",
+    {get_args(config.model_fields["kind"].annotation)[0]: config for config in get_args(get_args(CorpusConfig)[0])},
+    CorpusFiles,
+    "kind",
+)
+"""They, and those that installed packages add."""
+
+AnyCorpus = Annotated[SerializeAsAny[CorpusFiles], PlainValidator(CORPORA.validate)]
+"""An entry of the recipe's `corpora:`."""

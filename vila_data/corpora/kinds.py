@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from vila_data.corpora.config import CorpusConfig
+from vila_data.corpora.config import CorpusFiles
 from vila_data.corpora.coyo import CoyoSource
 from vila_data.corpora.flickr8k import Flickr8kSource
 from vila_data.corpora.img2dataset import Img2datasetSource
@@ -29,6 +29,8 @@ _KINDS: Final[dict[str, Callable[[Any], Source]]] = {
 }
 
 
-def open_corpus(config: CorpusConfig) -> Source:
+def open_corpus(config: CorpusFiles) -> Source:
     """The reader of a corpus."""
-    return _KINDS[config.kind](config)
+    own = _KINDS.get(config.kind)
+    reader: Source = config.open() if own is None else own(config)
+    return reader

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from datetime import date as Date
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from vila_data.core.config import StrictModel
+from vila_data.encode.image_tokens import AnyImageTokens, Fixed, ImageTokens
 
 VILA_IMAGES: Final = 6
 """Images of a document that VILA v1.0 takes."""
@@ -22,7 +23,10 @@ class PackConfig(StrictModel):
 
     tokenizer:               hub id or directory of a Hugging Face tokenizer: tokenizer.json, or tokenizer.model alone.
     sequence_length:         tokens of a sequence, those of images included.
-    tokens_per_image:        256 (224 px, patch 14), 576 (336 px), 144 (336 px, 2 x 2 down-sampled) …
+    tokens_per_image:        256 (224 px, patch 14), 576 (336 px), 144 (336 px, 2 x 2 down-sampled) … Short for
+                             `image_tokens: {policy: fixed, tokens: …}`; one of the two is required.
+    image_tokens:            how many tokens an image takes, by a policy that knows its width and height; one other than
+                             `fixed` goes with semantics `improved`.
     max_images_per_document: a document's further images are left out; without it `paper` and `released_code`
                              take 6, as VILA does (docs/sources.md), and `improved` all that fit.
     max_images_per_pack:     images of a sequence at most, beside the limit of tokens.
@@ -39,7 +43,8 @@ class PackConfig(StrictModel):
 
     tokenizer: str
     sequence_length: Annotated[int, Field(gt=1)]
-    tokens_per_image: Annotated[int, Field(gt=0)]
+    tokens_per_image: Annotated[int, Field(gt=0)] | None = None
+    image_tokens: AnyImageTokens | None = None
     max_images_per_document: Annotated[int, Field(gt=0)] | None = None
     max_images_per_pack: Annotated[int, Field(gt=0)] | None = None
     template: Template = "vicuna_v1"
@@ -50,7 +55,16 @@ class PackConfig(StrictModel):
 
     @model_validator(mode="after")
     def _fits(self) -> PackConfig:
-        if self.tokens_per_image + 2 > self.sequence_length:
+        if (self.tokens_per_image is None) == (self.image_tokens is None):
+            raise ValueError("set tokens_per_image or image_tokens, and not both")
+        if isinstance(self.image_tokens, Fixed):  # one form for both ways to write it, so that fingerprints are equal
+            self.__dict__.update(tokens_per_image=self.image_tokens.tokens, image_tokens=None)
+        if self.image_tokens is not None and self.faithful:
+            raise ValueError(
+                f"semantics {self.semantics} is VILA's, where every image takes as many tokens: set tokens_per_image, or "
+                "semantics: improved"
+            )
+        if self.tokens_per_image is not None and self.tokens_per_image + 2 > self.sequence_length:
             raise ValueError(
                 f"tokens_per_image {self.tokens_per_image}: an image does not fit into a sequence of "
                 f"{self.sequence_length} tokens with a word beside it"
@@ -58,6 +72,17 @@ class PackConfig(StrictModel):
         if self.micro_batch is not None and self.semantics != "released_code":
             raise ValueError("micro_batch goes with semantics: released_code, and only with it")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_it_is_set(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without that one of `tokens_per_image` and `image_tokens` that is not set."""
+        unset = {key for key in ("tokens_per_image", "image_tokens") if getattr(self, key) is None}
+        return {key: value for key, value in dump(self).items() if key not in unset}
+
+    @property
+    def images(self) -> ImageTokens:
+        """How many tokens an image takes."""
+        return self.image_tokens or Fixed(tokens=self.tokens_per_image or 0)
 
     @property
     def faithful(self) -> bool:

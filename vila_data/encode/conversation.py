@@ -19,6 +19,7 @@ class Conversation(NamedTuple):
     messages: the same as chat messages, where a turn's text does not say it all (shards/FORMAT.md).
     tools:    JSON schemas of the tools that a chat template describes.
     verbatim: VILA v1.0 leaves its placeholders where they are (rows of VFLAN).
+    sides:    (width, height) of each image, pixels.
     """
 
     turns: tuple[Turn, ...]
@@ -27,6 +28,7 @@ class Conversation(NamedTuple):
     messages: tuple[Mapping[str, Any], ...] | None = None
     tools: tuple[Mapping[str, Any], ...] | None = None
     verbatim: bool = False
+    sides: tuple[tuple[int, int], ...] = ()
 
     @staticmethod
     def of(sample: SampleContent) -> Conversation:
@@ -38,6 +40,7 @@ class Conversation(NamedTuple):
             messages=sample.messages,
             tools=sample.tools,
             verbatim=sample.verbatim,
+            sides=sample.sides,
         )
 
     def exchanges(self) -> list[tuple[str, str | None]]:

@@ -55,19 +55,21 @@ class Document(NamedTuple):
     entries: a sentence (str), or the number of an image (int).
     order:   of each image number its place in the published metadata; similarity: None if not scored.
     is_pair: one image and its caption, which VILA keeps as it is, spaces at its front too.
+    sides:   (width, height) of each image number, pixels.
     """
 
     entries: tuple[str | int, ...]
     order: tuple[int, ...]
     similarity: tuple[float | None, ...]
     is_pair: bool = False
+    sides: tuple[tuple[int, int], ...] = ()
 
     @staticmethod
     def of(sample: SampleContent) -> Document:
         """The document or pair of a sample."""
         order = tuple([image.image_index for image in sample.images])
         similarity = tuple([image.similarity for image in sample.images])
-        return Document(sample.entries, order, similarity, is_pair=sample.view == "pairs")
+        return Document(sample.entries, order, similarity, sample.view == "pairs", sample.sides)
 
     def first(self, count: int) -> Document:
         """The document that ends after `count` entries."""

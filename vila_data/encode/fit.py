@@ -58,7 +58,7 @@ def encode_samples(samples: Sequence[Sample], config: PackConfig, tokenizer: Tex
             whole = counted[at]
         else:
             chunks = next(tokenized)
-            whole = assemble(chunks, config, tokenizer)
+            whole = assemble(chunks, sample, config, tokenizer)
         if not config.faithful:
             yield _fitted(sample, chunks, whole, config, tokenizer)
             continue
@@ -73,12 +73,22 @@ def _counted(samples: Sequence[Sample], config: PackConfig, tokenizer: TextToken
         return {}
     places = [at for at, sample in enumerate(samples) if isinstance(sample, Conversation)]
     found = count_conversations([samples[at] for at in places], config, tokenizer)  # type: ignore[misc]
-    return {
-        at: TokenSequence(
-            one.ids, one.trained, tuple(range(one.images)), len(one.ids) + one.images * (config.tokens_per_image - 1)
-        )
-        for at, one in zip(places, found, strict=True)
-    }
+    sequences = {}
+    for at, one in zip(places, found, strict=True):
+        images = tuple(range(one.images))
+        tokens = len(one.ids) - one.images + sum(columns_of(samples[at], images, config))
+        sequences[at] = TokenSequence(one.ids, one.trained, images, tokens)
+    return sequences
+
+
+def columns_of(sample: Sample, images: Sequence[int], config: PackConfig) -> list[int]:
+    """Tokens of each of these images of a sample.
+
+    Raises:
+        DataError: a size that the policy needs is not known.
+    """
+    sides = [sample.sides[image] if image < len(sample.sides) else (0, 0) for image in images]
+    return config.images.counts([width for width, _ in sides], [height for _, height in sides])
 
 
 def _without_unknown(whole: TokenSequence, config: PackConfig, tokenizer: TextTokenizer) -> TokenSequence:
@@ -106,7 +116,7 @@ def draft_of(sample: Sample, config: PackConfig, tokenizer: TextTokenizer) -> Dr
     return draft_conversation(sample, config, tokenizer)
 
 
-def assemble(tokenized: Tokenized, config: PackConfig, tokenizer: TextTokenizer) -> TokenSequence:
+def assemble(tokenized: Tokenized, sample: Sample, config: PackConfig, tokenizer: TextTokenizer) -> TokenSequence:
     """The whole sequence, whatever its length."""
     _, images, bos, bos_trained, eos, left_out, _ = tokenized.draft
     ids: list[int] = []
@@ -127,7 +137,8 @@ def assemble(tokenized: Tokenized, config: PackConfig, tokenizer: TextTokenizer)
         ids.append(tokenizer.eos_id)
     if not config.faithful and trained and trained[0][0] == 0:
         trained[:1] = [(1, trained[0][1])] if trained[0][1] > 1 else []
-    return TokenSequence(ids, trained, images, len(ids) + len(images) * (config.tokens_per_image - 1), left_out)
+    tokens = len(ids) - len(images) + sum(columns_of(sample, images, config))
+    return TokenSequence(ids, trained, images, tokens, left_out)
 
 
 def _add(trained: list[tuple[int, int]], first: int, last: int) -> None:
@@ -140,6 +151,7 @@ def _add(trained: list[tuple[int, int]], first: int, last: int) -> None:
 
 def cut_as_released(whole: TokenSequence, config: PackConfig) -> TokenSequence:
     """Cut at the limit before images are expanded and again after; an image of which one token is left stays."""
+    assert config.tokens_per_image is not None, "the fidelity modes have no other policy"
     limit = config.sequence_length
     stop = min(len(whole.ids), limit)
     tokens = 0
@@ -168,7 +180,7 @@ def _fitted(
         return whole
     shorter = _longest(sample, tokenized, whole, config, tokenizer)
     if shorter is None:
-        return _first_words(whole, isinstance(sample, Document), config, tokenizer)
+        return _first_words(whole, sample, config, tokenizer)
     left_out = whole.left_out + len(whole.images) - len(shorter.images)
     return shorter._replace(left_out=left_out, cut=whole.tokens - shorter.tokens)
 
@@ -201,7 +213,7 @@ def _longest(
         new = [chunk for chunk in draft.chunks if chunk not in known]
         known.update(zip(new, tokenized_chunks(new, tokenizer), strict=True))
         head = Tokenized(draft, [known[chunk] for chunk in draft.chunks])
-        sequence = assemble(head, config, tokenizer)
+        sequence = assemble(head, sample, config, tokenizer)
         return sequence if _says_something(head, sequence) else nothing(NO_TEXT, 0, 0)
 
     best = None
@@ -232,31 +244,30 @@ def _ends(sample: Sample, whole: TokenSequence, config: PackConfig) -> tuple[lis
         chars = [len(text) for _, text in sample.turns]
         images = [text.count(IMAGE) if sample.images else 0 for _, text in sample.turns]
         ends = sample.ends()
-    a_char = (whole.tokens - len(whole.images) * config.tokens_per_image) / max(1, sum(chars))
-    sizes = accumulate(
-        count * a_char + shown * config.tokens_per_image for count, shown in zip(chars, images, strict=True)
-    )
-    totals = list(sizes)
+    columns = sum(columns_of(sample, whole.images, config))
+    an_image = columns / max(1, len(whole.images))
+    a_char = (whole.tokens - columns) / max(1, sum(chars))
+    totals = list(accumulate(count * a_char + shown * an_image for count, shown in zip(chars, images, strict=True)))
     guess = sum(totals[end - 1] <= config.sequence_length for end in ends) - 1
     return ends, max(0, min(guess, len(ends) - 2))
 
 
-def _first_words(
-    whole: TokenSequence, is_document: bool, config: PackConfig, tokenizer: TextTokenizer
-) -> TokenSequence:
+def _first_words(whole: TokenSequence, sample: Sample, config: PackConfig, tokenizer: TextTokenizer) -> TokenSequence:
     """A sample whose first sentence or answer is too long, cut inside it; a document keeps its end token."""
+    is_document = isinstance(sample, Document)
+    columns = columns_of(sample, whole.images, config)
     room = config.sequence_length - is_document
     most = len(whole.images) if config.max_images_per_pack is None else config.max_images_per_pack
     stop = tokens = images = 0
     for at, token in enumerate(whole.ids):
-        tokens += config.tokens_per_image if token == IMAGE_ID else 1
+        tokens += columns[images] if token == IMAGE_ID else 1
         images += token == IMAGE_ID
         if tokens > room or images > most:
             break
         if token != IMAGE_ID:
             stop = at + 1
     kept = whole.ids[:stop].count(IMAGE_ID)
-    short = _prefix(whole, stop, stop + kept * (config.tokens_per_image - 1))
+    short = _prefix(whole, stop, stop - kept + sum(columns[:kept]))
     trained_ids = [token for first, last in short.trained for token in short.ids[first:last]]
     if not tokenizer.decode(trained_ids).strip():
         fate = TOO_MANY_IMAGES if images > most else TOO_LONG

@@ -75,9 +75,13 @@ def encode_shard(store: Store, job: EncodeJob, config: PackConfig, tokenizer: Te
     samples = _samples(store, job)
     while batch := list(islice(samples, _BATCH)):
         sequences = encode_samples([sample for _, sample in batch], config, tokenizer)
-        for (row, _), sequence in zip(batch, sequences, strict=True):
+        for row, _ in batch:
+            where = f"{store.location(shard_stem(job.name, job.index))}.tar: {row.key}"
+            try:
+                sequence = next(sequences)
+            except DataError as error:
+                raise DataError(f"{where}: {error}") from error
             if max(sequence.images, default=-1) >= len(row.images):
-                where = f"{store.location(shard_stem(job.name, job.index))}.tar: {row.key}"
                 raise DataError(f"{where}: its JSON names an image that is no member; run check on the set")
             _add(columns, lists, row, sequence)
     columns["row_crc32c"] = _row_checksums(columns, lists)
@@ -215,7 +219,6 @@ def _samples(store: Store, job: EncodeJob) -> Iterator[tuple[_Row, Sample]]:
             data = tar.read(size)
             if crc32c(data) != checksum:
                 raise DataError(f"{tar_path}: {member}: its bytes are not those of the index; run check on the set")
-            yield (
-                _Row(key, record_id, list(islice(images, count))),
-                as_encoded(decode_sample(data, f"{tar_path}: {member}")),
-            )
+            row = _Row(key, record_id, list(islice(images, count)))
+            sample = as_encoded(decode_sample(data, f"{tar_path}: {member}"))
+            yield row, sample._replace(sides=tuple([(width, height) for *_, width, height in row.images]))

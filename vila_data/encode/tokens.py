@@ -56,6 +56,8 @@ class KnownTokenizer(Protocol):
 def encoding_fingerprint(config: PackConfig, tokenizer: KnownTokenizer) -> str:
     """16 hex digits of everything but the samples that token files depend on."""
     value = config.model_dump(mode="json", exclude={"tokenizer", "micro_batch"})
+    if config.image_tokens is not None:
+        value["image_tokens"]["revision"] = config.image_tokens.revision
     chat = dict(tokenizer.templates) if config.template == "chat" else None
     return fingerprint([value, tokenizer.fingerprint, chat, ENCODING_VERSION, SCHEMA_VERSION])
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from vila_data.core.errors import UsageError
+from vila_data.core.plugins import Registry
 from vila_data.export.energon import Energon
 from vila_data.export.format import Format
 from vila_data.export.img2dataset import Img2dataset
@@ -23,18 +24,39 @@ FORMATS: Final[dict[str, tuple[Callable[[View], Format], tuple[View, ...]]]] = {
 """{name: (its maker for a view, the views that it takes)}."""
 
 
+_MADE_OF: Final = ("name", "views", "revision", "cut", "write_part", "finish")
+EXPORTERS: Final = Registry[Any](
+    "exporters",
+    {made.name: made for made in _FORMATS},
+    "a class like vila_data.export.format.Format",
+    lambda found: isinstance(found, type) and all(hasattr(found, part) for part in _MADE_OF),
+)
+"""FORMATS, and those that installed packages add."""
+
+
+def views_of(name: str) -> tuple[View, ...]:
+    """The views that a format takes.
+
+    Raises:
+        UsageError: there is no format of that name.
+    """
+    found = EXPORTERS.find(name)
+    if found is None:
+        raise UsageError(f"--to {name}: no such format; there are {', '.join(EXPORTERS.names())}")
+    views: tuple[View, ...] = found.views
+    return views
+
+
 def open_format(name: str, view: View) -> Format | None:
     """The format for sets of a view; None where it does not take that view.
 
     Raises:
         UsageError: there is no format of that name.
     """
-    if name not in FORMATS:
-        raise UsageError(f"--to {name}: no such format; there are {', '.join(FORMATS)}")
-    make, views = FORMATS[name]
-    return make(view) if view in views else None
+    views, make = views_of(name), EXPORTERS.find(name)
+    return make(view) if make is not None and view in views else None
 
 
 def formats_for(view: View) -> list[str]:
     """Names of the formats that take a view."""
-    return [name for name, (_, views) in FORMATS.items() if view in views]
+    return [name for name in EXPORTERS.names() if view in views_of(name)]

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from vila_data.core.expression import Condition, parse
 from vila_data.core.scores import PartTables, Scores, Unit, Values
 from vila_data.filter.config import Rules
+from vila_data.filter.named import NamedCondition, named_condition
 
 KEPT = 0
 FAILED = 1
@@ -67,7 +68,7 @@ class Rule:
     """
 
     number: int
-    condition: Condition
+    condition: Condition | NamedCondition
     unit: Unit
     rank: int
     scorers: frozenset[str]
@@ -85,7 +86,7 @@ def parse_rules(texts: tuple[str, ...], scores: Scores) -> tuple[Rule, ...]:
     found = []
     for number, text in enumerate(texts):
         try:
-            condition = parse(text, scores.kinds())
+            condition = named_condition(text, scores.kinds()) or parse(text, scores.kinds())
         except ValueError as error:
             raise ValueError(number, str(error)) from None
         names = {name: name.split(".") for name in condition.names if "." in name}

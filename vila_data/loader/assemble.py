@@ -21,6 +21,7 @@ from vila_data.core.layout import shard_stem
 from vila_data.core.ranges.reader import RangeReader, Span
 from vila_data.core.schemas import IGNORED
 from vila_data.core.store import Store
+from vila_data.encode.image_tokens import ImageTokens
 from vila_data.encode.token_set import TokenSample, TokenSet
 from vila_data.loader.descriptors import is_out_of_descriptors
 from vila_data.loader.expand import Expansion
@@ -54,15 +55,17 @@ class SampleSource:
 class Rows(NamedTuple):
     """What a batch's rows look like.
 
-    tokens_per_image: columns that an image takes; pad_id: ids of padding; trains_first_label: whether a label at the
-    first token of a sample stays; normalization: the model's, for the batch to remember (batch.packed.PackedBatch).
+    images: how many columns an image takes; pad_id: ids of padding; tokens_per_image, trains_first_label, cuts_images,
+    normalization: for the batch to remember (batch.packed.PackedBatch).
     """
 
     rows: int
     length: int
-    tokens_per_image: int
+    images: ImageTokens
     pad_id: int
+    tokens_per_image: int | None
     trains_first_label: bool = False
+    cuts_images: bool = False
     as_packed: bool = False  # a row for each pack of the batch; `rows` is the most
     normalization: Normalization | None = None
 
@@ -109,7 +112,7 @@ class Assembler:
             self._clock.doing(f"reading tokens of {held.set}, shard {shard}, row {row}")
             try:
                 sample = held.tokens.sample(shard, row)
-                one = Expansion.of(sample, self._rows.tokens_per_image, tokens=tokens, images=images)
+                one = Expansion.of(sample, self._rows.images, tokens=tokens, images=images)
             except (DataError, StorageError) as error:
                 if is_out_of_descriptors(error):
                     raise  # the sample is whole: the process is what lacks something

@@ -358,6 +358,7 @@ def _batch(found: tuple[BatchArrays, BatchHeader, Any], rows: Rows, epoch: int, 
         step=step,
         tokens_per_image=rows.tokens_per_image,
         trains_first_label=rows.trains_first_label,
+        cuts_images=rows.cuts_images,
         normalization=rows.normalization,
         keep=memory,
     )

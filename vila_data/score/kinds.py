@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import keyword
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
-from pydantic import BeforeValidator, PlainValidator, SerializeAsAny, ValidationError
-from pydantic_core import InitErrorDetails
+from pydantic import BeforeValidator, PlainValidator, SerializeAsAny
 
+from vila_data.core.plugins import ModelRegistry
 from vila_data.core.scores import Scores
 from vila_data.score.clip import ClipConfig
 from vila_data.score.scorer import Scorer
@@ -18,6 +17,8 @@ from vila_data.score.scorer import Scorer
 KINDS: Final[dict[str, type[Scorer]]] = {
     "clip": ClipConfig,
 }
+SCORERS: Final = ModelRegistry("scorers", KINDS, Scorer, "kind")
+"""KINDS, and those that installed packages add."""
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,47}")
 
 
@@ -35,35 +36,14 @@ def _entries(value: Any) -> Any:
 
 
 def _with_kind(name: str, entry: Any) -> Any:
-    named = isinstance(entry, dict) and "kind" not in entry and name in KINDS
+    named = isinstance(entry, dict) and "kind" not in entry and SCORERS.find(name) is not None
     return {"kind": name, **entry} if named else entry
 
 
 def _entry(value: Any) -> Scorer:
-    """One entry as a scorer of its kind; the places of errors begin with the kind, as pydantic's of tagged unions do."""
-    if isinstance(value, Scorer):
-        return value
-    if not isinstance(value, dict):
-        raise _wrong("dict_type", (), value)
-    kind = value.get("kind")
-    if kind is None:
-        raise _wrong("missing", ("kind",), value)
-    if kind not in KINDS:
-        raise _wrong("literal_error", ("kind",), kind, expected=", ".join(map(repr, KINDS)))
-    try:
-        scorer = KINDS[kind].model_validate_json(json.dumps(value, default=str))
-    except ValidationError as error:
-        details: list[InitErrorDetails] = [
-            {"type": one["type"], "loc": (kind, *one["loc"]), "input": one["input"], "ctx": one.get("ctx", {})}
-            for one in error.errors(include_url=False)
-        ]
-        raise ValidationError.from_exception_data("score", details) from None
+    scorer = SCORERS.validate(value)
     scorer.check()
     return scorer
-
-
-def _wrong(type_: str, place: tuple[str, ...], found: Any, **context: Any) -> ValidationError:
-    return ValidationError.from_exception_data("score", [{"type": type_, "loc": place, "input": found, "ctx": context}])
 
 
 ScoreSection = Annotated[

@@ -38,10 +38,10 @@ def blend_node(store: Store | None, recipe: Recipe) -> Node:
             state = _fingerprints(recipe, tokenizer)
             warnings = _warnings(recipe, sets)
     pack = recipe.pack
+    images = f"policy {pack.images.policy} for" if pack.tokens_per_image is None else str(pack.tokens_per_image)
     total = f", {recipe.blend.total_packs:,} packs" if recipe.blend.total_packs else ""
     return {
-        "label": f"blend{total}: {pack.semantics} packs of {pack.sequence_length:,} tokens, {pack.tokens_per_image} an "
-        f"image{state}",
+        "label": f"blend{total}: {pack.semantics} packs of {pack.sequence_length:,} tokens, {images} an image{state}",
         "children": _sources(recipe.blend, "", lengths, labels(recipe.blend), recipe_shares(recipe.blend)) + warnings,
     }
 

@@ -16,7 +16,7 @@ from vila_data.core.receipts import committing, fingerprint
 from vila_data.core.store import Store
 from vila_data.export.energon import Energon
 from vila_data.export.format import EXPORT_JSON, RECEIPTS
-from vila_data.export.formats import FORMATS, formats_for, open_format
+from vila_data.export.formats import formats_for, open_format, views_of
 from vila_data.export.frame import SetExport
 from vila_data.export.metadataset import NotExpressible, SetTotals, metadataset_yaml, sample_blend
 from vila_data.runs.run import Run, open_run
@@ -134,8 +134,7 @@ def export(
 
 
 def _choose(path: str, to: str, out: Store, only: Sequence[str], shards: int | None) -> _Chosen:
-    if to not in FORMATS:
-        raise UsageError(f"--to {to}: no such format; there are {', '.join(FORMATS)}")
+    views_of(to)
     if shards is not None and shards < 1:
         raise UsageError(f"--shards {shards}: at least 1")
     kind = kind_of(path)
@@ -196,7 +195,7 @@ def _open(source: Store, to: str, out: Store, shards: int | None) -> SetExport |
     made = open_format(to, manifest.view)  # type: ignore[arg-type]
     if made is None:
         fitting = ", ".join(formats_for(manifest.view))  # type: ignore[arg-type]
-        takes = " and ".join(FORMATS[to][1])
+        takes = " and ".join(views_of(to))
         return f"its view is {manifest.view}; {to} takes {takes}; formats for {manifest.view}: {fitting}"
     return SetExport(source, manifest, hashlib.sha256(data).hexdigest(), out, made, shards)
 

@@ -17,7 +17,7 @@ from vila_data.core.receipts import fingerprint
 from vila_data.core.schemas import check_version
 from vila_data.core.store import Store
 from vila_data.download.config import DownloadConfig
-from vila_data.score.kinds import KINDS
+from vila_data.score.kinds import SCORERS
 from vila_data.workflow.marked_yaml import MarkedValue
 from vila_data.workflow.recipe import Recipe, checked
 
@@ -160,7 +160,8 @@ def _of_scorer(
     if here is None:
         yield f"score.{name}: there, and not here"
         return
-    kind = KINDS[here["kind"]]
+    kind = SCORERS.find(here["kind"])
+    assert kind is not None, "a checked recipe has kinds that there are"
     for key in sorted(there.keys() | here.keys()):
         switched_on = key in kind.switches and here.get(key) is True
         if key not in kind.harmless and not switched_on and there.get(key) != here.get(key):

@@ -18,13 +18,16 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from vila_data.core.errors import RecipeError
-from vila_data.score.kinds import KINDS
-from vila_data.score.scorer import Scorer
+from vila_data.core.plugins import ModelRegistry
+from vila_data.corpora.config import CORPORA
+from vila_data.encode.image_tokens import POLICIES
+from vila_data.score.kinds import SCORERS
 
 Location = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 NAME: typing.Final = r"^[A-Za-z0-9_-]{1,48}$"
 """Of a recipe, a corpus or a shard set."""
+_KINDS: typing.Final[dict[Any, ModelRegistry[Any]]] = {kinds.base: kinds for kinds in (CORPORA, SCORERS, POLICIES)}
 
 
 class MarkedValue:
@@ -138,13 +141,6 @@ def _describe(marked: MarkedValue, model: type[BaseModel], detail: dict[str, Any
         return where, f"unknown key {location[-1]!r}{nearest(str(location[-1]), names)}"
     if kind == "missing":
         return where, f"missing: {location[-1]!r} is required here"
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        context = detail["ctx"]
-        tags = [tag.strip().strip("'") for tag in context.get("expected_tags", "").split(",")]
-        key = context["discriminator"].strip("'")
-        if kind == "union_tag_not_found":
-            return where, f"missing: {key!r} is required here"
-        return f"{where}.{key}", f"found {context['tag']!r}{nearest(context['tag'], tags)}"
     if kind == "literal_error":
         expected = [name.strip().strip("'") for name in detail["ctx"]["expected"].replace(" or ", ", ").split(",")]
         return where, f"found {found!r}{nearest(str(found), expected)}"
@@ -162,9 +158,10 @@ def walk(annotation: Any, location: Iterable[str | int]) -> tuple[Location, list
     names: list[str] = []
     for step in location:
         members = _members(annotation)
-        tagged = [member for member in members if _tag(member) == step]
-        if tagged and step not in tagged[0].model_fields:
-            annotation = tagged[0]
+        kinds = next((_KINDS[member] for member in members if member in _KINDS), None)
+        kind = kinds.find(step) if kinds is not None and isinstance(step, str) and step != kinds.tag else None
+        if kind is not None:
+            annotation = kind
             continue
         clean.append(step)
         names = [name for member in members if _is_model(member) for name in member.model_fields]
@@ -178,7 +175,7 @@ def _members(annotation: Any) -> list[Any]:
         return _members(typing.get_args(annotation)[0])
     if origin in (typing.Union, types.UnionType):
         return [member for entry in typing.get_args(annotation) for member in _members(entry)]
-    return list(KINDS.values()) if annotation is Scorer else [annotation]
+    return [annotation]
 
 
 def _child(annotation: Any, step: str | int) -> Any:
@@ -193,12 +190,6 @@ def _child(annotation: Any, step: str | int) -> Any:
 
 def _is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
-def _tag(annotation: Any) -> Any:
-    if not _is_model(annotation) or "kind" not in annotation.model_fields:
-        return None
-    return typing.get_args(annotation.model_fields["kind"].annotation)[0]
 
 
 def _line(where: str) -> int:

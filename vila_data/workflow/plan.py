@@ -15,7 +15,7 @@ from vila_data.core.layout import Part, parts_list
 from vila_data.core.receipts import fingerprint
 from vila_data.core.store import Store
 from vila_data.corpora import selection
-from vila_data.corpora.config import CorpusConfig, CoyoConfig
+from vila_data.corpora.config import CorpusFiles, CoyoConfig
 from vila_data.corpora.coyo import CoyoSource
 from vila_data.corpora.kinds import open_corpus
 from vila_data.corpora.source import FileScan, file_fingerprint, file_labels, open_binary
@@ -25,7 +25,7 @@ READER_VERSION = 1
 READER_VERSIONS = {"llava": 2, "text": 2, "vflan": 2}
 """Raised, for one kind where it is one kind's, when records read from the same metadata would differ."""
 
-Scan = Callable[[str, CorpusConfig, list[str], int | None, float], list[FileScan]]
+Scan = Callable[[str, CorpusFiles, list[str], int | None, float], list[FileScan]]
 """(corpus, config, files, max_rows, expected share) -> one FileScan a file; a runner's, or `scan_here`."""
 
 
@@ -45,7 +45,7 @@ def corpus_inputs(recipe: Recipe) -> dict[str, list[str]]:
 
 
 def plan_corpus(
-    store: Store, name: str, config: CorpusConfig, inputs: list[str], limit: int | None, scan: Scan
+    store: Store, name: str, config: CorpusFiles, inputs: list[str], limit: int | None, scan: Scan
 ) -> CorpusPlan:
     """The corpus's parts: as committed by an earlier launch, or laid out afresh.
 
@@ -73,7 +73,7 @@ def plan_corpus(
     return CorpusPlan(name, rows, sum(expected), tuple(parts))
 
 
-def commit_parts(store: Store, plan: CorpusPlan, config: CorpusConfig, inputs: list[str], limit: int | None) -> None:
+def commit_parts(store: Store, plan: CorpusPlan, config: CorpusFiles, inputs: list[str], limit: int | None) -> None:
     """Write the corpus's parts, so that relaunching need not scan."""
     value = {"inputs": _identity(config, inputs, limit), **asdict(plan)}
     data = json.dumps(value, indent=1).encode() + b"\n"
@@ -82,12 +82,12 @@ def commit_parts(store: Store, plan: CorpusPlan, config: CorpusConfig, inputs: l
         store.commit_bytes(data, path)
 
 
-def scan_here(name: str, config: CorpusConfig, files: list[str], max_rows: int | None, share: float) -> list[FileScan]:
+def scan_here(name: str, config: CorpusFiles, files: list[str], max_rows: int | None, share: float) -> list[FileScan]:
     """Scan in this process."""
     return [scan_file(config, file, max_rows, share) for file in files]
 
 
-def scan_file(config: CorpusConfig, file: str, max_rows: int | None, share: float) -> FileScan:
+def scan_file(config: CorpusFiles, file: str, max_rows: int | None, share: float) -> FileScan:
     """Scan one metadata file."""
     source = open_corpus(config)
     if isinstance(source, CoyoSource):
@@ -95,7 +95,7 @@ def scan_file(config: CorpusConfig, file: str, max_rows: int | None, share: floa
     return source.scan(file, max_rows)
 
 
-def _identity(config: CorpusConfig, inputs: list[str], limit: int | None) -> str:
+def _identity(config: CorpusFiles, inputs: list[str], limit: int | None) -> str:
     settings = config.model_dump(mode="json", exclude={"files", "image_root", "dataset"})
     return fingerprint([settings, inputs, limit, READER_VERSIONS.get(config.kind, READER_VERSION)])
 
@@ -116,7 +116,7 @@ def _committed(store: Store, name: str, identity: str | None) -> CorpusPlan | No
     return CorpusPlan(name, value["rows"], value["expected"], parts)
 
 
-def _scan(name: str, config: CorpusConfig, limit: int | None, scan: Scan) -> list[FileScan]:
+def _scan(name: str, config: CorpusFiles, limit: int | None, scan: Scan) -> list[FileScan]:
     files = list(config.files)
     share = _expected_share(config, limit)
     if limit is None:
@@ -130,7 +130,7 @@ def _scan(name: str, config: CorpusConfig, limit: int | None, scan: Scan) -> lis
     return scans
 
 
-def _expected_share(config: CorpusConfig, limit: int | None) -> float:
+def _expected_share(config: CorpusFiles, limit: int | None) -> float:
     if not isinstance(config, CoyoConfig) or config.preselect is None:
         return 1.0
     rows = 0
@@ -141,7 +141,7 @@ def _expected_share(config: CorpusConfig, limit: int | None) -> float:
     return min(1.0, selection.amount(config.preselect, rows) / max(rows, 1))
 
 
-def _cuts(config: CorpusConfig, scans: list[FileScan]) -> list[selection.Cut | None]:
+def _cuts(config: CorpusFiles, scans: list[FileScan]) -> list[selection.Cut | None]:
     """The preselection's cut for each file."""
     if not isinstance(config, CoyoConfig) or config.preselect is None:
         return [None] * len(scans)
@@ -159,7 +159,7 @@ def _cuts(config: CorpusConfig, scans: list[FileScan]) -> list[selection.Cut | N
     return cuts
 
 
-def _expected(found: FileScan, config: CorpusConfig, cut: selection.Cut | None) -> int:
+def _expected(found: FileScan, config: CorpusFiles, cut: selection.Cut | None) -> int:
     if cut is None or found.scores is None:
         return found.rows
     boundary = cut[0] / selection.BIN_WIDTH

@@ -13,7 +13,7 @@ from vila_data.blend.config import BlendConfig, InnerBlend
 from vila_data.core.config import StrictModel
 from vila_data.core.errors import RecipeError, UsageError
 from vila_data.core.scores import Scores
-from vila_data.corpora.config import CorpusConfig
+from vila_data.corpora.config import AnyCorpus
 from vila_data.download.config import DownloadConfig
 from vila_data.encode.config import PackConfig
 from vila_data.filter.config import FilterConfig, Rules
@@ -85,7 +85,7 @@ class Recipe(StrictModel):
     version: Literal[1]
     name: Name
     seed: Annotated[int, Field(ge=0)] = 0
-    corpora: Annotated[dict[Name, CorpusConfig], Field(min_length=1)]
+    corpora: Annotated[dict[Name, AnyCorpus], Field(min_length=1)]
     download: DownloadConfig = DownloadConfig()
     score: ScoreSection = Field(default_factory=dict)
     filter: FilterConfig = FilterConfig()

@@ -11,7 +11,7 @@ import fsspec
 from braceexpand import braceexpand
 
 from vila_data.core.errors import RecipeError
-from vila_data.corpora.config import CorpusConfig, TextConfig
+from vila_data.corpora.config import CorpusFiles, TextConfig
 from vila_data.corpora.hub import NoDataFiles, data_files
 from vila_data.corpora.rows import unreadable
 from vila_data.corpora.source import PIPE
@@ -21,10 +21,9 @@ from vila_data.workflow.marked_yaml import Location, MarkedValue
 
 _BY_ADDRESS = ("coyo", "img2dataset")
 _TARS = ("mmc4", "img2dataset")
-_NOT_ROWS = ("mmc4", "coyo", "img2dataset", "flickr8k")
 
 
-def check_view(name: str, shard_set: ShardSet, config: CorpusConfig, marked: MarkedValue) -> None:
+def check_view(name: str, shard_set: ShardSet, config: CorpusFiles, marked: MarkedValue) -> None:
     """Refuse a view that the corpus cannot have.
 
     Raises:
@@ -40,7 +39,7 @@ def check_view(name: str, shard_set: ShardSet, config: CorpusConfig, marked: Mar
         )
 
 
-def check_engine(corpora: dict[str, CorpusConfig], marked: MarkedValue) -> None:
+def check_engine(corpora: dict[str, CorpusFiles], marked: MarkedValue) -> None:
     """Refuse img2dataset as the engine of what is no pair with an address.
 
     Raises:
@@ -54,7 +53,7 @@ def check_engine(corpora: dict[str, CorpusConfig], marked: MarkedValue) -> None:
             )
 
 
-def check_rules(corpora: dict[str, CorpusConfig], rules: FilterConfig, marked: MarkedValue) -> None:
+def check_rules(corpora: dict[str, CorpusFiles], rules: FilterConfig, marked: MarkedValue) -> None:
     """Refuse rules that a corpus's records cannot have.
 
     Raises:
@@ -78,7 +77,7 @@ def check_rules(corpora: dict[str, CorpusConfig], rules: FilterConfig, marked: M
             )
 
 
-def resolve_corpus(name: str, config: CorpusConfig, marked: MarkedValue, folder: Path) -> CorpusConfig:
+def resolve_corpus(name: str, config: CorpusFiles, marked: MarkedValue, folder: Path) -> CorpusFiles:
     """The corpus with the files that are there, and its image_root, as absolute paths or URLs.
 
     Raises:
@@ -103,7 +102,7 @@ def resolve_corpus(name: str, config: CorpusConfig, marked: MarkedValue, folder:
     return config.model_copy(update=update)
 
 
-def _files(config: CorpusConfig, marked: MarkedValue, location: Location, folder: Path) -> tuple[str, ...]:
+def _files(config: CorpusFiles, marked: MarkedValue, location: Location, folder: Path) -> tuple[str, ...]:
     files: list[str] = []
     for index, pattern in enumerate(config.files):
         where = marked.where((*location, index))
@@ -116,7 +115,7 @@ def _files(config: CorpusConfig, marked: MarkedValue, location: Location, folder
                 raise RecipeError(where, f"{name!r} matches no file (looked in {folder})")
             found += matching
         for file in found:
-            problem = None if config.kind in _NOT_ROWS else unreadable(file)
+            problem = unreadable(file) if config.has_rows else None
             if problem is not None:
                 raise RecipeError(where, f"{os.path.basename(file)}: {problem}")
         files += [file for file in found if file not in files]

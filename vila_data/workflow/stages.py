@@ -16,6 +16,7 @@ from vila_data.core.receipts import Receipt, valid_receipt
 from vila_data.corpora.kinds import open_corpus
 from vila_data.download.part import download_part
 from vila_data.filter.duplicates import later_copies
+from vila_data.filter.named import revisions
 from vila_data.filter.part import filter_part, part_digests, rows_worth_scoring
 from vila_data.filter.rules import asks_for, scorers_read
 from vila_data.score.part import covers, score_part
@@ -158,7 +159,9 @@ def _scored(unit: str, receipt: Receipt) -> dict[str, int]:
 
 
 def _rules(work: Work, part: Part) -> Any:
-    return work.recipe.rules_for(part.corpus).model_dump(mode="json")
+    rules = work.recipe.rules_for(part.corpus)
+    added = revisions(rules.rules)
+    return rules.model_dump(mode="json") | ({"revisions": added} if added else {})
 
 
 def _tables_of_the_rules(work: Work, corpus: str) -> tuple[str, ...]:

@@ -217,10 +217,12 @@ def _open(
     rows = Rows(
         rows_at_most(blend, pack, share.batch_size),
         pack.sequence_length,
-        pack.tokens_per_image,
+        pack.images,
         words.pad_id,
+        pack.tokens_per_image,
         as_packed=pack.semantics == "released_code",
         trains_first_label=pack.semantics == "released_code",
+        cuts_images=pack.faithful,
         normalization=normalization,
     )
     spec = FeedSpec(

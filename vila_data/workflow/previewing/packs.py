@@ -64,9 +64,7 @@ def _pack(
         opened = sets.sets[source]
         try:
             sample = TokenSet(store, opened.tokens, opened.folder).sample(shard, row)
-            found = Expansion.of(
-                sample, recipe.pack.tokens_per_image, tokens=int(run.tokens[at]), images=int(run.images[at])
-            )
+            found = Expansion.of(sample, recipe.pack.images, tokens=int(run.tokens[at]), images=int(run.images[at]))
             samples.append(_sample(found, source, int(run.tokens[at])))
         except DAMAGE as error:
             faults.add(store.location(f"{opened.folder}/{opened.name}-{shard:06d}.arrow"), error, packs=1)
