@@ -28,7 +28,9 @@ from vila_data.download.config import DownloadConfig, ResizeConfig
 from vila_data.encode.config import PackConfig
 from vila_data.filter.config import DocumentRules, FilterConfig, ImageRules, Rules
 from vila_data.score.kinds import KINDS as SCORERS
+from vila_data.score.kinds import STAGES
 from vila_data.score.scorer import Scorer
+from vila_data.score.stage import ColumnStage
 from vila_data.shard.config import ShardSet
 from vila_data.workflow.recipe import Recipe, Resources, StageResources
 
@@ -43,6 +45,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`download`", DownloadConfig),
     ("`download.resize`", ResizeConfig),
     *((f"`score.NAME`, kind: {name}", scorer) for name, scorer in SCORERS.items()),
+    *((f"`stages.NAME`, kind: {name}", stage) for name, stage in STAGES.items()),
     ("`filter`", FilterConfig),
     ("`filter.images`", ImageRules),
     ("`filter.documents`", DocumentRules),
@@ -179,6 +182,8 @@ def shown_type(hint: Any, field: FieldInfo | None = None) -> str:
         return "[" + ", ".join(shown_type(one) for one in arguments) + "]"
     if hint is Scorer:
         return "a scorer of one of the kinds below"
+    if hint is ColumnStage:
+        return "a stage of one of the kinds below"
     if isinstance(hint, type) and issubclass(hint, BaseModel):
         return "a shard set" if hint is ShardSet else TITLES[hint].removesuffix(", one of")
     return PLAIN[hint]

@@ -1,4 +1,4 @@
-"""Kinds of scorers by name: the one line to add for a new one; and the section `score` of a recipe."""
+"""Kinds of scorers and of stages by name: the one line to add for a new one; and the sections `score` and `stages`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import keyword
 import re
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, PlainValidator, SerializeAsAny, ValidationError
@@ -13,69 +15,98 @@ from pydantic_core import InitErrorDetails
 
 from vila_data.core.scores import Scores
 from vila_data.score.clip import ClipConfig
+from vila_data.score.percentile import Percentile
 from vila_data.score.scorer import Scorer
+from vila_data.score.stage import ColumnStage
 
 KINDS: Final[dict[str, type[Scorer]]] = {
     "clip": ClipConfig,
 }
+STAGES: Final[dict[str, type[ColumnStage]]] = {
+    "percentile": Percentile,
+}
+
+_WHAT: Final = ("stage", "scorer")
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,47}")
 
 
-def _entries(value: Any) -> Any:
+def _entries(kinds: Mapping[str, Any], value: Any) -> Any:
     """The section with each kind written out; an entry that is null is not there."""
     if not isinstance(value, dict):
         return value
     for name in value:
         if not isinstance(name, str) or not _NAME.fullmatch(name) or keyword.iskeyword(name):
             raise ValueError(
-                f"{name!r}: the name of a scorer is 1 to 48 letters (A-Z, a-z), digits and _, not beginning with a digit: "
+                f"{name!r}: the name of a {_WHAT[kinds is KINDS]} is 1 to 48 letters (A-Z, a-z), digits and _, not beginning "
+                "with a digit: "
                 "rules call its columns NAME.column"
             )
-    return {name: _with_kind(name, entry) for name, entry in value.items() if entry is not None}
+    return {name: _with_kind(kinds, name, entry) for name, entry in value.items() if entry is not None}
 
 
-def _with_kind(name: str, entry: Any) -> Any:
-    named = isinstance(entry, dict) and "kind" not in entry and name in KINDS
+def _with_kind(kinds: Mapping[str, Any], name: str, entry: Any) -> Any:
+    named = isinstance(entry, dict) and "kind" not in entry and name in kinds
     return {"kind": name, **entry} if named else entry
 
 
-def _entry(value: Any) -> Scorer:
-    """One entry as a scorer of its kind; the places of errors begin with the kind, as pydantic's of tagged unions do."""
-    if isinstance(value, Scorer):
+def _entry(kinds: Mapping[str, Any], base: type[Any], value: Any) -> Any:
+    """One entry as an object of its kind; the places of errors begin with the kind, as pydantic's of tagged unions do."""
+    if isinstance(value, base):
         return value
     if not isinstance(value, dict):
         raise _wrong("dict_type", (), value)
     kind = value.get("kind")
     if kind is None:
         raise _wrong("missing", ("kind",), value)
-    if kind not in KINDS:
-        raise _wrong("literal_error", ("kind",), kind, expected=", ".join(map(repr, KINDS)))
+    if kind not in kinds:
+        raise _wrong("literal_error", ("kind",), kind, expected=", ".join(map(repr, kinds)))
     try:
-        scorer = KINDS[kind].model_validate_json(json.dumps(value, default=str))
+        entry = kinds[kind].model_validate_json(json.dumps(value, default=str))
     except ValidationError as error:
         details: list[InitErrorDetails] = [
             {"type": one["type"], "loc": (kind, *one["loc"]), "input": one["input"], "ctx": one.get("ctx", {})}
             for one in error.errors(include_url=False)
         ]
-        raise ValidationError.from_exception_data("score", details) from None
-    scorer.check()
-    return scorer
+        raise ValidationError.from_exception_data("recipe", details) from None
+    entry.check()
+    return entry
 
 
 def _wrong(type_: str, place: tuple[str, ...], found: Any, **context: Any) -> ValidationError:
-    return ValidationError.from_exception_data("score", [{"type": type_, "loc": place, "input": found, "ctx": context}])
+    return ValidationError.from_exception_data(
+        "recipe", [{"type": type_, "loc": place, "input": found, "ctx": context}]
+    )
 
 
 ScoreSection = Annotated[
-    dict[str, Annotated[SerializeAsAny[Scorer], PlainValidator(_entry)]], BeforeValidator(_entries)
+    dict[str, Annotated[SerializeAsAny[Scorer], PlainValidator(partial(_entry, KINDS, Scorer))]],
+    BeforeValidator(partial(_entries, KINDS)),
 ]
 """{name: scorer}; an entry named like a kind may leave its `kind` out."""
+StageSection = Annotated[
+    dict[str, Annotated[SerializeAsAny[ColumnStage], PlainValidator(partial(_entry, STAGES, ColumnStage))]],
+    BeforeValidator(partial(_entries, STAGES)),
+]
+"""{name: stage}; as `ScoreSection`."""
 
 
-def scores_of(section: Mapping[str, Scorer]) -> Scores:
-    """The scorers as other rooms know them, in the order in which they run: by cost, equal ones as they are written."""
+def scores_of(section: Mapping[str, Scorer], stages: Mapping[str, ColumnStage]) -> Scores:
+    """The scorers as other rooms know them, in the order in which they run: by cost, equal ones as they are written;
+    then the stages, as they are written.
+
+    Raises:
+        ValueError: (name, problem) of a stage that is named like a scorer, or reads a column that is not there before it.
+    """
     ordered = sorted(section, key=lambda name: section[name].cost)
     clips = [name for name in section if section[name].kind == "clip"]
     clips = clips or [name for name in section if section[name].needs == "pixels and texts"]
     similarity = "clip" if "clip" in clips else clips[0] if len(clips) == 1 else None
-    return Scores(tuple(section[name].table(name) for name in ordered), similarity)
+    scores = Scores(tuple(section[name].table(name) for name in ordered), similarity)
+    for name, stage in stages.items():
+        if name in section:
+            raise ValueError(name, f"{name!r} is the name of a scorer too: rules could not tell their columns apart")
+        try:
+            scores = replace(scores, tables=(*scores.tables, stage.table(name, scores)))
+        except ValueError as error:
+            raise ValueError(name, str(error)) from None
+    return scores

@@ -18,8 +18,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from vila_data.core.errors import RecipeError
-from vila_data.score.kinds import KINDS
+from vila_data.score.kinds import KINDS, STAGES
 from vila_data.score.scorer import Scorer
+from vila_data.score.stage import ColumnStage
 
 Location = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
@@ -178,6 +179,8 @@ def _members(annotation: Any) -> list[Any]:
         return _members(typing.get_args(annotation)[0])
     if origin in (typing.Union, types.UnionType):
         return [member for entry in typing.get_args(annotation) for member in _members(entry)]
+    if annotation is ColumnStage:
+        return list(STAGES.values())
     return list(KINDS.values()) if annotation is Scorer else [annotation]
 
 

@@ -19,6 +19,7 @@ _WHY_NOT: Final = {
     "corpora": "other records would have to be downloaded",
     "download": "other bytes would have to be downloaded",
     "score": "scores would have to be made afresh",
+    "stages": "their columns would have to be made afresh",
     "shards": "it decides how kept records are laid down, not which are kept",
     "seed": "it shuffles what is kept",
     "pack": "it decides how kept samples become sequences",
