@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 import vila_data as vd
-from tests.faults.kills import tree
+from tests.faults.kills import Launches, finish, tree
 from tests.score.made_stages import MADE
 from vila_data.cli import app
 from vila_data.score.kinds import STAGES
@@ -114,11 +116,11 @@ def test_rules_judge_by_them_and_all_pages_show_it(finished: Path, sample_recipe
     assert funnel["filter"]["images"][f"dropped:{UPPER}"] > 0
     assert funnel["filter"]["records"][f"dropped:{WIDE}"] > 0
     low = {
-        (row["row"], row["image_index"])
+        (row["record_id"], row["image_index"])
         for row in rows(finished, "score/docs/ahead")
         if row["lead"] is not None and row["lead"] < 0
     }
-    assert low and not low & {(row["row"], row["image_index"]) for row in fates if row["fate"] == "kept"}
+    assert low and not low & {(row["record_id"], row["image_index"]) for row in fates if row["fate"] == "kept"}
     assert list(check(finished)) == []
     assert "ahead.lead &gt;= 0" in (finished / "report.html").read_text()
     tree_ = forecast(recipe(sample_recipe, *ENTRIES, RULES), finished, LIMIT)
@@ -210,6 +212,28 @@ class Killer:
         self._left -= name.split()[0] == self._stage
         if self._left < 0:
             raise Stop
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(sample_recipe: Path, tmp_path: Path) -> None:
+    """Kill -9, until six kills have hit a run at its work; the kind is one of the package, so that a process of its own has it."""
+    path, alone, out = sample_recipe.with_name("ranked.yaml"), tmp_path / "alone", tmp_path / "run"
+    path.write_text(sample_recipe.read_text() + "stages:\n  rank: {kind: percentile, of: clip.similarity}\n")
+    path.write_text(path.read_text().replace("filter:\n", 'filter:\n  rules: ["rank.percentile >= 0.4"]\n', 1))
+    start = time.monotonic()
+    finish(path, alone, "local")
+    span, rng, hits, launches = time.monotonic() - start, random.Random(5), 0, Launches()
+    assert json.loads((alone / "run.json").read_text())["funnel"]["docs"]["filter"]["images"][
+        "dropped:rank.percentile >= 0.4"
+    ]
+    for _ in range(40):
+        hits += launches.run_and_kill(path, out, "local", rng.uniform(0.2, 0.8) * span)
+        if hits == 6:
+            break
+    launches.close()
+    assert hits == 6, "the kills do not hit the run: this proves nothing"
+    finish(path, out, "local")
+    assert tree(out) == tree(alone)
 
 
 @pytest.mark.parametrize("stage", ["ahead", "rank", "after"])

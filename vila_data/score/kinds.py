@@ -90,7 +90,7 @@ StageSection = Annotated[
 """{name: stage}; as `ScoreSection`."""
 
 
-def scores_of(section: Mapping[str, Scorer], stages: Mapping[str, ColumnStage]) -> Scores:
+def scores_of(section: Mapping[str, Scorer], stages: Mapping[str, ColumnStage] | None = None) -> Scores:
     """The scorers as other rooms know them, in the order in which they run: by cost, equal ones as they are written;
     then the stages, as they are written.
 
@@ -102,7 +102,7 @@ def scores_of(section: Mapping[str, Scorer], stages: Mapping[str, ColumnStage]) 
     clips = clips or [name for name in section if section[name].needs == "pixels and texts"]
     similarity = "clip" if "clip" in clips else clips[0] if len(clips) == 1 else None
     scores = Scores(tuple(section[name].table(name) for name in ordered), similarity)
-    for name, stage in stages.items():
+    for name, stage in (stages or {}).items():
         if name in section:
             raise ValueError(name, f"{name!r} is the name of a scorer too: rules could not tell their columns apart")
         try:

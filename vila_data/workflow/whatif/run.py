@@ -14,6 +14,7 @@ from vila_data.filter.whatif import Scope, Tally
 from vila_data.runs.run import Run, open_run
 from vila_data.workflow.lock import LOCK
 from vila_data.workflow.recipe import Recipe
+from vila_data.workflow.stages import stages_of
 
 _WHY_NOT: Final = {
     "corpora": "other records would have to be downloaded",
@@ -50,7 +51,7 @@ class CorpusFates:
             funnel.add("filter", unit, "kept", 0)  # type: ignore[arg-type]
             for fate, count in sorted(counts.items()):
                 funnel.add("filter", unit, fate, count)  # type: ignore[arg-type]
-            funnel.check("filter", unit, before.kept("download", unit))
+            funnel.check("filter", unit, before.kept([*before.as_dict()][-1], unit))
         return funnel.as_dict()
 
     def check(self, tally: Tally, where: str) -> None:
@@ -112,7 +113,7 @@ class FilteredRun:
         parts = self.run.parts(name)
         if not parts:
             raise UsageError(f"{self.run.url}: corpus {name!r} is not downloaded: {self.run.finish()}")
-        stages = ("download", "filter")
+        stages = stages_of(self.recipe, "").deciding()
         funnel = self.run.funnel(name)
         for stage in stages:
             if stage not in funnel:
