@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
 from tests.docs.generated import program
 from vila_data.core.config import StrictModel
+from vila_data.score.kinds import KINDS as SCORERS
+from vila_data.score.kinds import STAGES
+from vila_data.score.scorer import Scorer
+from vila_data.score.stage import ColumnStage
 from vila_data.workflow.recipe import Recipe
 
 REFERENCE = program("make_reference")
+KINDS: dict[type[BaseModel], dict[str, Any]] = {Scorer: SCORERS, ColumnStage: STAGES}
+"""What stands for its kinds in the recipe's types."""
 
 
 def models(hint: object) -> Iterator[type[BaseModel]]:
@@ -28,7 +35,9 @@ def reachable() -> set[type[BaseModel]]:
     front: list[type[BaseModel]] = [Recipe]
     while front:
         model = front.pop()
-        if model not in found:
+        if model in KINDS:
+            front += KINDS[model].values()
+        elif model not in found:
             found.add(model)
             hints = typing.get_type_hints(model, include_extras=True)
             front += [inner for name in model.model_fields for inner in models(hints[name])]
