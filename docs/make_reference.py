@@ -29,7 +29,9 @@ from vila_data.encode.config import PackConfig
 from vila_data.encode.image_tokens import POLICIES, ImageTokens
 from vila_data.filter.config import DocumentRules, FilterConfig, ImageRules, Rules
 from vila_data.score.kinds import KINDS as SCORERS
+from vila_data.score.kinds import STAGES
 from vila_data.score.scorer import Scorer
+from vila_data.score.stage import ColumnStage
 from vila_data.shard.config import ShardSet
 from vila_data.workflow.recipe import Recipe, Resources, StageResources
 
@@ -44,6 +46,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`download`", DownloadConfig),
     ("`download.resize`", ResizeConfig),
     *((f"`score.NAME`, kind: {name}", scorer) for name, scorer in SCORERS.items()),
+    *((f"`stages.NAME`, kind: {name}", stage) for name, stage in STAGES.items()),
     ("`filter`", FilterConfig),
     ("`filter.images`", ImageRules),
     ("`filter.documents`", DocumentRules),
@@ -61,6 +64,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
 BASES = {
     corpora.CorpusFiles: "a corpus of one of the kinds below",
     Scorer: "a scorer of one of the kinds below",
+    ColumnStage: "a stage of one of the kinds below",
     ImageTokens: "one of the policies below",
 }
 TITLES = {model: title for title, model in SECTIONS}

@@ -37,7 +37,7 @@ COMMANDS: Final[dict[tuple[str, str], str]] = {
 """{(page, command): `path::test` of this repository, or `.ci/run: words of the step`}."""
 
 PAGES: Final[dict[str, str]] = {
-    "docs/extending.md": "tests/docs/test_extending.py::test_a_corpus_a_rule_and_a_scorer_of_the_page",
+    "docs/extending.md": "tests/docs/test_extending.py::test_the_examples_of_the_page",
     "docs/plugins.md": "tests/docs/test_plugins_page.py::test_the_page",
     "docs/object_storage.md": "tests/docs/test_object_storage_page.py::test_the_page",
     "docs/ray.md": "tests/docs/test_ray_page.py::test_the_page",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -44,7 +45,7 @@ def workshop(sandbox: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_corpus_a_rule_and_a_scorer_of_the_page(workshop: Path, sample_web: str) -> None:
+def test_the_examples_of_the_page(workshop: Path, sample_web: str) -> None:
     touched: set[Path] = set()
     for block in blocks(PAGE):
         file = file_of(block)
@@ -62,8 +63,10 @@ def test_a_corpus_a_rule_and_a_scorer_of_the_page(workshop: Path, sample_web: st
     funnel = json.loads((workshop / "out" / "cards" / "run.json").read_text())["funnel"]["cards"]
     assert funnel["download"]["records"] == {"kept": 2, "failed:no_text": 1}
     assert funnel["download"]["images"] == {"kept": 1, "failed:http_status": 1}
-    found = json.loads((workshop / "runs" / "demo" / "run.json").read_text())["funnel"]["docs"]["filter"]["images"]
-    assert found["dropped:nsfw.score < 0.35"] > 0 and found["kept"] > 0
+    found = json.loads((workshop / "runs" / "nsfw" / "run.json").read_text())["funnel"]["docs"]["filter"]["images"]
+    assert found["dropped:nsfw.score < 0.2"] > 0 and found["kept"] > 0
+    led = json.loads((workshop / "runs" / "lead" / "run.json").read_text())
+    assert "lead" in led["speed"] and "lead" in led["seconds"] and not led["finished"], "of other settings"
     files = [str(path) for path in sorted(touched)]
     lint = subprocess.run([sys.executable, "-m", "ruff", "check", *files], capture_output=True, text=True, check=False)
     assert lint.returncode == 0, lint.stdout
@@ -79,5 +82,19 @@ def test_every_change_of_the_page_still_applies(tmp_path: Path) -> None:
     for block in found:
         if block.language == "diff":
             compile(changed(block.text, tmp_path).read_text(), "changed", "exec")
-    assert sum(block.language == "diff" for block in found) >= 5
+    assert sum(block.language == "diff" for block in found) >= 7
     assert not any((REPO / file).exists() for block in found if (file := file_of(block)))
+
+
+def test_each_example_takes_at_most_three_files_and_a_test() -> None:
+    lines = PAGE.read_text().splitlines()
+    starts = [number for number, line in enumerate(lines, 1) if line.startswith("## ")]
+    examples = 0
+    for start, end in itertools.pairwise([*starts, len(lines) + 1]):
+        found = [block for block in blocks(PAGE) if start < block.line < end]
+        diffs = {re.findall(r"^\+\+\+ b/(\S+)$", block.text, re.M)[0] for block in found if block.language == "diff"}
+        files = {str(name) for block in found if (name := file_of(block))} | diffs
+        tests = {name for name in files if name.startswith("tests/")}
+        assert len(tests) == 1 and 1 <= len(files - tests) <= 3, lines[start - 1]
+        examples += 1
+    assert examples >= 5

@@ -40,7 +40,9 @@ FLOOR = {
 }
 """A module imports from its own room and from lower floors; rooms of one floor never meet."""
 
-WILL_MOVE = {f"vila_data.workflow.{name}" for name in ("encoding", "lock", "marked_yaml", "plan", "recipe", "report")}
+WILL_MOVE = {
+    f"vila_data.workflow.{name}" for name in ("encoding", "lock", "marked_yaml", "plan", "recipe", "report", "stages")
+}
 """What an opened run needs of `workflow` until these modules are in rooms below `runs`; none of them may import it."""
 
 

@@ -245,3 +245,9 @@ def test_the_end_of_a_flow_counts_what_the_flow_counts() -> None:
     for unit, line in (("images", "1 image in set docs"), ("records", "4 samples in set docs")):
         words = "".join(parsed(flow(found, title=unit, unit=unit, sets=[("docs", 1, 4)])).itertext())
         assert line in words and f"1 {unit[:-1]} kept" in words
+
+
+def test_a_stage_without_words_of_its_own_is_called_by_its_name() -> None:
+    funnel = {"select": {"images": {"kept": 9}}, "crops": {"images": {"kept": 4, "dropped:edge": 5}}}
+    words = "".join(parsed(flow(stages(funnel, "images"), title="t", unit="images")).itertext())
+    assert "images crops" in words and "edge" in words

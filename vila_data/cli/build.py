@@ -23,7 +23,8 @@ def run(
     ] = "ray",
     limit: Limit = None,
     only: Annotated[
-        str | None, typer.Option(help="One stage: download, score, filter, shard, encode or blend.")
+        str | None,
+        typer.Option(help="One stage: download, score, one of the recipe's `stages`, filter, shard, encode or blend."),
     ] = None,
     on: On = None,
     settings: Settings = None,

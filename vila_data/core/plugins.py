@@ -17,7 +17,7 @@ from pydantic_core import InitErrorDetails
 
 from vila_data.core.errors import UsageError
 
-Group = Literal["corpora", "scorers", "rules", "exporters", "image_tokens"]
+Group = Literal["corpora", "scorers", "stages", "rules", "exporters", "image_tokens"]
 Thing = TypeVar("Thing")
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -1,4 +1,4 @@
-"""What rooms other than `score` know of a recipe's scorers: their names, order and columns; and the columns of a part by name."""
+"""What other rooms know of a recipe's scorers and stages: names, order and columns; and the columns of a part by name."""
 
 from __future__ import annotations
 
@@ -37,12 +37,13 @@ DOWNLOADED: Final[dict[str, tuple[Unit, Kind]]] = {
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """A scorer's table.
+    """A scorer's table, or that of an entry of `stages:`.
 
     rows:    what a row of it is.
     columns: (name, kind) of those that a rule may name.
     joint:   columns whose values may change when more images of their record are scored.
     on_demand: whether it measures conversations only where a rule asks for its columns.
+    reads:   names of the tables that it is made from; none for scorers.
     """
 
     name: str
@@ -50,11 +51,12 @@ class ScoreTable:
     columns: tuple[tuple[str, Kind], ...]
     joint: frozenset[str] = frozenset()
     on_demand: bool = False
+    reads: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The scorers of a recipe in the order in which they run, cheap ones first.
+    """The scorers of a recipe in the order in which they run, cheap ones first, then its stages.
 
     similarity: the one that `min_similarity` and `reassign` mean; None: there is none.
     """
@@ -76,6 +78,10 @@ class Scores:
             f"{table.name}.{name}": kind for table in self.tables for name, kind in table.columns
         }
 
+    def made_from(self, name: str) -> frozenset[str]:
+        """A table's name, and those of all tables that it is made from."""
+        return frozenset({name}).union(*(self.made_from(other) for other in self.table(name).reads))
+
     def unit(self, column: str) -> Unit:
         """What a column has a value for."""
         scorer = column.partition(".")[0]
@@ -92,6 +98,10 @@ class Values:
 
     values: NDArray[Any]
     null: NDArray[np.bool_] | None
+
+    def known(self) -> NDArray[np.bool_]:
+        """bool[n]: where it is not null."""
+        return np.ones(len(self.values), np.bool_) if self.null is None else ~self.null
 
     def of_images(self, row: NDArray[np.int64]) -> Values:
         """A record's column as one of its images. row: int64[n], the record of each."""

@@ -327,8 +327,9 @@ def worth_scoring(columns: PartColumns, rules: Rules, scores: Scores, scorer: st
 
 
 def asks_for(rules: Rules, scores: Scores, scorer: str) -> bool:
-    """Whether a rule judges by a scorer's columns."""
-    named = any(scorer in rule.scorers for rule in parse_rules(rules.rules, scores))
+    """Whether a rule judges by a scorer's columns, or by columns that are made from them."""
+    read = {name for rule in parse_rules(rules.rules, scores) for name in rule.scorers}
+    named = any(scorer in scores.made_from(name) for name in read)
     return named or (scorer == scores.similarity and rules.images.min_similarity is not None)
 
 

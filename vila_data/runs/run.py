@@ -27,6 +27,7 @@ from vila_data.workflow.marked_yaml import nearest
 from vila_data.workflow.plan import CorpusPlan, committed_plan
 from vila_data.workflow.recipe import Recipe, checked
 from vila_data.workflow.report import RUN_JSON, corpus_funnel, read_run_json
+from vila_data.workflow.stages import stages_of
 
 PartTable = Literal["images", "records", "fates"]
 _RECEIPT: Final = re.compile(r"/part-(\d+)\.json$")
@@ -129,8 +130,9 @@ class Run:
         plan = self.plan(corpus)
         if plan is None:
             return {}
-        receipts = {stage: self.receipts(stage, corpus) for stage in ("download", "filter")}
-        return corpus_funnel(plan, receipts).as_dict()
+        deciding = stages_of(self.recipe, "").deciding()
+        receipts = {stage: self.receipts(stage, corpus) for stage in deciding}
+        return corpus_funnel(plan, receipts, deciding).as_dict()
 
     def part_table(self, part: Part, table: PartTable, columns: Sequence[str] | None = None) -> pa.Table:
         """A table of a part, or some of its columns.
@@ -148,7 +150,7 @@ class Run:
     def scores(self, part: Part, columns: Sequence[str] | None = None, scorer: str | None = None) -> pa.Table | None:
         """A scorer's table of a part, a row per image or record; None where it has none.
 
-        scorer: None takes the one that `min_similarity` means (core.schemas.SCORE_IMAGES).
+        scorer: or an entry of `stages`; None takes the one that `min_similarity` means (core.schemas.SCORE_IMAGES).
 
         Raises:
             UsageError: the recipe has no such scorer.
@@ -160,7 +162,7 @@ class Run:
     def scores_path(self, part: Part, scorer: str | None = None) -> str | None:
         """Where a scorer's table of a part is; None where no scorer gives similarities and none is named."""
         if scorer is not None:
-            self._known("scorer", scorer, self.recipe.score)
+            self._known("scorer", scorer, [*self.recipe.score, *self.recipe.stages])
         name = self.recipe.scores().similarity if scorer is None else scorer
         return None if name is None else part.scores_table(name)
 

@@ -49,20 +49,18 @@ def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
     return sha256_of(path)
 
 
-def model_folder(model: str, needed: Iterable[str]) -> Path:
-    """The folder of a model, with the files that it must have.
+def model_folder(model: str, needed: Iterable[str], key: str = "score.clip.model") -> Path:
+    """The folder of a model, with the files that it must have. key: the recipe's, for errors.
 
     Raises:
         UsageError: no such folder, or a file is missing.
     """
     folder = Path(model).expanduser()
     if not folder.is_dir():
-        raise UsageError(f"score.clip.model: {model}: no such folder; give the folder that holds {', '.join(needed)}")
+        raise UsageError(f"{key}: {model}: no such folder; give the folder that holds {', '.join(needed)}")
     missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
-        raise UsageError(
-            f"score.clip.model: {model}: lacks {', '.join(missing)}; copy the whole model folder, or name another"
-        )
+        raise UsageError(f"{key}: {model}: lacks {', '.join(missing)}; copy the whole model folder, or name another")
     return folder
 
 

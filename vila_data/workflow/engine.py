@@ -178,11 +178,27 @@ class Engine:
         facts: list[Any] = [stage.settings(self._work, part) for part in corpus.plan.parts[:1]]
         facts += [[receipt.inputs, receipt.fingerprint()] for receipt in receipts]
         for name in stage.depends(self._work, corpus.plan.name):
-            told = corpus.told(self._work.store, self._stages.part(name))
+            told = self._told(self._stages.part(name), corpus)
             if told is None:
                 return None
             facts.append([receipt.fingerprint() for receipt in told])
         return fingerprint(facts)
+
+    def _told(self, stage: PartStage, corpus: CorpusState) -> list[Receipt] | None:
+        """The receipts of a stage that this recipe would give, even of parts whose files are gone; None: one is not."""
+        if stage.gather is not None:
+            return corpus.of(stage.name) if corpus.is_complete(stage.name) else None
+        found = corpus.told(self._work.store, stage)
+        before = {
+            name: self._told(self._stages.part(name), corpus) for name in stage.depends(self._work, corpus.plan.name)
+        }
+        for index, receipt in enumerate(found or ()):
+            receipts = {name: told[index] for name, told in before.items() if told is not None}
+            if len(receipts) < len(before):
+                return None
+            if receipt.inputs != stage.inputs(self._work, PartJob(corpus.plan.parts[index], receipts)):
+                return None
+        return found
 
     # stages over sets
 
@@ -292,7 +308,8 @@ class Engine:
         self.speeds.note(stage.verb, done.result, done.seconds, stage.counts(done.result))
 
     def _step(self, name: str, verb: str, function: Callable[..., Any]) -> Step:
-        return Step(name, verb, function, getattr(self._work.recipe.resources, verb))
+        resources = self._work.recipe.resources
+        return Step(name, verb, function, getattr(resources, verb, resources.stages))
 
 
 def _chains(stages: Sequence[PartStage]) -> list[list[PartStage]]:

@@ -6,6 +6,7 @@ import os
 from typing import Any, Final
 
 from vila_data.core.errors import VilaDataError
+from vila_data.core.receipts import read_receipt
 from vila_data.core.store import Store
 from vila_data.shard.manifest import read_manifest
 from vila_data.workflow import lock
@@ -62,7 +63,11 @@ def forecast(
 def _corpus_node(work: Work, stages: Stages, plan: CorpusPlan) -> Node:
     config = work.recipe.corpora[plan.name]
     corpus = CorpusState(plan)
-    find_committed(work, [stage for stage in stages.parts if stage.gather is None], corpus)
+    for stage in stages.parts:
+        if stage.gather is None:
+            find_committed(work, [stage], corpus)
+        else:  # whether it is stale needs columns of all parts: what is there counts
+            corpus.receipts[stage.name] = [read_receipt(work.store, stage.receipt(part)) for part in plan.parts]
     done = [receipt for receipt in corpus.receipts["download"] if receipt is not None]
     images, bytes_ = _expected_images(plan, config.kind, done)
     selected = f", {plan.expected:,} selected" if plan.expected != plan.rows else ""
@@ -70,10 +75,7 @@ def _corpus_node(work: Work, stages: Stages, plan: CorpusPlan) -> Node:
     hours = images / IMAGES_A_SECOND_A_CORE / 3600
     children[0]["label"] += f"; about {images:,} images, {bytes_ / 1e9:.2f} GB stored, {hours:.2f} core hours"
     for stage in stages.parts[1:]:
-        if stage.gather is None:
-            committed = sum(receipt is not None for receipt in corpus.receipts[stage.name])
-        else:
-            committed = sum(work.store.size(stage.receipt(part)) is not None for part in plan.parts)
+        committed = sum(receipt is not None for receipt in corpus.receipts[stage.name])
         children.append(_stage_node(stage.name, len(plan.parts), committed))
     return {
         "label": f"corpus {plan.name} ({config.kind}): {plan.rows:,} rows in {len(config.files)} files{selected}",

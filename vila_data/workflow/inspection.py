@@ -97,7 +97,7 @@ def _inspect_run(run: Run) -> dict[str, Any]:
         "sets": {},
         "seconds": {},
         "committed": {
-            stage.name: sum(len(run.committed(stage.name, corpus)) for corpus in run.recipe.corpora)
+            stage.name: sum(len(run.committed(stage.kept_as or stage.name, corpus)) for corpus in run.recipe.corpora)
             for stage in stages_of(run.recipe, "").parts
         },
     }

@@ -1,7 +1,7 @@
 """recipe.lock.yaml: what a run directory was made from, and whether a recipe may go on in it.
 
 Downloads and scores cost days; a recipe that would throw them away is refused. New scorers may be
-added; rules, shards, packs, blends and resources may change: they are derived again in seconds or hours.
+added; stages, rules, shards, packs, blends and resources may change: they are derived again in seconds or hours.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ def stage_fingerprints(
     }
     download = fingerprint([corpora, limit, recipe.download.what_matters()])
     score = {name: [scorers[name], scorer.switched()] for name, scorer in recipe.score.items()}
+    columns = score | {name: stage.fingerprint() for name, stage in recipe.stages.items()}
     return {
         "download": download,
         "score": fingerprint([download, score]),
-        "filter": fingerprint([download, score, value["filter"]]),
-        "recipe": fingerprint([value["name"], download, score, value["filter"], value["shards"], value["seed"]]),
+        "filter": fingerprint([download, columns, value["filter"]]),
+        "recipe": fingerprint([value["name"], download, columns, value["filter"], value["shards"], value["seed"]]),
     }
 
 
@@ -128,8 +129,8 @@ def check_same_run(store: Store, new: dict[str, Any]) -> None:
         raise UsageError(
             f"{store.url}: holds the run of another recipe; it differs in\n  "
             + "\n  ".join(differing)
-            + "\nchoose another --out, or delete that folder, or set these keys back (filter, shards, pack, blend "
-            "and resources may change in place, and scorers may be added)"
+            + "\nchoose another --out, or delete that folder, or set these keys back (stages, filter, shards, pack, "
+            "blend and resources may change in place, and scorers may be added)"
         )
 
 

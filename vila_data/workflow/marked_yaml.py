@@ -21,13 +21,15 @@ from vila_data.core.errors import RecipeError
 from vila_data.core.plugins import ModelRegistry
 from vila_data.corpora.config import CORPORA
 from vila_data.encode.image_tokens import POLICIES
-from vila_data.score.kinds import SCORERS
+from vila_data.score.kinds import COLUMN_STAGES, SCORERS
 
 Location = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 NAME: typing.Final = r"^[A-Za-z0-9_-]{1,48}$"
 """Of a recipe, a corpus or a shard set."""
-_KINDS: typing.Final[dict[Any, ModelRegistry[Any]]] = {kinds.base: kinds for kinds in (CORPORA, SCORERS, POLICIES)}
+_KINDS: typing.Final[dict[Any, ModelRegistry[Any]]] = {
+    kinds.base: kinds for kinds in (CORPORA, SCORERS, COLUMN_STAGES, POLICIES)
+}
 
 
 class MarkedValue:

@@ -19,7 +19,7 @@ from vila_data.encode.config import PackConfig
 from vila_data.filter.config import FilterConfig, Rules
 from vila_data.filter.rules import parse_rules
 from vila_data.order.released import check_released
-from vila_data.score.kinds import ScoreSection, scores_of
+from vila_data.score.kinds import ScoreSection, StageSection, scores_of
 from vila_data.score.scorer import NotThere
 from vila_data.shard.config import ShardSet
 from vila_data.workflow.marked_yaml import NAME, Location, MarkedValue, nearest, read_marked, validate
@@ -51,6 +51,7 @@ class Resources(StrictModel):
     scan:     counting the rows of a metadata file, and preselection.
     download: fetching one part's images.
     score:    one part's table of one scorer.
+    stages:   one part's table of one entry of `stages`.
     filter:   one part's fates, from columns.
     shard:    writing one shard.
     encode:   turning one shard into token ids.
@@ -59,6 +60,7 @@ class Resources(StrictModel):
     scan: StageResources = StageResources()
     download: StageResources = StageResources()
     score: StageResources = StageResources()
+    stages: StageResources = StageResources()
     filter: StageResources = StageResources()
     shard: StageResources = StageResources()
     encode: StageResources = StageResources()
@@ -75,6 +77,7 @@ class Recipe(StrictModel):
     corpora:   where records come from, each under a name of your own.
     download:  how images are fetched and stored.
     score:     scorers, each under a name of your own: what is measured of images and records.
+    stages:    columns made from those of `download` and `score`, each table under a name of your own.
     filter:    which of them are kept.
     shards:    the shard sets that are written, each under a name of your own.
     pack:      how samples become token sequences; without it the run ends with the shards.
@@ -88,6 +91,7 @@ class Recipe(StrictModel):
     corpora: Annotated[dict[Name, AnyCorpus], Field(min_length=1)]
     download: DownloadConfig = DownloadConfig()
     score: ScoreSection = Field(default_factory=dict)
+    stages: StageSection = Field(default_factory=dict)
     filter: FilterConfig = FilterConfig()
     shards: dict[Name, ShardSet] = Field(default_factory=dict)
     pack: PackConfig | None = None
@@ -104,8 +108,8 @@ class Recipe(StrictModel):
         return self.filter.rules_for(corpus, conversations=self.corpora[corpus].makes == "conversation")
 
     def scores(self) -> Scores:
-        """The scorers in the order in which they run, and which one `min_similarity` means."""
-        return scores_of(self.score)
+        """The scorers and stages in the order in which they run, and which scorer `min_similarity` means."""
+        return scores_of(self.score, self.stages)
 
 
 def load_recipe(
@@ -173,8 +177,15 @@ def _check_names(recipe: Recipe, marked: MarkedValue) -> None:
 
 
 def _check_scored(recipe: Recipe, marked: MarkedValue) -> None:
-    """Refuse rules on what is not measured."""
-    scores = recipe.scores()
+    """Refuse stages and rules on what is not measured, and names that `--only` has for something else."""
+    for name in recipe.stages:
+        if name in (*Resources.model_fields, "blend", "measure"):
+            raise RecipeError(marked.where(("stages", name)), f"{name!r} is the name of a stage of every run")
+    try:
+        scores = recipe.scores()
+    except ValueError as error:
+        name, problem = error.args
+        raise RecipeError(marked.where(("stages", name)), problem) from error
     sections: list[tuple[Location, Rules]] = [(("filter",), recipe.filter)]
     sections += [(("filter", "per_corpus", name), rules) for name, rules in recipe.filter.per_corpus.items()]
     for location, rules in sections:

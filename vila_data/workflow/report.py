@@ -31,7 +31,8 @@ class RunReport:
     seconds: wall time of this launch by stage.
     measures: what the columns say (workflow.measures.run); None before there are sets.
     speed:   what the stages did, and how fast (workflow.speed).
-    made_from: {"filter": {corpus: fingerprint of its fates and of what they were made from}} (workflow.engine.Basis).
+    made_from: {gathering stage, as filter: {corpus: fingerprint of its receipts and of what they were made from}}
+              (workflow.engine.Basis).
     """
 
     name: str
@@ -79,9 +80,7 @@ class RunReport:
         }
 
 
-def corpus_funnel(
-    plan: CorpusPlan, receipts: Mapping[str, Sequence[Receipt | None]], stages: Sequence[str] = ("download", "filter")
-) -> Funnel:
+def corpus_funnel(plan: CorpusPlan, receipts: Mapping[str, Sequence[Receipt | None]], stages: Sequence[str]) -> Funnel:
     """The funnel of a corpus from its receipts; each stage's fates sum to what entered it.
 
     stages: those that decide fates, the first of them the one that reads the metadata.

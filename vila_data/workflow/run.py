@@ -21,7 +21,7 @@ from vila_data.workflow.recipe import Recipe, load_recipe
 from vila_data.workflow.report import RunReport, corpus_funnel, read_run_json, write_run_json
 from vila_data.workflow.runner import LocalRunner, Runner
 from vila_data.workflow.stage import CorpusState, Made, Report, Work
-from vila_data.workflow.stages import VERBS, Stages, stages_of
+from vila_data.workflow.stages import Stages, stages_of
 
 
 def run(
@@ -40,15 +40,13 @@ def run(
         out: a local folder or an fsspec URL.
         runner: ``ray`` (the cluster at RAY_ADDRESS, else this machine) or ``local`` (this process).
         limit: take only the first rows of each corpus's metadata.
-        only: do one of VERBS; the ones before it must be committed.
+        only: do one of `Stages.verbs` alone; the ones before it must be committed.
         watch: is told how far the run is.
 
     Raises:
         UsageError: the call or the recipe is wrong, or `out` holds another recipe's run.
         RunError: data, a store or a machine is wrong; what is committed stays.
     """
-    if only is not None and only not in VERBS:
-        raise UsageError(f"--only {only}: the stages are {', '.join(VERBS)}")
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: at least 1")
     value = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
@@ -77,6 +75,9 @@ def _check_asked(recipe: Recipe, only: str | None) -> None:
     key, value = missing.get(only or "", ("", only))
     if only is not None and value is None:
         raise UsageError(f"--only {only}: the recipe has no {key}")
+    verbs = stages_of(recipe, "").verbs()
+    if only is not None and only not in verbs:
+        raise UsageError(f"--only {only}: the stages are {', '.join(verbs)}")
 
 
 def _launch(
@@ -146,7 +147,7 @@ def _report(
 ) -> RunReport:
     store, recipe = work.store, work.recipe
     earlier = read_run_json(store) or {}
-    deciding = [stage.name for stage in stages.parts if stage.decides]
+    deciding = stages.deciding()
     sets = made.sets["shard"]
     decided = all(corpus.is_complete(deciding[-1]) for corpus in made.corpora.values())
     finished = len(sets) == len(recipe.shards) and decided

@@ -73,7 +73,7 @@ class PartStage:
     reads:    (work, corpus) -> those of `after` that it depends on for a corpus.
     settings: (work, part) -> everything else that its outputs depend on, as JSON.
     make:     (work, job, inputs, report) -> the receipt, once written; inputs: the fingerprint for it.
-    receipt:  where a part's receipt is.
+    kept_as:  the name of its receipts (core.layout.Part.receipt), "": its own.
     covers:   whether a valid receipt is enough for (work, job, inputs); where it is not, `make` adds what is missing.
     counts:   what a receipt says was done, for progress and speed; `items` names the one that progress shows.
     decides:  its receipts count fates, so it is a line of the funnel.
@@ -84,13 +84,17 @@ class PartStage:
     after: tuple[str, ...]
     settings: Callable[[Work, Part], Any]
     make: Callable[[Work, PartJob, str, Report], Receipt]
-    receipt: Callable[[Part], str]
     counts: Callable[[Receipt], dict[str, int]]
     items: str = "images"
+    kept_as: str = ""
     covers: Callable[[Work, PartJob, str], bool] | None = None
     gather: Gather | None = None
     decides: bool = False
     reads: Callable[[Work, str], tuple[str, ...]] | None = None
+
+    def receipt(self, part: Part) -> str:
+        """Where a part's receipt is."""
+        return part.receipt(self.kept_as or self.name)
 
     def depends(self, work: Work, corpus: str) -> tuple[str, ...]:
         """Names of the stages that its outputs for a corpus depend on."""
@@ -245,7 +249,7 @@ class CorpusState:
 
     def job(self, index: int, stages: Sequence[str]) -> PartJob | None:
         """A part with its receipts of some stages; None where one is not committed."""
-        found = {name: self.receipts[name][index] for name in stages}
+        found = {name: self.receipts[name][index] if name in self.receipts else None for name in stages}
         there = {name: receipt for name, receipt in found.items() if receipt is not None}
         return PartJob(self.plan.parts[index], there) if len(there) == len(found) else None
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from vila_data.core.errors import StorageError
 from vila_data.core.layout import Part, score_stage
 from vila_data.core.receipts import Receipt, valid_receipt
+from vila_data.core.scores import ScoreTable
 from vila_data.corpora.kinds import open_corpus
 from vila_data.download.part import download_part
 from vila_data.filter.duplicates import later_copies
@@ -21,13 +23,11 @@ from vila_data.filter.part import filter_part, part_digests, rows_worth_scoring
 from vila_data.filter.rules import asks_for, scorers_read
 from vila_data.score.part import covers, score_part
 from vila_data.score.scorer import Scorer, Task
+from vila_data.score.stage import look_at_part, measure_part, share_digest
 from vila_data.workflow.encoding import EncodeStage
 from vila_data.workflow.recipe import Recipe
 from vila_data.workflow.sharding import ShardStage
 from vila_data.workflow.stage import Gather, PartJob, PartStage, Report, SetStage, Work
-
-VERBS: Final = ("download", "score", "filter", "shard", "encode", "blend")
-"""What `--only` takes."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,14 @@ class Stages:
         """A part stage by name."""
         return next(stage for stage in self.parts if stage.name == name)
 
+    def verbs(self) -> tuple[str, ...]:
+        """What `--only` takes, in order."""
+        return tuple(dict.fromkeys([*(one.verb for one in self.parts), *(one.name for one in self.sets), "blend"]))
+
+    def deciding(self) -> list[str]:
+        """Names of the part stages that decide fates: the lines of the funnel."""
+        return [stage.name for stage in self.parts if stage.decides]
+
 
 def stages_of(recipe: Recipe, fingerprint: str) -> Stages:
     """The stages of a recipe. fingerprint: of the recipe, for the manifests of its sets."""
@@ -50,18 +58,18 @@ def stages_of(recipe: Recipe, fingerprint: str) -> Stages:
         after=(),
         settings=_download_settings,
         make=_download,
-        receipt=functools.partial(_receipt, "download"),
         counts=_downloaded,
         decides=True,
     )
-    scores = [_score_stage(table.name, table.rows) for table in recipe.scores().tables]
+    tables = recipe.scores().tables
+    columns = [_score_stage(one.name, one.rows) for one in tables if one.name in recipe.score]
+    columns += [_column_stage(one, recipe) for one in tables if one.name in recipe.stages]
     fates = PartStage(
         name="filter",
         verb="filter",
-        after=("download", *(stage.name for stage in scores)),
+        after=("download", *(stage.name for stage in columns)),
         settings=_rules,
         make=_filter,
-        receipt=functools.partial(_receipt, "filter"),
         counts=_fates,
         gather=Gather(_drops_copies, _digests, later_copies, _packed),
         decides=True,
@@ -70,11 +78,7 @@ def stages_of(recipe: Recipe, fingerprint: str) -> Stages:
     sets: list[SetStage] = [ShardStage(recipe, fingerprint, download, fates)]
     if recipe.pack is not None:
         sets.append(EncodeStage(recipe.pack, recipe.blended_sets() or list(recipe.shards)))
-    return Stages((download, *scores, fates), tuple(sets))
-
-
-def _receipt(stage: str, part: Part) -> str:
-    return part.receipt(stage)
+    return Stages((download, *columns, fates), tuple(sets))
 
 
 # download
@@ -104,7 +108,6 @@ def _score_stage(scorer: str, rows: str) -> PartStage:
         after=("download",),
         settings=functools.partial(_score_settings, scorer),
         make=functools.partial(_score, scorer),
-        receipt=functools.partial(_receipt, score_stage(scorer)),
         counts=functools.partial(_scored, f"{rows}s"),
         items=f"{rows}s",
         covers=functools.partial(_has_all_scores, scorer),
@@ -155,6 +158,45 @@ def _scored(unit: str, receipt: Receipt) -> dict[str, int]:
     return {unit: receipt.counts[f"{unit}_scored"]}
 
 
+# the entries of `stages:`
+
+
+def _column_stage(table: ScoreTable, recipe: Recipe) -> PartStage:
+    name, entry = table.name, recipe.stages[table.name]
+    return PartStage(
+        name=name,
+        verb=name,
+        after=("download", *_stage_names(sorted(table.reads), recipe)),
+        settings=functools.partial(_column_settings, name),
+        make=functools.partial(_make_columns, name),
+        counts=functools.partial(_scored, f"{table.rows}s"),
+        items=f"{table.rows}s",
+        kept_as=score_stage(name),
+        gather=Gather(_always, functools.partial(_look, name), entry.join, share_digest) if entry.gathers else None,
+    )
+
+
+def _stage_names(tables: Iterable[str], recipe: Recipe) -> tuple[str, ...]:
+    return tuple(name if name in recipe.stages else score_stage(name) for name in tables)
+
+
+def _column_settings(name: str, work: Work, part: Part) -> Any:
+    return work.recipe.stages[name].fingerprint()
+
+
+def _make_columns(name: str, work: Work, job: PartJob, inputs: str, report: Report) -> Receipt:
+    stage = work.recipe.stages[name]
+    return measure_part(work.store, job.part, name, stage, work.scores, job.gathered, inputs)
+
+
+def _look(name: str, work: Work, part: Part, report: Report) -> Any:
+    return look_at_part(work.store, part, work.recipe.stages[name], work.scores)
+
+
+def _always(work: Work, corpus: str) -> bool:
+    return True
+
+
 # filter
 
 
@@ -165,7 +207,7 @@ def _rules(work: Work, part: Part) -> Any:
 
 
 def _tables_of_the_rules(work: Work, corpus: str) -> tuple[str, ...]:
-    return ("download", *map(score_stage, scorers_read(work.recipe.rules_for(corpus), work.scores)))
+    return ("download", *_stage_names(scorers_read(work.recipe.rules_for(corpus), work.scores), work.recipe))
 
 
 def _filter(work: Work, job: PartJob, inputs: str, report: Report) -> Receipt:

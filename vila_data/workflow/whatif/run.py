@@ -14,11 +14,13 @@ from vila_data.filter.whatif import Scope, Tally
 from vila_data.runs.run import Run, open_run
 from vila_data.workflow.lock import LOCK
 from vila_data.workflow.recipe import Recipe
+from vila_data.workflow.stages import stages_of
 
 _WHY_NOT: Final = {
     "corpora": "other records would have to be downloaded",
     "download": "other bytes would have to be downloaded",
     "score": "scores would have to be made afresh",
+    "stages": "their columns would have to be made afresh",
     "shards": "it decides how kept records are laid down, not which are kept",
     "seed": "it shuffles what is kept",
     "pack": "it decides how kept samples become sequences",
@@ -49,7 +51,7 @@ class CorpusFates:
             funnel.add("filter", unit, "kept", 0)  # type: ignore[arg-type]
             for fate, count in sorted(counts.items()):
                 funnel.add("filter", unit, fate, count)  # type: ignore[arg-type]
-            funnel.check("filter", unit, before.kept("download", unit))
+            funnel.check("filter", unit, before.kept([*before.as_dict()][-1], unit))
         return funnel.as_dict()
 
     def check(self, tally: Tally, where: str) -> None:
@@ -111,7 +113,7 @@ class FilteredRun:
         parts = self.run.parts(name)
         if not parts:
             raise UsageError(f"{self.run.url}: corpus {name!r} is not downloaded: {self.run.finish()}")
-        stages = ("download", "filter")
+        stages = stages_of(self.recipe, "").deciding()
         funnel = self.run.funnel(name)
         for stage in stages:
             if stage not in funnel:
