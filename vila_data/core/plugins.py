@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import InitErrorDetails
 
 from vila_data.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 Group = Literal["corpora", "scorers", "stages", "rules", "exporters", "image_tokens"]
 Thing = TypeVar("Thing")
@@ -77,6 +79,8 @@ class Registry(Generic[Thing]):
 @lru_cache(maxsize=16)
 def _entries(group: Group, taken: frozenset[str]) -> dict[str, EntryPoint]:
     """What packages add to a group, by name."""
+    from importlib.metadata import entry_points
+
     found: dict[str, EntryPoint] = {}
     for entry in entry_points(group=f"vila_data.{group}"):
         if entry.name in taken:
