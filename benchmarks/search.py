@@ -87,8 +87,8 @@ def part(number: int, corpus: str = CORPUS) -> Part:
 
 def embedded(store: Store, kind: Kind = "images") -> list[EmbeddedPart]:
     """The parts that `write_embeddings` has written."""
-    count = sum(path.endswith(".json") for path in store.files(f"score/{CORPUS}"))
-    return find_parts(store, map(part, range(count)), kind)
+    count = sum(path.endswith(".json") for path in store.files(f"score/{CORPUS}/clip"))
+    return find_parts(store, map(part, range(count)), "clip", kind)
 
 
 def write_embeddings(store: Store, vectors: Iterator[NDArray[np.float32]], corpus: str = CORPUS) -> None:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.browser import chromium, opened
-from tests.made_run import Item, drawn, make_set, write_part
+from tests.made_run import Item, drawn, make_set, write_part, write_parts_list
 from tests.view.hostile_strings import FAR, HIT, HOSTILE, LARGE, MARKUP, TEMPLATES, UNSEEN, URLS
 from tests.view.made_page import PICTURE, ROOM, html, picture
 from vila_data.core.layout import Part
@@ -191,6 +191,7 @@ def hostile_run(folder: Path) -> Store:
     write_lock(store, lock_value(made, None, {}, {}, {}))
     docs: list[Item | None] = [*hostile_items(list(HOSTILE)), None]
     part = write_part(store, "docs", 0, docs)
+    write_parts_list(store, "docs", [part])
     _hostile_details(store, part)
     filter_part(store, part, made.rules_for("docs"), made.scores(), None, "test")
     make_set(store, [part], "docs", ShardSet(corpus="docs", view="interleaved"), max_bytes=50_000_000)
@@ -203,6 +204,7 @@ def hostile_run(folder: Path) -> Store:
         )  # type: ignore[arg-type]
         talks.append(Item(record, (drawn(number),), (None,)))
     part = write_part(store, "talk", 0, talks)
+    write_parts_list(store, "talk", [part])
     filter_part(store, part, made.rules_for("talk"), made.scores(), None, "test")
     return store
 

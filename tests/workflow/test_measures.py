@@ -31,7 +31,6 @@ from vila_data.workflow.measures import language as measures_language
 from vila_data.workflow.measures.corpus import NO_HOST, hosts_of
 from vila_data.workflow.measures.counts import Binned, TopNames
 from vila_data.workflow.measures.language import SAMPLED, sampled_texts
-from vila_data.workflow.runner import Done
 from vila_data.workflow.speed import Speeds
 
 
@@ -248,12 +247,11 @@ def test_hosts_of_urls() -> None:
 
 
 def test_speeds_count_what_this_launch_did() -> None:
-    speeds = Speeds()
-    counts = {"images": {"ok": 8, "failed:dns": 2}, "records": {"ok": 5}, "bytes_fetched": 100}
-    speeds.note(Done(0, "download", Receipt("i", counts), 2.0))
-    speeds.note(Done(1, "download", Receipt("i", counts), 1.0))
-    speeds.note(Done(2, "download", Receipt("i", counts, earlier=True), 9.0))
-    speeds.note(Done(0, "filter", "digests", 1.0))
+    speeds = Speeds(["download", "score", "filter"])
+    counts = {"images": 10, "records": 5, "bytes": 100}
+    speeds.note("download", Receipt("i"), 2.0, counts)
+    speeds.note("download", Receipt("i"), 1.0, counts)
+    speeds.note("download", Receipt("i", earlier=True), 9.0, counts)
     found = speeds.value({"score": {"launch": "this", "tasks": 3, "task_seconds": 1.0, "images": 7}})
     assert found["download"] == {
         "launch": "this", "tasks": 2, "task_seconds": 3.0, "images": 20, "records": 10, "bytes": 200,
