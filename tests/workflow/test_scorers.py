@@ -13,6 +13,7 @@ import vila_data as vd
 from tests.faults.kills import tree
 from tests.score.made_scorers import MADE, write_graph
 from vila_data.score.kinds import KINDS
+from vila_data.workflow.forecast import forecast
 from vila_data.workflow.inspection import inspect
 from vila_data.workflow.previewing import Choice, preview
 from vila_data.workflow.recipe import Recipe
@@ -60,6 +61,9 @@ def test_a_scorer_is_added_and_nothing_else_is_done_again(sample_recipe: Path, t
     scorers = [f"score.shade.model={model}", "score.words={}", "score.form={kind: shape}"]
     added = run(recipe(sample_recipe, *scorers), out)
     assert added.funnel == first.funnel
+    stages = forecast(recipe(sample_recipe, *scorers), str(out), LIMIT)["children"][0]["children"]
+    names = {node["name"] for node in stages if node["stage"] == "score"}
+    assert names == {f"score {name}" for name in ("shade", "words", "form", "clip")}
     assert {
         path: stamp for path, stamp in stamps(out, "download", "score", "filter", "shards").items() if path in before
     } == before

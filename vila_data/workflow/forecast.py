@@ -13,7 +13,7 @@ from vila_data.workflow import lock
 from vila_data.workflow.blend_tree import blend_node
 from vila_data.workflow.plan import CorpusPlan, corpus_inputs, plan_corpus, scan_here
 from vila_data.workflow.recipe import Recipe, load_recipe
-from vila_data.workflow.stage import CorpusState, Work, find_committed
+from vila_data.workflow.stage import CorpusState, PartStage, Work, find_committed
 from vila_data.workflow.stages import Stages, stages_of
 
 IMAGES_A_RECORD: Final = {"mmc4": 5.7, "obelics": 2.5, "text": 0.0}
@@ -71,12 +71,12 @@ def _corpus_node(work: Work, stages: Stages, plan: CorpusPlan) -> Node:
     done = [receipt for receipt in corpus.receipts["download"] if receipt is not None]
     images, bytes_ = _expected_images(plan, config.kind, done)
     selected = f", {plan.expected:,} selected" if plan.expected != plan.rows else ""
-    children = [_stage_node("download", len(plan.parts), len(done))]
+    children = [_stage_node(stages.parts[0], len(plan.parts), len(done))]
     hours = images / IMAGES_A_SECOND_A_CORE / 3600
     children[0]["label"] += f"; about {images:,} images, {bytes_ / 1e9:.2f} GB stored, {hours:.2f} core hours"
     for stage in stages.parts[1:]:
         committed = sum(receipt is not None for receipt in corpus.receipts[stage.name])
-        children.append(_stage_node(stage.name, len(plan.parts), committed))
+        children.append(_stage_node(stage, len(plan.parts), committed))
     return {
         "label": f"corpus {plan.name} ({config.kind}): {plan.rows:,} rows in {len(config.files)} files{selected}",
         "corpus": plan.name,
@@ -90,8 +90,9 @@ def _corpus_node(work: Work, stages: Stages, plan: CorpusPlan) -> Node:
     }
 
 
-def _stage_node(stage: str, parts: int, done: int) -> Node:
-    return {"label": f"{stage}: {parts} parts, {done} committed", "stage": stage, "parts": parts, "committed": done}
+def _stage_node(stage: PartStage, parts: int, done: int) -> Node:
+    label = f"{stage.name}: {parts} parts, {done} committed"
+    return {"label": label, "stage": stage.verb, "name": stage.name, "parts": parts, "committed": done}
 
 
 def _set_node(work: Work, name: str) -> Node:
