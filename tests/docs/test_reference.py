@@ -10,15 +10,19 @@ from pydantic import BaseModel
 
 from tests.docs.generated import program
 from vila_data.core.config import StrictModel
+from vila_data.corpora.config import CORPORA
+from vila_data.encode.image_tokens import POLICIES
+from vila_data.score.kinds import SCORERS
 from vila_data.workflow.recipe import Recipe
 
 REFERENCE = program("make_reference")
+KINDS = {kinds.base: tuple(kinds.own.values()) for kinds in (CORPORA, SCORERS, POLICIES)}
 
 
 def models(hint: object) -> Iterator[type[BaseModel]]:
     """The recipe's types, wherever they stand inside a type."""
     if isinstance(hint, type) and issubclass(hint, BaseModel):
-        yield hint
+        yield from KINDS.get(hint, (hint,))
     for argument in typing.get_args(hint):
         yield from models(argument)
 
