@@ -60,9 +60,7 @@ def model_folder(model: str, needed: Iterable[str], key: str = "score.clip.model
         raise UsageError(f"{key}: {model}: no such folder; give the folder that holds {', '.join(needed)}")
     missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
-        raise UsageError(
-            f"{key}: {model}: lacks {', '.join(missing)}; copy the whole model folder, or name another"
-        )
+        raise UsageError(f"{key}: {model}: lacks {', '.join(missing)}; copy the whole model folder, or name another")
     return folder
 
 
