@@ -62,7 +62,9 @@ def run(
 @app.command()
 def plan(
     recipe: RecipeArgument,
-    out: Annotated[str | None, typer.Option(help="A run, to see what is committed there already.")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="A run, to see what is committed there already (of filter, also by other rules).")
+    ] = None,
     limit: Limit = None,
     on: On = None,
     settings: Settings = None,

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import InitErrorDetails
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from vila_data.core.errors import UsageError
 
@@ -120,7 +120,8 @@ class ModelRegistry(Registry[type[Model]]):
             raise _wrong("dict_type", (), value)
         name = value.get(self.tag)
         if name is None:
-            raise _wrong("missing", (self.tag,), value)
+            missing = PydanticCustomError("missing", "Field required", {"expected": ", ".join(self.names())})
+            raise _wrong(missing, (self.tag,), value)
         kind = self.find(name) if isinstance(name, str) else None
         if kind is None:
             raise _wrong("literal_error", (self.tag,), name, expected=", ".join(map(repr, self.names())))
@@ -134,5 +135,5 @@ class ModelRegistry(Registry[type[Model]]):
             raise ValidationError.from_exception_data(self.group, details) from None
 
 
-def _wrong(type_: str, place: tuple[str, ...], found: Any, **context: Any) -> ValidationError:
+def _wrong(type_: str | PydanticCustomError, place: tuple[str, ...], found: Any, **context: Any) -> ValidationError:
     return ValidationError.from_exception_data("kind", [{"type": type_, "loc": place, "input": found, "ctx": context}])

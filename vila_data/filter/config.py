@@ -58,8 +58,8 @@ _WHOLE: Final = {"on_missing_image": "drop_document", "on_dropped_image": "drop_
 class Rules(StrictModel):
     """The rules for one corpus.
 
-    rules:     conditions on columns of download and of scorers, as "nsfw.score < 0.2"; what they do not hold for is
-               dropped: the image, or, where all columns are a record's, the record.
+    rules:     conditions on columns of download, scorers and stages, as "clip.similarity > 0.2"; what they do not hold
+               for is dropped: the image, or, where all columns are a record's, the record.
     images:    rules on each image.
     documents: rules on each record, from what became of its images.
     """

@@ -142,7 +142,9 @@ def _describe(marked: MarkedValue, model: type[BaseModel], detail: dict[str, Any
     if kind == "extra_forbidden":
         return where, f"unknown key {location[-1]!r}{nearest(str(location[-1]), names)}"
     if kind == "missing":
-        return where, f"missing: {location[-1]!r} is required here"
+        kinds = detail.get("ctx", {}).get("expected")
+        among = "" if kinds is None else f"; one of: {kinds}"
+        return where, f"missing: {location[-1]!r} is required here{among}"
     if kind == "literal_error":
         expected = [name.strip().strip("'") for name in detail["ctx"]["expected"].replace(" or ", ", ").split(",")]
         return where, f"found {found!r}{nearest(str(found), expected)}"
