@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pydantic import TypeAdapter, ValidationError
 
 from vila_data.core.errors import DataError
 from vila_data.core.layout import Part
 from vila_data.core.receipts import read_receipt
 from vila_data.core.schemas import score_schema
 from vila_data.core.store import Store
+from vila_data.score.kinds import KINDS, ScoreSection
 from vila_data.score.part import covers, score_part
-from vila_data.score.scorer import Scorer, Task
+from vila_data.score.scorer import Column, Scorer, Task
 
 from .made_scorers import Shade, Shape, Words, write_graph
 from .parts import Item, document, jpeg, read_table, write_part
@@ -173,3 +176,14 @@ def test_a_kind_that_cannot_be(scorers: dict[str, Scorer]) -> None:
         Torn().check()
     for scorer in scorers.values():
         scorer.check()
+
+
+@pytest.mark.parametrize("name", ["row", "scored", "a b"])
+def test_a_column_that_no_rule_could_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Named(Shape):
+        def columns(self) -> tuple[Column, ...]:
+            return (Column(name, pa.float32(), "", None, "made"),)
+
+    monkeypatch.setitem(KINDS, "shape", Named)
+    with pytest.raises(ValidationError, match=f"that is not one of row, .*; found '{name}'"):
+        TypeAdapter(ScoreSection).validate_python({"mine": {"kind": "shape"}})

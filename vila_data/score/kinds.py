@@ -29,6 +29,8 @@ STAGES: Final[dict[str, type[ColumnStage]]] = {
 COLUMN_STAGES: Final = ModelRegistry("stages", STAGES, ColumnStage, "kind")
 """STAGES, and those that installed packages add."""
 
+_HEADS: Final = ("row", "record_id", "image_index", "scored")
+"""Columns that every table of a scorer or stage has."""
 _WHAT: Final[dict[str, str]] = {"scorers": "scorer", "stages": "stage"}
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,47}")
 
@@ -55,6 +57,12 @@ def _with_kind(kinds: ModelRegistry[Any], name: str, entry: Any) -> Any:
 def _entry(kinds: ModelRegistry[Any], value: Any) -> Any:
     entry = kinds.validate(value)
     entry.check()
+    for column in entry.columns():
+        if not column.name.isidentifier() or column.name in _HEADS:
+            raise ValueError(
+                f"kind {entry.kind}: a column must have a name of letters, digits and _ that is not one of "
+                f"{', '.join(_HEADS)}; found {column.name!r}"
+            )
     return entry
 
 
