@@ -151,7 +151,11 @@ def test_texts_take_the_memory_of_their_letters_and_keep_them_all() -> None:
 
 def test_float32_columns_are_compared_as_such() -> None:
     equal = ("nsfw.score <= 0.1", "nsfw.score == 0.1", "nsfw.score in [0.5, 0.1]")
-    for text, kept in (*((text, True) for text in equal), ("nsfw.score < 0.1", False), ("nsfw.score not in [0.1]", False)):
+    for text, kept in (
+        *((text, True) for text in equal),
+        ("nsfw.score < 0.1", False),
+        ("nsfw.score not in [0.1]", False),
+    ):
         assert (judged([of(image(score=0.1))], Rules(rules=(text,)))[0] == ["kept"]) == kept
 
 
