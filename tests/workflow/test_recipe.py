@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 import vila_data as vd
+from vila_data.core.errors import RecipeError
 from vila_data.workflow.marked_yaml import MarkedValue, validate
-from vila_data.workflow.recipe import Recipe
+from vila_data.workflow.recipe import Recipe, load_recipe
 
 GOOD = """version: 1
 name: small
@@ -167,3 +168,10 @@ def test_the_examples_of_the_docs_are_recipes() -> None:
         head = whole[: whole.index("\nblend:") + 1]
         blend = validate(MarkedValue("docs/recipe.md", head + piece), Recipe).blend
         assert blend is not None and len(list(blend.leaves())) > len(blend.sources)
+
+
+def test_an_alias_that_contains_itself_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("version: 1\nname: x\ncorpora: &a {docs: *a}\n")
+    with pytest.raises(RecipeError, match=r"recipe.yaml:3 .*nested more than 60 levels deep"):
+        load_recipe(path)

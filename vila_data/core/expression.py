@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -27,6 +28,8 @@ _COMPARISONS: Final = {
 _MEMBERSHIP: Final = (ast.In, ast.NotIn)
 _EQUALITY: Final = (ast.Eq, ast.NotEq, *_MEMBERSHIP)
 _FLAGS: Final = {"true": True, "false": False}
+_DEEPEST: Final = 100
+"""Levels of a condition: far below where Python's stack ends, wherever it is evaluated."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ def parse(text: str, columns: Mapping[str, Kind]) -> Condition:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         detail = error.msg if isinstance(error, SyntaxError) else str(error)
         raise ValueError(f"{text!r} is not an expression: {detail}") from None
+    if _levels(tree) > _DEEPEST:
+        raise ValueError(f"{text!r} is nested more than {_DEEPEST} levels deep")
     if _kind(tree, columns) != "condition":
         raise ValueError(f"{text!r} is not a condition: compare it with a value, e.g. n_images >= 2")
     found = (_name(node) for node in ast.walk(tree))
@@ -72,6 +77,14 @@ def parse(text: str, columns: Mapping[str, Kind]) -> Condition:
     if not names:
         raise ValueError(f"{text!r} names no column; there are {', '.join(columns)}")
     return Condition(text, tree, names)
+
+
+def _levels(tree: ast.AST) -> int:
+    """How deep an expression is nested."""
+    level, count = [tree], 0
+    while level:
+        level, count = [child for node in level for child in ast.iter_child_nodes(node)], count + 1
+    return count
 
 
 def _name(node: ast.AST) -> str | None:
@@ -110,7 +123,9 @@ def _kind(node: ast.expr, columns: Mapping[str, Kind]) -> Kind:
             return "text"
         case ast.Constant(value=bool()):
             return "flag"
-        case ast.Constant(value=int() | float()):
+        case ast.Constant(value=int() | float() as value):
+            if abs(value) > sys.float_info.max:
+                raise ValueError(f"a number is too large: at most {sys.float_info.max:.1e}")
             return "number"
     raise ValueError(
         f"{ast.unparse(node)!r} is not allowed: a condition has comparisons, and, or, not, + - * /, numbers, "
@@ -189,7 +204,7 @@ def _compared(
     for op, comparator in zip(node.ops, node.comparators, strict=True):
         if isinstance(op, _MEMBERSHIP):
             items = [_value(item, columns, nulls, unknown) for item in getattr(comparator, "elts", ())]
-            member = np.isin(left, np.asarray(items)) if items else np.zeros(np.shape(left), np.bool_)
+            member = reduce(np.logical_or, [np.equal(left, item) for item in items], np.zeros(np.shape(left), np.bool_))
             parts.append(np.logical_not(member) if isinstance(op, ast.NotIn) else member)
             continue
         right = _value(comparator, columns, nulls, unknown)

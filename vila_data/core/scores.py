@@ -94,7 +94,7 @@ NONE: Final = Scores()
 
 @dataclass(frozen=True)
 class Values:
-    """A column. values: float64, float32, bool or text [n], anything where it is null; null: bool[n], None: it never is."""
+    """A column. values: float64, float32, bool or str objects [n], anything where it is null; null: bool[n], None: it never is."""
 
     values: NDArray[Any]
     null: NDArray[np.bool_] | None
@@ -140,7 +140,7 @@ def values_of(column: pa.ChunkedArray) -> Values:
     if null is not None and not null.any():
         null = None
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        return Values(column.fill_null("").to_numpy().astype(np.str_), null)
+        return Values(column.fill_null("").to_numpy(), null)  # objects: np.str_ takes the longest text's bytes for each
     if pa.types.is_boolean(column.type):
         return Values(column.fill_null(False).to_numpy(), null)
     type_ = np.float32 if column.type == pa.float32() else np.float64

@@ -85,6 +85,8 @@ def parse_rules(texts: tuple[str, ...], scores: Scores) -> tuple[Rule, ...]:
     """
     found = []
     for number, text in enumerate(texts):
+        if text in texts[:number]:
+            continue
         try:
             condition = named_condition(text, scores.kinds()) or parse(text, scores.kinds())
         except ValueError as error:

@@ -32,6 +32,9 @@ _KINDS: typing.Final[dict[Any, ModelRegistry[Any]]] = {
 }
 
 
+_DEPTH: typing.Final = 60
+
+
 class MarkedValue:
     """A YAML file's value, and the line on which each key or list entry stands."""
 
@@ -69,6 +72,10 @@ class MarkedValue:
         return other
 
     def _build(self, node: yaml.Node, location: Location) -> Any:
+        if len(location) > _DEPTH:
+            raise RecipeError(
+                self.where(location), f"nested more than {_DEPTH} levels deep (an alias that contains itself?)"
+            )
         if isinstance(node, yaml.MappingNode):
             result: dict[str, Any] = {}
             for key_node, value_node in node.value:
