@@ -125,7 +125,7 @@ def test_rules_judge_by_them_and_all_pages_show_it(finished: Path, sample_recipe
     assert "ahead.lead &gt;= 0" in (finished / "report.html").read_text()
     tree_ = forecast(recipe(sample_recipe, *ENTRIES, RULES), finished, LIMIT)
     corpus = next(node for node in tree_["children"] if node.get("corpus") == "docs")
-    stages = [node["stage"] for node in corpus["children"]]
+    stages = [node["name"] for node in corpus["children"]]
     assert stages == ["download", "score clip", "ahead", "rank", "after", "size", "filter"]
     assert {node["committed"] == node["parts"] > 1 for node in corpus["children"]} == {True}
     speed = json.loads((finished / "run.json").read_text())["speed"]
