@@ -149,18 +149,20 @@ class Engine:
 
         Where run.json says what whole receipts were made from, no column is read to find it again.
         """
-        found = []
+        nothing: list[Receipt | None] = [None] * len(corpus.plan.parts)
+        found: list[Receipt] = []
         for part in corpus.plan.parts:
             receipt = read_receipt(self._work.store, stage.receipt(part))
-            found.append(receipt if receipt is not None and has_outputs(self._work.store, receipt) else None)
-        if None not in found:
-            basis = self._basis(stage, corpus, [receipt for receipt in found if receipt is not None])
-            known = self._earlier.get("made_from", {}).get(stage.name, {}).get(corpus.plan.name)
-            if basis is not None and basis == known:
-                return found
-            if all(corpus.is_complete(name) for name in stage.depends(self._work, corpus.plan.name)):
-                return self.run_tasks(stage.verb, functools.partial(_committed, stage), self._jobs(stage, corpus))
-        return [None] * len(found)
+            if receipt is None or not has_outputs(self._work.store, receipt):
+                return nothing
+            found.append(receipt)
+        basis = self._basis(stage, corpus, found)
+        known = self._earlier.get("made_from", {}).get(stage.name, {}).get(corpus.plan.name)
+        if basis is not None and basis == known:
+            return list(found)
+        if all(corpus.is_complete(name) for name in stage.depends(self._work, corpus.plan.name)):
+            return self.run_tasks(stage.verb, functools.partial(_committed, stage), self._jobs(stage, corpus))
+        return nothing
 
     def basis(self, made: Made) -> Basis:
         """What the receipts of gathering stages were made from, of corpora that have all of them."""
