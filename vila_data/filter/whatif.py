@@ -69,7 +69,7 @@ _FRESH_SCORES: Final = ["assigned_text_index", "assigned_similarity"]
 
 @dataclass(frozen=True)
 class Scope:
-    """What of a corpus the rules are about. scores: of its recipe; conversations: its records are such."""
+    """A corpus that rules are tried on. scores: the scorers of its recipe; conversations: whether its records are conversations."""
 
     parts: Sequence[Part]
     scores: Scores

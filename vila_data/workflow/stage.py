@@ -216,7 +216,7 @@ def make_set(
     standing = standing_set(stage, store, name, made)
     if standing is not None:
         return standing
-    if stage.found(store, name) is not None:  # nobody must take new files for those that it counts
+    if stage.found(store, name) is not None:  # its manifest must not describe the new files
         stage.forget(store, name)
     jobs = stage.jobs(store, name, made)
     return stage.finish(store, name, made, jobs, run(jobs))
@@ -271,7 +271,7 @@ class CorpusState:
 
 @dataclass
 class Made:
-    """What of a run is there, as far as the engine has come. sets: finished ones, by stage and name."""
+    """The finished work of a run that the engine has found or made so far. sets: finished sets, by stage and name."""
 
     corpora: dict[str, CorpusState]
     sets: dict[str, dict[str, Any]]
