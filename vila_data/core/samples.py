@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from vila_data.core.errors import DataError
 from vila_data.core.records import CHAT_KEYS, IMAGE_MARK, Message, Record, Role, canonical_json, chat_keys
@@ -62,8 +62,7 @@ class SampleImage:
     image_index: int
 
 
-@dataclass(frozen=True, slots=True)
-class SampleContent:
+class SampleContent(NamedTuple):
     """What a sample's JSON says.
 
     entries:  texts (str) and numbers of images (int) in reading order. A conversation has its turns alone: its images
@@ -268,18 +267,18 @@ def _content(
     source, messages, tools = value["source"], value.get("messages"), value.get("tools")
     is_chat = view == "conversations"
     return SampleContent(
-        view=view,
-        key=value["sample_id"],
-        entries=tuple(entries),
-        images=tuple(images),
-        corpus=source["corpus"],
-        record_id=source["record_id"],
-        source_url=source["url"],
-        roles=tuple([turn["from"] for turn in value["conversations"]]) if is_chat else (),
-        system=value["system"] if is_chat else None,
-        messages=None if messages is None else tuple(messages),
-        tools=None if tools is None else tuple(tools),
-        verbatim=value.get("verbatim", False),
+        view,
+        value["sample_id"],
+        tuple(entries),
+        tuple(images),
+        source["corpus"],
+        source["record_id"],
+        source["url"],
+        tuple([turn["from"] for turn in value["conversations"]]) if is_chat else (),
+        value["system"] if is_chat else None,
+        None if messages is None else tuple(messages),
+        None if tools is None else tuple(tools),
+        value.get("verbatim", False),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date as Date
+from functools import lru_cache
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -82,7 +83,7 @@ class PackConfig(StrictModel):
     @property
     def images(self) -> ImageTokens:
         """How many tokens an image takes."""
-        return self.image_tokens or Fixed(tokens=self.tokens_per_image or 0)
+        return self.image_tokens or _fixed(self.tokens_per_image or 0)
 
     @property
     def faithful(self) -> bool:
@@ -100,3 +101,9 @@ class PackConfig(StrictModel):
             return self.max_images_per_document or VILA_IMAGES
         limits = [limit for limit in (self.max_images_per_document, self.max_images_per_pack) if limit is not None]
         return min(limits) if limits else None
+
+
+@lru_cache(maxsize=16)
+def _fixed(tokens: int) -> Fixed:
+    """Made once, since encoding asks for it with every sample."""
+    return Fixed(tokens=tokens)

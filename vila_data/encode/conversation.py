@@ -9,6 +9,8 @@ from vila_data.core.records import IMAGE_MARK, Role
 from vila_data.core.samples import SampleContent
 
 Turn = tuple[Role, str]
+Sides = tuple[tuple[int, int], ...]
+"""(width, height) of each image of a sample, pixels."""
 
 
 class Conversation(NamedTuple):
@@ -28,10 +30,10 @@ class Conversation(NamedTuple):
     messages: tuple[Mapping[str, Any], ...] | None = None
     tools: tuple[Mapping[str, Any], ...] | None = None
     verbatim: bool = False
-    sides: tuple[tuple[int, int], ...] = ()
+    sides: Sides = ()
 
     @staticmethod
-    def of(sample: SampleContent) -> Conversation:
+    def of(sample: SampleContent, sides: Sides) -> Conversation:
         """The conversation of a sample."""
         return Conversation(
             turns=tuple(zip(sample.roles, sample.texts, strict=True)),
@@ -40,7 +42,7 @@ class Conversation(NamedTuple):
             messages=sample.messages,
             tools=sample.tools,
             verbatim=sample.verbatim,
-            sides=sample.sides,
+            sides=sides,
         )
 
     def exchanges(self) -> list[tuple[str, str | None]]:

@@ -7,12 +7,12 @@ sentence, texts joined by a space, spaces beside an image removed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from vila_data.core.samples import SampleContent
 from vila_data.encode.chat import WrittenChat, chat_template
 from vila_data.encode.config import PackConfig
-from vila_data.encode.conversation import Conversation
+from vila_data.encode.conversation import Conversation, Sides
 from vila_data.encode.templates import IMAGE, Piece, pieces_of
 from vila_data.encode.tokenizer import TextTokenizer
 
@@ -62,14 +62,14 @@ class Document(NamedTuple):
     order: tuple[int, ...]
     similarity: tuple[float | None, ...]
     is_pair: bool = False
-    sides: tuple[tuple[int, int], ...] = ()
+    sides: Sides = ()
 
     @staticmethod
-    def of(sample: SampleContent) -> Document:
+    def of(sample: SampleContent, sides: Sides) -> Document:
         """The document or pair of a sample."""
         order = tuple([image.image_index for image in sample.images])
         similarity = tuple([image.similarity for image in sample.images])
-        return Document(sample.entries, order, similarity, sample.view == "pairs", sample.sides)
+        return Document(sample.entries, order, similarity, sample.view == "pairs", sides)
 
     def first(self, count: int) -> Document:
         """The document that ends after `count` entries."""
@@ -79,29 +79,36 @@ class Document(NamedTuple):
 def draft_document(document: Document, config: PackConfig, tokenizer: TextTokenizer) -> Draft:
     """A document as VILA writes it, under the recipe's semantics."""
     faithful = config.faithful
+    if document.is_pair:
+        return _draft_pair(document, faithful, tokenizer)
     spoken = [at for at, entry in enumerate(document.entries) if isinstance(entry, str) and entry.strip()]
-    if document.is_pair and (faithful or spoken):
-        texts = _pair_texts(document, faithful)
-        kept: tuple[int, ...] = (0,)
-    else:
-        chosen = _chosen_images(document, len(document.entries) if faithful else max(spoken, default=0), config)
-        images = [entry for entry in document.entries if isinstance(entry, int) and entry in chosen]
-        texts = _document_text(document, chosen, config.images_first).split(IMAGE)
-        while not faithful and len(texts) > 1 and not texts[-1]:  # an image with nothing after it teaches nothing
-            texts.pop()
-        kept = tuple(images[: len(texts) - 1])
+    chosen = _chosen_images(document, len(document.entries) if faithful else max(spoken, default=0), config)
+    images = [entry for entry in document.entries if isinstance(entry, int) and entry in chosen]
+    texts = _document_text(document, chosen, config.images_first).split(IMAGE)
+    while not faithful and len(texts) > 1 and not texts[-1]:  # an image with nothing after it teaches nothing
+        texts.pop()
+    kept = tuple(images[: len(texts) - 1])
     pieces = None if faithful else ()
     chunks = tuple([Chunk(text, None, pieces) for text in texts])
     left_out = len(document.order) - len(kept)
     return Draft(chunks, kept, tokenizer.bos_id is not None, faithful, True, left_out, bool(spoken))
 
 
-def _pair_texts(document: Document, faithful: bool) -> list[str]:
+_BEFORE_CAPTION: Final = {faithful: Chunk("", None, None if faithful else ()) for faithful in (False, True)}
+
+
+def _draft_pair(document: Document, faithful: bool, tokenizer: TextTokenizer) -> Draft:
+    """An image and its caption; a caption of nothing but spaces is kept by the fidelity modes alone."""
     caption = document.entries[1]
     assert isinstance(caption, str)
+    has_text = not caption.isspace() and caption != ""
+    bos = tokenizer.bos_id is not None
+    if not (faithful or has_text):
+        return Draft((Chunk("", None, ()),), (), bos, False, True, len(document.order), False)
     if IMAGE in caption:
         caption = caption.replace(IMAGE, "<IMAGE>")
-    return ["", caption if faithful else caption.removeprefix(" ")]
+    chunk = Chunk(caption, None, None) if faithful else Chunk(caption.removeprefix(" "), None, ())
+    return Draft((_BEFORE_CAPTION[faithful], chunk), (0,), bos, faithful, True, len(document.order) - 1, has_text)
 
 
 def _chosen_images(document: Document, end: int, config: PackConfig) -> set[int]:

@@ -14,7 +14,7 @@ from operator import itemgetter
 from vila_data.core.samples import SampleContent
 from vila_data.encode.chat_answers import Unwritable
 from vila_data.encode.config import PackConfig
-from vila_data.encode.conversation import Conversation
+from vila_data.encode.conversation import Conversation, Sides
 from vila_data.encode.draft import Document, Draft, draft_conversation, draft_document
 from vila_data.encode.released_conversation import as_released, count_conversations
 from vila_data.encode.sequence import (
@@ -34,9 +34,10 @@ from vila_data.encode.tokenizer import TextTokenizer
 Sample = Document | Conversation
 
 
-def as_encoded(sample: SampleContent) -> Sample:
-    """A sample as the encoder takes it."""
-    return Conversation.of(sample) if sample.view == "conversations" else Document.of(sample)
+def as_encoded(sample: SampleContent, sides: Sides | None = None) -> Sample:
+    """A sample as the encoder takes it. sides: (width, height) of each of its images in pixels, if not those of its JSON."""
+    sides = sample.sides if sides is None else sides
+    return Conversation.of(sample, sides) if sample.view == "conversations" else Document.of(sample, sides)
 
 
 def encode_samples(samples: Sequence[Sample], config: PackConfig, tokenizer: TextTokenizer) -> Iterator[TokenSequence]:
@@ -137,7 +138,9 @@ def assemble(tokenized: Tokenized, sample: Sample, config: PackConfig, tokenizer
         ids.append(tokenizer.eos_id)
     if not config.faithful and trained and trained[0][0] == 0:
         trained[:1] = [(1, trained[0][1])] if trained[0][1] > 1 else []
-    tokens = len(ids) - len(images) + sum(columns_of(sample, images, config))
+    tokens = len(ids)
+    if images:
+        tokens += sum(columns_of(sample, images, config)) - len(images)
     return TokenSequence(ids, trained, images, tokens, left_out)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date as Date
 from itertools import chain, islice, pairwise
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -70,20 +70,22 @@ def encode_shard(store: Store, job: EncodeJob, config: PackConfig, tokenizer: Te
     """
     if job.date is not None:
         config = config.model_copy(update={"date": job.date})
-    columns: dict[str, list[Any]] = {name: [] for name in TOKENS.names if name not in _LISTS}
-    lists = {name: _ListColumn(kind) for name, kind in _LISTS.items()}
-    samples = _samples(store, job)
+    index = _Index(store, job)
+    columns: dict[str, list[Any]] = {"key": index.keys, "record_id": index.record_ids}
+    columns |= {name: [] for name in ("tokens", "images_left_out", "tokens_cut", "fate", "detail")}
+    lists = {name: _ListColumn() for name in ("ids", "trained", "images")}
+    samples = index.samples(store)
     while batch := list(islice(samples, _BATCH)):
-        sequences = encode_samples([sample for _, sample in batch], config, tokenizer)
-        for row, _ in batch:
-            where = f"{store.location(shard_stem(job.name, job.index))}.tar: {row.key}"
+        sequences = encode_samples(batch, config, tokenizer)
+        for row in range(len(columns["tokens"]), len(columns["tokens"]) + len(batch)):
             try:
                 sequence = next(sequences)
             except DataError as error:
-                raise DataError(f"{where}: {error}") from error
-            if max(sequence.images, default=-1) >= len(row.images):
-                raise DataError(f"{where}: its JSON names an image that is no member; run check on the set")
-            _add(columns, lists, row, sequence)
+                raise DataError(f"{index.where(row)}: {error}") from error
+            if sequence.images and max(sequence.images) >= index.counts[row]:
+                raise DataError(f"{index.where(row)}: its JSON names an image that is no member; run check on the set")
+            _add(columns, lists, sequence)
+    lists |= index.of_images(lists["images"])
     columns["row_crc32c"] = _row_checksums(columns, lists)
     with committing(store, job.receipt(), job.inputs) as outputs:
         arrays = [lists[name].array() if name in lists else columns[name] for name in TOKENS.names]
@@ -117,54 +119,41 @@ the fidelity modes keep although nothing in them is trained."""
 _MOST_DETAILS: Final = 16
 """Different words of chat templates that a receipt counts by themselves."""
 
-_OF_IMAGES: Final = {"offsets": "q", "sizes": "q", "crc32c": "I", "widths": "i", "heights": "i"}
-_LISTS: Final = {"ids": "i", "trained": "i", "images": "i", **_OF_IMAGES}
-"""Columns of lists of integers, of which those of images are in the shard's index: array's code of their items."""
+_OF_IMAGES: Final = ("offsets", "sizes", "crc32c", "widths", "heights")
+"""Columns of lists with an entry for each image, which are the shard's index's."""
+_LISTS: Final = ("ids", "trained", "images", *_OF_IMAGES)
 
 
 class _ListColumn:
-    """Rows of integers, kept as one array and where each row ends."""
+    """Rows of integers: all values one after another, and where each row ends."""
 
-    def __init__(self, kind: str) -> None:
-        self._values = array(kind)
-        self._ends = array("i", [0])
+    def __init__(self, values: Any = (), ends: array[int] | None = None) -> None:
+        self.values = array("i") if ends is None else values
+        self.ends = array("i", [0]) if ends is None else ends
 
     def add(self, values: Iterable[int]) -> None:
-        self._values.extend(values)
-        self._ends.append(len(self._values))
+        self.values.extend(values)
+        self.ends.append(len(self.values))
 
     def rows(self) -> Iterator[memoryview]:
         """The items of each row."""
-        values = memoryview(self._values)
-        return (values[first:last] for first, last in pairwise(self._ends))
+        values = memoryview(self.values)
+        return (values[first:last] for first, last in pairwise(self.ends))
 
     def array(self) -> pa.Array:
-        ends, values = (pa.array(np.frombuffer(part, part.typecode)) for part in (self._ends, self._values))
-        return pa.ListArray.from_arrays(ends, values)
+        return pa.ListArray.from_arrays(*(pa.array(np.asarray(part)) for part in (self.ends, self.values)))
 
 
-class _Row(NamedTuple):
-    """A sample as the shard's index has it. images: values of _OF_IMAGES of each of its images, in their order."""
-
-    key: str
-    record_id: str
-    images: list[tuple[int, ...]]
-
-
-def _add(columns: dict[str, list[Any]], lists: dict[str, _ListColumn], row: _Row, sequence: TokenSequence) -> None:
-    columns["key"].append(row.key)
-    columns["record_id"].append(row.record_id)
-    columns["tokens"].append(sequence.tokens)
-    columns["images_left_out"].append(sequence.left_out)
-    columns["tokens_cut"].append(sequence.cut)
-    columns["fate"].append(sequence.fate)
-    columns["detail"].append(sequence.detail)
-    lists["ids"].add(sequence.ids)
-    lists["trained"].add(chain.from_iterable(sequence.trained))
-    lists["images"].add(sequence.images)
-    images = [row.images[image] for image in sequence.images]
-    for at, name in enumerate(_OF_IMAGES):
-        lists[name].add([image[at] for image in images])
+def _add(columns: dict[str, list[Any]], lists: dict[str, _ListColumn], sequence: TokenSequence) -> None:
+    ids, trained, images, tokens, left_out, cut, fate, detail = sequence
+    columns["tokens"].append(tokens)
+    columns["images_left_out"].append(left_out)
+    columns["tokens_cut"].append(cut)
+    columns["fate"].append(fate)
+    columns["detail"].append(detail)
+    lists["ids"].add(ids)
+    lists["trained"].add(chain.from_iterable(trained))
+    lists["images"].add(images)
 
 
 def _row_checksums(columns: dict[str, list[Any]], lists: dict[str, _ListColumn]) -> list[int]:
@@ -197,28 +186,47 @@ def _counts(table: pa.Table) -> dict[str, int]:
     return {"samples": table.num_rows, **{name: int(found[name]) for name in COUNTS}, **failed}
 
 
-def _samples(store: Store, job: EncodeJob) -> Iterator[tuple[_Row, Sample]]:
-    """Samples of a shard in order; only the JSON members are read."""
-    stem = shard_stem(job.name, job.index)
-    tar_path = store.location(f"{stem}.tar")
-    with store.open_read(f"{stem}.parquet") as stream:
-        index = read_parquet(stream, columns=["key", "record_id", "members", *_OF_IMAGES])
-    names, (offsets, sizes, checksums, widths, heights) = index.column("members"), index.columns[3:]
-    is_image = pc.ends_with(pc.list_flatten(names), IMAGE_SUFFIX)
-    of_images = [pc.list_flatten(column).filter(is_image) for column in (offsets, sizes, checksums)]
-    of_images += [pc.list_flatten(column) for column in (widths, heights)]
-    if len({*map(len, of_images)}) != 1:
-        raise DataError(f"{store.location(stem)}.parquet: not an entry for each image; run check on the set")
-    images = zip(*(column.to_pylist() for column in of_images), strict=True)
-    counts = pc.list_value_length(widths).to_pylist()
-    firsts = (pc.list_element(column, 0).to_pylist() for column in (names, offsets, sizes, checksums))
-    rows = zip(index.column("key").to_pylist(), index.column("record_id").to_pylist(), counts, *firsts, strict=True)
-    with store.open_read(f"{stem}.tar") as tar:
-        for key, record_id, count, member, offset, size, checksum in rows:
-            tar.seek(offset)
-            data = tar.read(size)
-            if crc32c(data) != checksum:
-                raise DataError(f"{tar_path}: {member}: its bytes are not those of the index; run check on the set")
-            row = _Row(key, record_id, list(islice(images, count)))
-            sample = as_encoded(decode_sample(data, f"{tar_path}: {member}"))
-            yield row, sample._replace(sides=tuple([(width, height) for *_, width, height in row.images]))
+class _Index:
+    """The index of a shard, as far as encoding reads it.
+
+    counts: images of each sample.
+    """
+
+    def __init__(self, store: Store, job: EncodeJob) -> None:
+        stem = shard_stem(job.name, job.index)
+        self._tar = f"{stem}.tar"
+        self._location = store.location(self._tar)
+        with store.open_read(f"{stem}.parquet") as stream:
+            index = read_parquet(stream, columns=["key", "record_id", "members", *_OF_IMAGES])
+        self.keys, self.record_ids = (index.column(name).to_pylist() for name in ("key", "record_id"))
+        members, (offsets, sizes, checksums, widths, heights) = index.column("members"), index.columns[3:]
+        is_image = pc.ends_with(pc.list_flatten(members), IMAGE_SUFFIX)
+        values = [pc.list_flatten(column).filter(is_image) for column in (offsets, sizes, checksums)]
+        values += [pc.list_flatten(column) for column in (widths, heights)]
+        if len({*map(len, values)}) != 1:
+            raise DataError(f"{store.location(stem)}.parquet: not an entry for each image; run check on the set")
+        self._of_images = {name: column.to_numpy() for name, column in zip(_OF_IMAGES, values, strict=True)}
+        self.counts = pc.list_value_length(widths).to_pylist()
+        self._firsts = np.cumsum([0, *self.counts])
+        self._json = [pc.list_element(column, 0).to_pylist() for column in (members, offsets, sizes, checksums)]
+
+    def where(self, row: int) -> str:
+        """A sample, for a message."""
+        return f"{self._location}: {self.keys[row]}"
+
+    def samples(self, store: Store) -> Iterator[Sample]:
+        """The samples in order; only their JSON members are read."""
+        sides = zip(self._of_images["widths"].tolist(), self._of_images["heights"].tolist(), strict=True)
+        with store.open_read(self._tar) as tar:
+            for count, member, offset, size, checksum in zip(self.counts, *self._json, strict=True):
+                tar.seek(offset)
+                data = tar.read(size)
+                where = f"{self._location}: {member}"
+                if crc32c(data) != checksum:
+                    raise DataError(f"{where}: its bytes are not those of the index; run check on the set")
+                yield as_encoded(decode_sample(data, where), tuple(islice(sides, count)))
+
+    def of_images(self, images: _ListColumn) -> dict[str, _ListColumn]:
+        """_OF_IMAGES of each image of sequences. images: their numbers in each sample, for all samples of the shard."""
+        places = np.asarray(images.values) + np.repeat(self._firsts[:-1], np.diff(images.ends))
+        return {name: _ListColumn(column[places], images.ends) for name, column in self._of_images.items()}
