@@ -20,10 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from vila_data.blend import BlendConfig, BlendPlanner, Lengths
 from vila_data.core.cpus import cpu_count
 from vila_data.encode.config import PackConfig
-from vila_data.order import PackSequence
+from vila_data.mix.config import BlendConfig
+from vila_data.mix.lengths import Lengths
+from vila_data.mix.planner import BlendPlanner
+from vila_data.mix.sequence import PackSequence
 
 SEED = 17
 SEQUENCE_LENGTH = 4096

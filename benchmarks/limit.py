@@ -37,7 +37,7 @@ OUTPUT = 32
 
 def loop(folder: str, size: int) -> Iterator[int]:
     """Pictures decoded, one at a time."""
-    from vila_data.batch.pixels import ImageOptions, decode_into
+    from vila_data.loader.pixels import ImageOptions, decode_into
 
     pictures, options = list(jpegs(folder)), ImageOptions(size_px=size, fit="resize")
     out = np.empty((OUTPUT, size, size, 3), np.uint8)

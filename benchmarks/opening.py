@@ -28,15 +28,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vila_data.blend import BlendConfig
 from vila_data.core.cpus import cpu_count
 from vila_data.core.layout import tokens_folder
 from vila_data.core.schemas import LENGTHS, SCHEMA_VERSION
 from vila_data.core.store import Store
 from vila_data.encode.config import PackConfig
 from vila_data.encode.tokens import TokenManifest, encoding_fingerprint
-from vila_data.order import PackSequence
-from vila_data.order.sources import read_blended_sets
+from vila_data.mix.config import BlendConfig
+from vila_data.mix.sequence import PackSequence
+from vila_data.mix.sources import read_blended_sets
 from vila_data.shard.manifest import manifest_path
 
 SEED = 17

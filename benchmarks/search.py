@@ -29,11 +29,11 @@ from vila_data.core.cpus import cpu_count
 from vila_data.core.layout import Part
 from vila_data.core.receipts import committing
 from vila_data.core.store import Store
+from vila_data.explore.search import index
+from vila_data.explore.search.exact import Slice, search_exact
+from vila_data.explore.search.ranking import Ranking
+from vila_data.explore.search.vectors import EmbeddedPart, Kind, find_parts
 from vila_data.score.embeddings import embedding_paths
-from vila_data.search import index
-from vila_data.search.exact import Slice, search_exact
-from vila_data.search.ranking import Ranking
-from vila_data.search.vectors import EmbeddedPart, Kind, find_parts
 
 SEED = 17
 CORPUS = "made"

@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from vila_data.blend import BlendConfig, Lengths
-from vila_data.blend.lengths import CHUNK_ROWS
 from vila_data.core.cpus import cpu_count
 from vila_data.encode.config import PackConfig
-from vila_data.order import PackSequence, PlannedPacks
+from vila_data.mix.config import BlendConfig
+from vila_data.mix.lengths import CHUNK_ROWS, Lengths
+from vila_data.mix.sequence import PackSequence, PlannedPacks
 
 SEED = 17
 TOKENS_PER_IMAGE = 576

@@ -41,13 +41,13 @@ from vila_data.core.tarcodec import TarWriter  # noqa: E402
 from vila_data.encode.config import PackConfig  # noqa: E402
 from vila_data.encode.tokenizer import load_tokenizer  # noqa: E402
 from vila_data.encode.tokens import TokenSet, open_tokens  # noqa: E402
+from vila_data.recipe.lock import lock_value, write_lock  # noqa: E402
+from vila_data.recipe.recipe import load_recipe  # noqa: E402
+from vila_data.runs.encoding import encode_sets  # noqa: E402
 from vila_data.shard import energon  # noqa: E402
 from vila_data.shard.config import ShardSet  # noqa: E402
 from vila_data.shard.manifest import Manifest  # noqa: E402
 from vila_data.shard.read import open_shards  # noqa: E402
-from vila_data.workflow.encoding import encode_sets  # noqa: E402
-from vila_data.workflow.lock import lock_value, write_lock  # noqa: E402
-from vila_data.workflow.recipe import load_recipe  # noqa: E402
 
 VERSION = 6  # of what is written, so that a folder of another version is not taken
 SEED = 17

@@ -67,7 +67,7 @@ def packed(folder: str, blend: str, size: int, fit: str, rows: int, packs: int, 
 
 def pixels(folder: str, size: int, images: int, out: str) -> dict[str, Any]:
     """Writes what decode_into makes of the first pairs."""
-    from vila_data.batch.pixels import ImageOptions, decode_into
+    from vila_data.loader.pixels import ImageOptions, decode_into
 
     found = np.empty((images, size, size, 3), np.uint8)
     for jpeg, one in zip(jpegs(folder), found, strict=False):

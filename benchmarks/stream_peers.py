@@ -161,7 +161,7 @@ def bare_loop(folder: str, decoder: str, size: int, images: int, workers: int) -
     held = jpegs(folder)
     held = (held * (images // len(held) + 2))[: images + BATCH]
     if decoder == "vila_data":
-        from vila_data.batch.pixels import ImageOptions, decode_into
+        from vila_data.loader.pixels import ImageOptions, decode_into
 
         options = ImageOptions(size_px=size, fit="resize")
 

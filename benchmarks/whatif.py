@@ -37,9 +37,9 @@ from vila_data.core.schemas import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS, SCORE_IMAG
 from vila_data.core.store import Store
 from vila_data.filter import duplicates
 from vila_data.filter.part import filter_part, part_digests
-from vila_data.workflow.lock import LOCK, lock_value, stage_fingerprints, write_lock
-from vila_data.workflow.plan import CorpusPlan
-from vila_data.workflow.recipe import Recipe
+from vila_data.recipe.lock import LOCK, lock_value, stage_fingerprints, write_lock
+from vila_data.recipe.recipe import Recipe
+from vila_data.runs.plan import CorpusPlan
 
 SEED = 17
 PARTS = 100

@@ -22,18 +22,18 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from vila_data.blend.config import BlendConfig, BlendSource, InnerBlend, Subset
 from vila_data.corpora import config as corpora
 from vila_data.download.config import DownloadConfig, ResizeConfig
 from vila_data.encode.config import PackConfig
 from vila_data.encode.image_tokens import POLICIES, ImageTokens
 from vila_data.filter.config import DocumentRules, FilterConfig, ImageRules, Rules
+from vila_data.mix.config import BlendConfig, BlendSource, InnerBlend, Subset
+from vila_data.recipe.recipe import Recipe, Resources, StageResources
 from vila_data.score.kinds import KINDS as SCORERS
 from vila_data.score.kinds import STAGES
 from vila_data.score.scorer import Scorer
 from vila_data.score.stage import ColumnStage
 from vila_data.shard.config import ShardSet
-from vila_data.workflow.recipe import Recipe, Resources, StageResources
 
 PAGE = Path(__file__).with_name("recipe_reference.md")
 

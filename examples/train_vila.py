@@ -33,9 +33,9 @@ from vila_model import IGNORED, Vila, build, model_config, targets
 from vila_stages import STAGES, Stage, freeze, learning_rate, optimizer_of
 
 import vila_data as vd
-from vila_data.batch.packed import PackedBatch
 from vila_data.core.errors import VilaDataError
 from vila_data.encode.tokenizer import load_tokenizer
+from vila_data.loader.packed import PackedBatch
 
 if TYPE_CHECKING:
     from vila_data.loader.loader import StreamLoader

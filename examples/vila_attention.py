@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface
 
-from vila_data.batch.masks import block_mask, flex_block_mask
-from vila_data.batch.packed import PackedBatch
+from vila_data.loader.masks import block_mask, flex_block_mask
+from vila_data.loader.packed import PackedBatch
 
 Attention = Literal["sdpa", "flex", "flash"]
 ATTENTION: dict[str, str] = {"sdpa": "sdpa", "flex": "packed_flex", "flash": "packed_varlen"}

@@ -23,7 +23,7 @@ from transformers import (
 )
 from vila_attention import ATTENTION, Attention, packed_attention
 
-from vila_data.batch.packed import PackedBatch
+from vila_data.loader.packed import PackedBatch
 
 Projection = Literal["linear", "mlp2x_gelu", "downsample_2x2"]
 IGNORED = -100

@@ -22,11 +22,11 @@ from tests.made_run import (
     write_lock_of,
 )
 from vila_data.core.store import Store
+from vila_data.explore.preview import Choice, PreviewReport
+from vila_data.explore.preview.choose import choose
+from vila_data.explore.preview.run import RunSource
+from vila_data.recipe.recipe import Recipe
 from vila_data.runs.run import Run
-from vila_data.workflow.previewing import Choice, PreviewReport
-from vila_data.workflow.previewing.choose import choose
-from vila_data.workflow.previewing.run import RunSource
-from vila_data.workflow.recipe import Recipe
 
 RECIPE: dict[str, Any] = {
     "version": 1,

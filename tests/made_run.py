@@ -27,15 +27,15 @@ from vila_data.core.store import Store
 from vila_data.core.tarcodec import TarWriter
 from vila_data.filter.config import FilterConfig, Rules
 from vila_data.filter.part import filter_part
+from vila_data.recipe.lock import lock_value, write_lock
+from vila_data.recipe.recipe import Recipe
+from vila_data.runs.plan import CorpusPlan
 from vila_data.score.clip import ClipConfig
 from vila_data.score.kinds import scores_of
 from vila_data.shard.config import ShardSet
 from vila_data.shard.layout import SampleRefs, lay_out
 from vila_data.shard.manifest import Manifest, finish_set
 from vila_data.shard.write import ShardJob, write_shard
-from vila_data.workflow.lock import lock_value, write_lock
-from vila_data.workflow.plan import CorpusPlan
-from vila_data.workflow.recipe import Recipe
 
 SEED = 17
 MAX_BYTES = 60_000

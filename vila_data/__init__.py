@@ -15,13 +15,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vila_data.build import run
     from vila_data.core.errors import DataError, RecipeError, RunError, StorageError, UsageError, VilaDataError
+    from vila_data.loader.stream import stream
+    from vila_data.recipe.recipe import Recipe, load_recipe
+    from vila_data.runs.report import RunReport
     from vila_data.runs.run import Run, open_run
     from vila_data.shard.read import Sample, ShardSetReader, open_shards
-    from vila_data.workflow.recipe import Recipe, load_recipe
-    from vila_data.workflow.report import RunReport
-    from vila_data.workflow.run import run
-    from vila_data.workflow.streaming import stream
 
 _HOMES = {
     "DataError": "core.errors",
@@ -30,16 +30,16 @@ _HOMES = {
     "StorageError": "core.errors",
     "UsageError": "core.errors",
     "VilaDataError": "core.errors",
-    "Recipe": "workflow.recipe",
+    "Recipe": "recipe.recipe",
     "Run": "runs.run",
-    "RunReport": "workflow.report",
+    "RunReport": "runs.report",
     "Sample": "shard.read",
     "ShardSetReader": "shard.read",
-    "load_recipe": "workflow.recipe",
+    "load_recipe": "recipe.recipe",
     "open_run": "runs.run",
     "open_shards": "shard.read",
-    "run": "workflow.run",
-    "stream": "workflow.streaming",
+    "run": "build",
+    "stream": "loader.stream",
 }
 
 __all__ = [

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import vila_data.cli  # noqa: F401  its modules add their commands
 from vila_data.cli.options import ORDER, app
 from vila_data.core.errors import UsageError
-from vila_data.workflow.inspection import check, inspect
+from vila_data.explore.inspection import check, inspect
 
 
 def test_help_lists_every_command_in_the_order_of_use() -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.conformance.shard_sets import OpenedSet, cases, jpegs, sizes_of
 from tests.conformance.table import Table
-from vila_data.workflow.exporting import export
+from vila_data.export.exporting import export
 
 
 def rgb(jpeg: bytes) -> bytes:

@@ -17,8 +17,8 @@ from tests.conformance.conftest import Client
 from tests.conformance.shard_sets import OpenedSet, cases, runs
 from tests.conformance.table import Table
 from tests.conformance.test_energon import VERSION, energon, images_of, prepare, wanted
+from vila_data.export.exporting import export
 from vila_data.shard.read import open_shards
-from vila_data.workflow.exporting import export
 
 pytestmark = pytest.mark.slow
 

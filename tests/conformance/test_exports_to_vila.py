@@ -22,8 +22,8 @@ from tests.conformance.minimal_readers import (
 )
 from tests.conformance.shard_sets import OpenedSet, cases, jpegs, sizes_of
 from tests.conformance.table import Table
+from vila_data.export.exporting import SetReport, export
 from vila_data.shard.read import Sample
-from vila_data.workflow.exporting import SetReport, export
 
 
 def exported(opened: OpenedSet, to: str, out: Path, shards: int | None = None) -> tuple[Path, SetReport]:

@@ -18,7 +18,7 @@ import pytest
 from tests.conformance.conftest import output
 from tests.conformance.shard_sets import OpenedSet, cases, sha256
 from tests.conformance.table import Table
-from vila_data.workflow.exporting import export
+from vila_data.export.exporting import export
 
 pytestmark = pytest.mark.slow
 

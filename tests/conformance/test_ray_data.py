@@ -11,7 +11,7 @@ import pytest
 
 from tests.conformance.shard_sets import OpenedSet, cases, digests, jpegs, sha256, sizes_of
 from tests.conformance.table import Table
-from vila_data.workflow.exporting import export
+from vila_data.export.exporting import export
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ from vila_data.core.store import Store
 from vila_data.corpora import selection
 from vila_data.corpora.config import CoyoConfig, Preselect
 from vila_data.corpora.coyo import CoyoSource
-from vila_data.workflow.plan import plan_corpus, scan_here
+from vila_data.runs.plan import plan_corpus, scan_here
 
 COLUMNS = ("clip_similarity_vitb32", "clip_similarity_vitl14")
 

@@ -10,9 +10,9 @@ import pytest
 
 import vila_data as vd
 from tests.made_run import drawn
+from vila_data.explore.inspection import check
+from vila_data.explore.preview import Choice, preview
 from vila_data.shard.read import Sample
-from vila_data.workflow.inspection import check
-from vila_data.workflow.previewing import Choice, preview
 
 RECIPE = """version: 1
 name: messages

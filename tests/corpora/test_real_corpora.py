@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 import vila_data as vd
+from vila_data.explore.inspection import check
 from vila_data.shard.read import Sample
-from vila_data.workflow.inspection import check
 
 pytestmark = pytest.mark.realdata
 

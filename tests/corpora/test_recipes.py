@@ -11,7 +11,7 @@ import pytest
 
 import vila_data as vd
 from vila_data.corpora import hub
-from vila_data.workflow.recipe import Recipe
+from vila_data.recipe.recipe import Recipe
 
 RECIPE = """version: 1
 name: kinds

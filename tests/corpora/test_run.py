@@ -20,9 +20,9 @@ from PIL import Image
 import vila_data as vd
 from tests.faults.kills import tree
 from tests.made_run import drawn
+from vila_data.explore.inspection import check
+from vila_data.runs.forecast import forecast
 from vila_data.shard.read import Sample
-from vila_data.workflow.forecast import forecast
-from vila_data.workflow.inspection import check
 
 RECIPE = """version: 1
 name: kinds

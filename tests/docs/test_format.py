@@ -17,9 +17,9 @@ from vila_data.core.samples import SAMPLE_SCHEMA
 from vila_data.encode.sequence import FATES as TOKEN_FATES
 from vila_data.encode.token_set import TokenManifest
 from vila_data.filter.rules import OUTCOMES, RECORD_OUTCOMES
+from vila_data.recipe.lock import FORM
 from vila_data.score.embeddings import METADATA
 from vila_data.shard.manifest import ShardFacts
-from vila_data.workflow.lock import FORM
 
 PAGE = (REPO / "shards" / "FORMAT.md").read_text(encoding="utf-8")
 SAID = " ".join(PAGE.split())

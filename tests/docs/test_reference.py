@@ -13,8 +13,8 @@ from tests.docs.generated import program
 from vila_data.core.config import StrictModel
 from vila_data.corpora.config import CORPORA
 from vila_data.encode.image_tokens import POLICIES
+from vila_data.recipe.recipe import Recipe
 from vila_data.score.kinds import COLUMN_STAGES, SCORERS
-from vila_data.workflow.recipe import Recipe
 
 REFERENCE = program("make_reference")
 KINDS: dict[type[BaseModel], Mapping[str, Any]] = {

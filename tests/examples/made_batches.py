@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vila_data.batch.arrays import BatchArrays
-from vila_data.batch.packed import PackedBatch
+from vila_data.loader.arrays import BatchArrays
+from vila_data.loader.packed import PackedBatch
 
 IMAGE_ID, IGNORED = -200, -100
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.faults.kills import Launches, command, finish, tree
-from vila_data.workflow.inspection import check
+from vila_data.explore.inspection import check
 
 KILLS = 20
 UNDISTURBED_S = 600

@@ -15,7 +15,6 @@ import vila_data as vd
 from tests.loader.made_stream import PACK, encode, opened, write_recipe
 from tests.loader.test_loader import rows_of, same
 from tests.made_run import make_run, write_lock_of
-from vila_data.batch.packed import PackedBatch
 from vila_data.core.errors import DataError, RecipeError, UsageError
 from vila_data.core.schemas import IMAGE_ID
 from vila_data.core.store import Store
@@ -23,7 +22,8 @@ from vila_data.encode.config import PackConfig
 from vila_data.encode.image_tokens import OWN, Fixed, ImageTokens
 from vila_data.encode.tokenizer import load_tokenizer
 from vila_data.encode.tokens import encoding_fingerprint, open_tokens
-from vila_data.workflow.recipe import load_recipe
+from vila_data.loader.packed import PackedBatch
+from vila_data.recipe.recipe import load_recipe
 
 SETS = ("docs", "pairs", "chat")
 SIDE_PX = 28

@@ -20,12 +20,12 @@ from torch.utils.data import DataLoader
 
 import vila_data as vd
 from tests.loader.made_stream import BLEND, IMAGE, PACK, opened, recipe_of
-from vila_data.batch.packed import PackedBatch
-from vila_data.batch.pixels import ImageOptions, decode_into
 from vila_data.core.errors import UsageError
 from vila_data.encode.sequence import IGNORED, IMAGE_ID
 from vila_data.encode.tokenizer import load_tokenizer
 from vila_data.encode.tokens import open_tokens
+from vila_data.loader.packed import PackedBatch
+from vila_data.loader.pixels import ImageOptions, decode_into
 
 TENSORS = ("ids", "labels", "positions", "segments", "cu_seqlens", "pixels", "image_places", "sample_places")
 

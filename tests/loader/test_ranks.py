@@ -18,8 +18,8 @@ from tests.conftest import REPO
 from tests.loader.made_stream import BLEND, IMAGE, opened
 from tests.loader.test_loader_modes import folder_of
 from tests.made_run import make_run
-from vila_data.batch.packed import PackedBatch
 from vila_data.core.errors import UsageError
+from vila_data.loader.packed import PackedBatch
 from vila_data.loader.ranks import Ranks, ranks_here
 
 LAUNCHED = """

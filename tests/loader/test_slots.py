@@ -21,8 +21,8 @@ import torch
 from tests.loader.made_stream import opened
 from tests.loader.test_loader import same
 from tests.loader.test_loader_faults import workers_of
-from vila_data.batch.layout import BatchSize
 from vila_data.core.errors import DataError
+from vila_data.loader.layout import BatchSize
 from vila_data.loader.lease import SlotLender
 from vila_data.loader.slots import SlotWriter, WorkerFailure
 

@@ -12,9 +12,9 @@ import torch
 
 import vila_data as vd
 from tests.loader.made_stream import opened
-from vila_data.batch.normalization import Normalization
 from vila_data.core.errors import UsageError
 from vila_data.loader.faults import FaultBudget
+from vila_data.loader.normalization import Normalization
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"batch_size": 0}, "batch_size must be greater than or equal to 1, found 0$"),

@@ -21,7 +21,7 @@ import pytest
 import vila_data as vd
 from tests.faults.kills import tree
 from tests.realdata import gimp_help, mistral
-from vila_data.workflow.inspection import check
+from vila_data.explore.inspection import check
 
 pytestmark = pytest.mark.realdata
 

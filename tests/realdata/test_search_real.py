@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import vila_data as vd
+from vila_data.explore.search.searching import Question, search
 from vila_data.score.clip import ClipConfig, load_clip
-from vila_data.workflow.searching import Question, search
 
 pytestmark = pytest.mark.realdata
 

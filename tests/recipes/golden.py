@@ -15,10 +15,10 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from vila_data.view.tables import print_tree
-from vila_data.workflow.forecast import forecast
-from vila_data.workflow.recipe import load_recipe
-from vila_data.workflow.run import run
+from vila_data.build import run
+from vila_data.cli.tables import print_tree
+from vila_data.recipe.recipe import load_recipe
+from vila_data.runs.forecast import forecast
 
 REPO = Path(__file__).resolve().parents[2]
 RECIPES = REPO / "recipes"

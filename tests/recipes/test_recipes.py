@@ -9,8 +9,9 @@ import yaml
 
 import vila_data as vd
 from tests.recipes.golden import GOLDEN, NAMES, PLANS, RECIPES, STAND_INS, printed_plan, resolved, without_fingerprints
-from vila_data.workflow import catalogue, inspection
-from vila_data.workflow.recipe import load_recipe
+from vila_data.explore import inspection
+from vila_data.recipe import catalogue
+from vila_data.recipe.recipe import load_recipe
 
 SETTINGS = {
     "224/256": ("download.resize.shorter_side_px=224", "pack.tokens_per_image=256"),

@@ -19,14 +19,14 @@ from vila_data.cli import app
 from vila_data.core.errors import DataError, UsageError, VilaDataError
 from vila_data.core.schemas import DOWNLOAD_RECORDS
 from vila_data.core.store import Store
+from vila_data.explore.inspection import check, inspect
+from vila_data.explore.preview import preview
+from vila_data.explore.search.searching import Question, build_index, search
+from vila_data.explore.whatif.answer import whatif
+from vila_data.explore.whatif.sweep import sweep
+from vila_data.export.exporting import export
+from vila_data.recipe.lock import FORM, LOCK
 from vila_data.runs.run import Run, run_above
-from vila_data.workflow.exporting import export
-from vila_data.workflow.inspection import check, inspect
-from vila_data.workflow.lock import FORM, LOCK
-from vila_data.workflow.previewing import preview
-from vila_data.workflow.searching import Question, build_index, search
-from vila_data.workflow.whatif.answer import whatif
-from vila_data.workflow.whatif.sweep import sweep
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from rich.console import Console
 from vila_data.cli.options import Json, Limit, On, RecipeArgument, Settings, app, print_json
 
 if TYPE_CHECKING:
-    from vila_data.workflow.recipe import Recipe
+    from vila_data.recipe.recipe import Recipe
 
 
 @app.command()
@@ -32,16 +32,16 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Make the recipe's shards, tokens and blend; what is committed already is passed over."""
-    from vila_data.workflow.recipe import load_recipe
+    from vila_data.recipe.recipe import load_recipe
 
     resolved = load_recipe(recipe, on, settings or ())
     if dry_run:
         _print_plan(resolved, out, limit, as_json)
         return
+    from vila_data.build import run as run_recipe
+    from vila_data.cli.tables import console, print_run
+    from vila_data.runs.progress import ConsoleWatch
     from vila_data.runs.run import open_run
-    from vila_data.view.tables import console, print_run
-    from vila_data.workflow.progress import ConsoleWatch
-    from vila_data.workflow.run import run as run_recipe
 
     with ConsoleWatch(Console(stderr=True)) as watch:
         report = run_recipe(resolved, out, runner=runner, limit=limit, only=only, watch=watch)
@@ -71,7 +71,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Print what a run will do: parts, records, bytes, hours, the blend, and what is committed."""
-    from vila_data.workflow.recipe import load_recipe
+    from vila_data.recipe.recipe import load_recipe
 
     _print_plan(load_recipe(recipe, on, settings or ()), out, limit, as_json)
 
@@ -82,8 +82,8 @@ def recipes(
     as_json: Json = False,
 ) -> None:
     """List the recipes that come with the package, or copy one."""
-    from vila_data.view.tables import console, print_recipes
-    from vila_data.workflow import catalogue
+    from vila_data.cli.tables import console, print_recipes
+    from vila_data.recipe import catalogue
 
     if copy is not None:
         print(catalogue.copy_recipe(copy, Path()))
@@ -96,8 +96,8 @@ def recipes(
 
 
 def _print_plan(recipe: Recipe, out: str | None, limit: int | None, as_json: bool) -> None:
-    from vila_data.view.tables import console, print_tree
-    from vila_data.workflow.forecast import forecast
+    from vila_data.cli.tables import console, print_tree
+    from vila_data.runs.forecast import forecast
 
     tree = forecast(recipe, out, limit)
     if as_json:

@@ -30,10 +30,10 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write shard sets in the form that another program reads."""
-    from vila_data.view.export_table import print_export
-    from vila_data.view.tables import console
-    from vila_data.workflow.exporting import export as hand_on
-    from vila_data.workflow.progress import ConsoleWatch
+    from vila_data.cli.export_table import print_export
+    from vila_data.cli.tables import console
+    from vila_data.export.exporting import export as hand_on
+    from vila_data.runs.progress import ConsoleWatch
 
     with ConsoleWatch(Console(stderr=True)) as watch:
         report = hand_on(path, to, out, only=only or (), shards=shards, watch=watch)

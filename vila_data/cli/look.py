@@ -13,10 +13,10 @@ from vila_data.cli.options import Json, On, PathArgument, Settings, app, print_j
 @app.command()
 def inspect(path: PathArgument, as_json: Json = False) -> None:
     """Show what lies at a path."""
-    from vila_data.view import tables
-    from vila_data.view.export_table import print_export
-    from vila_data.view.measure_tables import print_measures
-    from vila_data.workflow.inspection import inspect as look
+    from vila_data.cli import tables
+    from vila_data.cli.export_table import print_export
+    from vila_data.cli.measure_tables import print_measures
+    from vila_data.explore.inspection import inspect as look
 
     kind, value = look(path)
     if as_json:
@@ -38,8 +38,8 @@ def inspect(path: PathArgument, as_json: Json = False) -> None:
 @app.command()
 def check(path: PathArgument, as_json: Json = False) -> None:
     """Are the bytes what manifests and receipts say? Exit 1 and a list where not."""
-    from vila_data.view.axes import many
-    from vila_data.workflow.inspection import check as find_problems
+    from vila_data.explore.axes import many
+    from vila_data.explore.inspection import check as find_problems
 
     problems = list(find_problems(path))
     if as_json:
@@ -73,11 +73,11 @@ def preview(
     as_json: Json = False,
 ) -> None:
     """Write one page to look at: records with their pictures and scores, what was dropped and why, packs."""
-    from vila_data.view.preview.table import print_preview
-    from vila_data.view.tables import console
-    from vila_data.workflow.previewing import Choice
-    from vila_data.workflow.previewing import preview as write_preview
-    from vila_data.workflow.progress import ConsoleWatch
+    from vila_data.cli.preview_table import print_preview
+    from vila_data.cli.tables import console
+    from vila_data.explore.preview import Choice
+    from vila_data.explore.preview import preview as write_preview
+    from vila_data.runs.progress import ConsoleWatch
 
     choice = Choice(
         count=count, order=order, seed=seed, corpus=corpus, fate=fate, reason=reason, text=text, packs=packs
@@ -108,11 +108,11 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Stream a finished run: samples, images and tokens a second, the slowest stage, what a training step would wait."""
-    from vila_data.view.bench_table import print_bench
-    from vila_data.view.tables import console
-    from vila_data.workflow.bench import bench as measure
-    from vila_data.workflow.bench import opened
-    from vila_data.workflow.streaming import stream
+    from vila_data.cli.bench_table import print_bench
+    from vila_data.cli.tables import console
+    from vila_data.loader.bench import bench as measure
+    from vila_data.loader.bench import opened
+    from vila_data.loader.stream import stream
 
     image = {"size_px": size_px, "fit": fit}
     recipe, found = opened(path, run, on, settings or ())

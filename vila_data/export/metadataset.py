@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from vila_data.blend.config import InnerBlend, Unit
+from vila_data.mix.config import InnerBlend, Unit
 
 
 @dataclass(frozen=True)

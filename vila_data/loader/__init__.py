@@ -1,1 +1,1 @@
-"""Batches made in worker processes, given out in the one order, counted, and resumed anywhere."""
+"""Shards and their order to packed batches for a rank."""

@@ -10,10 +10,6 @@ from typing import Final, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vila_data.batch.arrays import BatchArrays, Fault, Origin
-from vila_data.batch.layout import BatchSize
-from vila_data.batch.normalization import Normalization
-from vila_data.batch.pixels import ImageOptions, decode_into, fill_background
 from vila_data.core.checksums import crc32c
 from vila_data.core.errors import DataError, StorageError
 from vila_data.core.images import ImageError
@@ -23,9 +19,13 @@ from vila_data.core.schemas import IGNORED
 from vila_data.core.store import Store
 from vila_data.encode.image_tokens import ImageTokens
 from vila_data.encode.token_set import TokenSample, TokenSet
+from vila_data.loader.arrays import BatchArrays, Fault, Origin
 from vila_data.loader.descriptors import is_out_of_descriptors
 from vila_data.loader.expand import Expansion
-from vila_data.order.share import BatchPlan
+from vila_data.loader.layout import BatchSize
+from vila_data.loader.normalization import Normalization
+from vila_data.loader.pixels import ImageOptions, decode_into, fill_background
+from vila_data.mix.share import BatchPlan
 
 Allocate = Callable[[BatchSize], BatchArrays]
 STAGES: Final = ("plan", "tokens", "read", "decode", "pack", "blocked")

@@ -8,9 +8,9 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from vila_data.batch.arrays import Fault
 from vila_data.core.config import StrictModel
 from vila_data.core.errors import DataError
+from vila_data.loader.arrays import Fault
 
 log = logging.getLogger("vila_data.loader")
 

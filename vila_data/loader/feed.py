@@ -13,17 +13,18 @@ from typing import Any, Final
 
 import numpy as np
 
-from vila_data.batch.arrays import BatchArrays, Fault, Origin
-from vila_data.batch.pixels import ImageOptions
-from vila_data.blend import BlendConfig, Lengths
 from vila_data.core.ranges.reader import RangeCounters, RangeReader, ReadOptions, open_ranges
 from vila_data.core.store import Store
 from vila_data.encode.config import PackConfig
 from vila_data.encode.token_set import TokenSet
+from vila_data.loader.arrays import BatchArrays, Fault, Origin
 from vila_data.loader.assemble import STAGES, Allocate, Assembler, Clock, Prepared, Rows, SampleSource
-from vila_data.order.sequence import PackSequence
-from vila_data.order.share import Position, Share, rank_batches
-from vila_data.order.sources import OpenedSet
+from vila_data.loader.pixels import ImageOptions
+from vila_data.mix.config import BlendConfig
+from vila_data.mix.lengths import Lengths
+from vila_data.mix.sequence import PackSequence
+from vila_data.mix.share import Position, Share, rank_batches
+from vila_data.mix.sources import OpenedSet
 
 _AHEAD: Final = 2
 _AHEAD_REMOTE: Final = 6

@@ -16,23 +16,23 @@ from typing import Any, Final
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from vila_data.batch.arrays import BatchArrays
-from vila_data.batch.device import DeviceCopies
-from vila_data.batch.packed import PackedBatch
-from vila_data.blend import Lengths
 from vila_data.core.errors import UsageError, VilaDataError
+from vila_data.loader.arrays import BatchArrays
 from vila_data.loader.assemble import Rows
 from vila_data.loader.descriptors import is_out_of_descriptors, out_of_descriptors
+from vila_data.loader.device import DeviceCopies
 from vila_data.loader.faults import FaultBudget, FaultLog
 from vila_data.loader.feed import BatchHeader, Feed, FeedSpec, StageClock
 from vila_data.loader.memory import ReusedMemory
 from vila_data.loader.meters import Meter, PrometheusMetrics, StreamMetrics
+from vila_data.loader.packed import PackedBatch
 from vila_data.loader.pool import Patience, WorkerPool
 from vila_data.loader.ranks import Ranks, refuse_prepared
 from vila_data.loader.state import StreamIdentity, from_state, to_state
-from vila_data.order.released import ReleasedBlend
-from vila_data.order.sequence import PackSequence
-from vila_data.order.share import Position
+from vila_data.mix.lengths import Lengths
+from vila_data.mix.released import ReleasedBlend
+from vila_data.mix.sequence import PackSequence
+from vila_data.mix.share import Position
 
 log = logging.getLogger("vila_data.loader")
 

@@ -9,8 +9,8 @@ from typing import Final
 
 import numpy as np
 
-from vila_data.batch.arrays import BatchArrays
-from vila_data.batch.layout import BatchSize
+from vila_data.loader.arrays import BatchArrays
+from vila_data.loader.layout import BatchSize
 
 _KEPT: Final = 2
 _ROUND: Final = 1 << 21

@@ -21,19 +21,19 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field
 
-from vila_data.batch.arrays import BatchArrays
-from vila_data.batch.layout import BatchSize
-from vila_data.blend import Lengths
 from vila_data.core import errors
 from vila_data.core.config import StrictModel
 from vila_data.core.errors import RunError
+from vila_data.loader.arrays import BatchArrays
 from vila_data.loader.descriptors import is_out_of_descriptors, out_of_descriptors
 from vila_data.loader.feed import BatchHeader, FeedSpec
+from vila_data.loader.layout import BatchSize
 from vila_data.loader.lease import Lent, SlotLender
 from vila_data.loader.orders import DROPPED, END, Order, dropped_slots, orders_message
 from vila_data.loader.slots import LONGEST_MESSAGE, WorkerFailure
 from vila_data.loader.worker import STATUS_BYTES, share_lengths
-from vila_data.order.share import Position
+from vila_data.mix.lengths import Lengths
+from vila_data.mix.share import Position
 
 log = logging.getLogger("vila_data.loader")
 

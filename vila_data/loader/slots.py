@@ -28,8 +28,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from vila_data.batch.arrays import BatchArrays
-from vila_data.batch.layout import BatchSize
+from vila_data.loader.arrays import BatchArrays
+from vila_data.loader.layout import BatchSize
 
 BATCH: Final = struct.Struct("<cqqiqq")
 SLOT: Final = struct.Struct("<ci")

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from operator import index
 from typing import Any, Final
 
-from vila_data.blend import BlendConfig, Lengths
 from vila_data.core.errors import UsageError
 from vila_data.core.receipts import fingerprint
 from vila_data.encode.config import PackConfig
-from vila_data.order.share import Position
-from vila_data.order.sources import OpenedSet
+from vila_data.mix.config import BlendConfig
+from vila_data.mix.lengths import Lengths
+from vila_data.mix.share import Position
+from vila_data.mix.sources import OpenedSet
 
 STATE_VERSION: Final = 1
 """Raised when the same recipe, shards, seed and epoch would give another order."""

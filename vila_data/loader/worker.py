@@ -20,13 +20,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from vila_data.blend import Lengths
 from vila_data.core.errors import VilaDataError
 from vila_data.loader.assemble import STAGES
 from vila_data.loader.descriptors import is_out_of_descriptors, out_of_descriptors
 from vila_data.loader.feed import Feed, FeedSpec
 from vila_data.loader.orders import Order, OrderedSlots, Overtaken
 from vila_data.loader.slots import HungUp
+from vila_data.mix.lengths import Lengths
 
 STATUS_BYTES: Final = 1024
 

@@ -1,1 +1,1 @@
-"""Run directories. Not `run`: once imported, a package of that name would replace the function `vila_data.run`."""
+"""The opened run, its stages, and the engine that makes them, in this process or on Ray."""

@@ -18,16 +18,16 @@ from vila_data.core.store import Store
 from vila_data.core.tables import read_table
 from vila_data.encode.tokenizer import TextTokenizer
 from vila_data.encode.tokens import TokenSet, open_tokens
+from vila_data.recipe.lock import LOCK, read_lock
+from vila_data.recipe.marked_yaml import nearest
+from vila_data.recipe.recipe import Recipe, checked
+from vila_data.runs.encoding import ready_tokenizer
+from vila_data.runs.plan import CorpusPlan, committed_plan
+from vila_data.runs.report import RUN_JSON, corpus_funnel, read_run_json
+from vila_data.runs.stages import stages_of
 from vila_data.shard.evidence import Evidence
 from vila_data.shard.manifest import Manifest, read_manifest
 from vila_data.shard.read import ShardSetReader
-from vila_data.workflow.encoding import ready_tokenizer
-from vila_data.workflow.lock import LOCK, read_lock
-from vila_data.workflow.marked_yaml import nearest
-from vila_data.workflow.plan import CorpusPlan, committed_plan
-from vila_data.workflow.recipe import Recipe, checked
-from vila_data.workflow.report import RUN_JSON, corpus_funnel, read_run_json
-from vila_data.workflow.stages import stages_of
 
 PartTable = Literal["images", "records", "fates"]
 _RECEIPT: Final = re.compile(r"/part-(\d+)\.json$")

@@ -1,0 +1,193 @@
+"""Named scorers in a run: one is added, and nothing else is done again; a cheap one spares an expensive one its work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+import vila_data as vd
+from tests.faults.kills import tree
+from tests.score.made_scorers import MADE, write_graph
+from vila_data.explore.inspection import inspect
+from vila_data.explore.preview import Choice, preview
+from vila_data.explore.whatif.answer import whatif
+from vila_data.explore.whatif.sweep import sweep
+from vila_data.recipe.recipe import Recipe
+from vila_data.runs.forecast import forecast
+from vila_data.score.kinds import KINDS
+
+LIMIT = 40
+NIGHT = "shade.dark < 0.35"
+LONG = "words.count > 8"
+OF_CLIP = "clip.similarity >= 0.6 or width > 10000"
+
+
+@pytest.fixture(autouse=True)
+def kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, kind in MADE.items():
+        monkeypatch.setitem(KINDS, name, kind)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    return str(write_graph(tmp_path / "shade.onnx"))
+
+
+def recipe(path: Path, *settings: str) -> Recipe:
+    """The sample, to its shards."""
+    return vd.load_recipe(path, settings=settings).model_copy(update={"pack": None, "blend": None})
+
+
+def run(made: Recipe, out: Path) -> vd.RunReport:
+    return vd.run(made, out, runner="local", limit=LIMIT)
+
+
+def rows(out: Path, path: str) -> list[dict[str, Any]]:
+    return [row for file in sorted(out.glob(path)) for row in pq.read_table(file).to_pylist()]
+
+
+def stamps(out: Path, *folders: str) -> dict[str, int]:
+    return {path: (out / path).stat().st_mtime_ns for path in tree(out) if path.startswith(folders)}
+
+
+def test_a_scorer_is_added_and_nothing_else_is_done_again(sample_recipe: Path, tmp_path: Path, model: str) -> None:
+    out = tmp_path / "run"
+    first = run(recipe(sample_recipe), out)
+    before = stamps(out, "download", "score", "filter", "shards")
+    scorers = [f"score.shade.model={model}", "score.words={}", "score.form={kind: shape}"]
+    added = run(recipe(sample_recipe, *scorers), out)
+    assert added.funnel == first.funnel
+    stages = forecast(recipe(sample_recipe, *scorers), str(out), LIMIT)["children"][0]["children"]
+    names = {node["name"] for node in stages if node["stage"] == "score"}
+    assert names == {f"score {name}" for name in ("shade", "words", "form", "clip")}
+    assert {
+        path: stamp for path, stamp in stamps(out, "download", "score", "filter", "shards").items() if path in before
+    } == before
+    for corpus in ("docs", "pairs", "chat"):
+        dark, images = rows(out, f"score/{corpus}/shade/*.parquet"), rows(out, f"download/{corpus}/part-?????.parquet")
+        assert len(dark) == len(images) and sum(row["scored"] for row in dark) > 0
+    assert sum(row["scored"] for row in rows(out, "score/text/words/*.parquet")) > 30
+    ruled = recipe(sample_recipe, *scorers, f'filter.rules=["{NIGHT}", "{LONG}"]')
+    answer = whatif(str(out), [f'filter.rules=["{NIGHT}", "{LONG}"]'])
+    report = run(ruled, out)
+    after = stamps(out, "download", "score")
+    assert {path: stamp for path, stamp in after.items() if path in before} == {
+        p: s for p, s in before.items() if p in after
+    }
+    assert {name: found.new for name, found in answer.corpora.items()} == report.funnel != first.funnel
+    assert report.funnel["docs"]["filter"]["images"][f"dropped:{NIGHT}"] > 0
+    assert report.funnel["pairs"]["filter"]["records"][f"dropped:{LONG}"] > 0
+    reasons = {(row["image_index"] is None, row["reason"]) for row in rows(out, "filter/*/*.parquet")}
+    assert {(False, NIGHT), (True, LONG)} <= reasons
+    assert f"dropped:{NIGHT}" in inspect(out)[1]["funnel"]["docs"]["filter"]["images"]
+    assert "shade.dark &lt; 0.35" in (out / "report.html").read_text()
+    preview(str(out), str(tmp_path / "page.html"), Choice(reason=NIGHT))
+    assert "shade.dark &lt; 0.35" in (tmp_path / "page.html").read_text()
+    steps = sweep(str(out), "filter.images.min_similarity=0.4,0.8", [f'filter.rules=["{OF_CLIP}"]'])
+    assert steps.corpora["pairs"].kept["images"][1] > 0
+
+
+def test_what_a_cheap_rule_drops_is_not_given_to_clip_and_is_scored_later(
+    sample_recipe: Path, tmp_path: Path, model: str
+) -> None:
+    scorer = f"score.shade.model={model}"
+    strict = recipe(sample_recipe, scorer, f'filter.rules=["{NIGHT}"]')
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    run(strict, out)
+    scored = {
+        (corpus, row["row"], row["image_index"]): row["scored"]
+        for corpus in ("docs", "pairs")
+        for row in rows(out, f"score/{corpus}/clip/part-*.parquet")
+    }
+    fates = {
+        (corpus, row["row"], row["image_index"]): row["reason"]
+        for corpus in ("docs", "pairs")
+        for row in rows(out, f"filter/{corpus}/part-*.parquet")
+        if row["image_index"] is not None
+    }
+    dropped = [place for place, reason in fates.items() if reason == NIGHT]
+    assert dropped and not any(scored[place] for place in dropped) and any(scored.values())
+    asked = whatif(str(out), ["filter.rules=[]"])
+    assert sum(found.unscored for found in asked.corpora.values()) == len(dropped)
+    loose = recipe(sample_recipe, scorer)
+    report = run(loose, out)
+    for corpus, found in asked.corpora.items():
+        for unit, counts in found.new["filter"].items():
+            real, unknown = report.funnel[corpus]["filter"][unit], counts.get("unknown:not_scored", 0)
+            assert counts["kept"] <= real["kept"] <= counts["kept"] + unknown
+    run(loose, whole)
+    scores = [
+        path
+        for path in tree(whole)
+        if path.startswith(("score", "filter", "shards")) and not path.endswith("manifest.json")  # it names the recipe
+    ]
+    assert {path: tree(out)[path] for path in scores} == {path: tree(whole)[path] for path in scores}
+
+
+def test_what_may_not_change_of_a_scorer(sample_recipe: Path, tmp_path: Path, model: str) -> None:
+    out = tmp_path / "run"
+    run(recipe(sample_recipe, f"score.dusk={{kind: shade, model: {model}}}"), out)
+    (tmp_path / "moved").mkdir()
+    moved = write_graph(tmp_path / "moved" / "shade.onnx")
+    run(recipe(sample_recipe, f"score.dusk={{kind: shade, model: {moved}}}"), out)  # the same bytes elsewhere
+    other = write_graph(tmp_path / "other.onnx", 300.0)
+    for settings, said in (
+        ((f"score.dusk={{kind: shade, model: {other}}}",), r"score\.dusk\.model: the weights differ"),
+        ((), r"score\.dusk: there, and not here"),
+        (("score.dusk={kind: words}",), r"score\.dusk\.kind: 'shade' there, 'words' here"),
+        (
+            (f"score.dusk={{kind: shade, model: {model}}}", "score.clip.revision=x"),
+            r"score\.clip\.revision: None there",
+        ),
+    ):
+        with pytest.raises(vd.UsageError, match=said):
+            run(recipe(sample_recipe, *settings), out)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["score.x={kind: shad, model: m}"], r"score\.x\.kind: found 'shad'; nearest: shade"),
+        (["score.x={model: m}"], r"score\.x\.kind: missing: 'kind' is required here"),
+        (["score.shade={modle: m}"], r"score\.shade\.modle: unknown key 'modle'; nearest: model"),
+        (["score.shade={model: 3}"], r"score\.shade\.model: input should be a valid string"),
+        (["score.shade={model: nothing.onnx}"], r"score\.shade\.model: 'nothing\.onnx' is no file or folder"),
+        (["score.x-y={kind: words}"], r"'x-y': the name of a scorer is 1 to 48 letters"),
+        (["score.not={kind: words}"], r"'not': the name of a scorer"),
+        (["score.clip.backnd=onnx"], r"score\.clip\.backnd: unknown key 'backnd'; nearest: backend"),
+        (["score.clip=null"], r"filter\.images\.min_similarity: needs score\.clip, which is not set"),
+        (
+            ["score.clip=null", "score.a={kind: clip, model: x/y}", "score.b={kind: clip, model: x/y}"],
+            r"min_similarity: means the scorer named clip, or the only one of kind clip; there are a, b",
+        ),
+        (
+            ['filter.rules=["clip.similarty > 0.2"]'],
+            r"filter\.rules\.0: no column 'clip\.similarty'; nearest: clip\.similarity",
+        ),
+        (
+            ['filter.per_corpus.docs.rules=["width > 3", "height > true"]'],
+            r"docs\.rules\.1: 'true' is a flag; expected a number",
+        ),
+        (['filter.rules=["width >"]'], r"filter\.rules\.0: .* is not an expression"),
+        (["filter.rules=[3]"], r"filter\.rules\.0: input should be a valid string"),
+    ],
+)
+def test_recipes_that_are_wrong(sample_recipe: Path, settings: list[str], said: str) -> None:
+    with pytest.raises(vd.RecipeError, match=said):
+        vd.load_recipe(sample_recipe, settings=settings)
+
+
+def test_the_only_scorer_of_kind_clip_is_the_one_of_similarities(sample_recipe: Path, tmp_path: Path) -> None:
+    text = sample_recipe.read_text()
+    named = sample_recipe.with_name("named.yaml")
+    named.write_text(text.replace("  clip: {backend", "  look: {kind: clip, backend"))
+    made, plain = recipe(named), recipe(sample_recipe)
+    assert made.scores().similarity == "look"
+    assert Recipe.model_validate(made.model_dump(mode="json"), strict=False) == made
+    assert run(made, tmp_path / "named").funnel == run(plain, tmp_path / "plain").funnel
+    lock = json.dumps(plain.model_dump(mode="json")["score"])
+    assert json.loads(lock)["clip"]["kind"] == "clip"

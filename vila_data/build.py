@@ -1,0 +1,186 @@
+"""`run`: a recipe's run directory, made or gone on with."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from typing import Any
+
+from vila_data.core.errors import UsageError
+from vila_data.core.store import Store
+from vila_data.corpora.source import FileScan
+from vila_data.explore.measures.run import measure, parts_to_measure
+from vila_data.explore.pages import remove_pages, write_pages
+from vila_data.recipe import lock
+from vila_data.recipe.recipe import Recipe, load_recipe
+from vila_data.runs.encoding import ready_tokenizer, token_totals
+from vila_data.runs.engine import Engine
+from vila_data.runs.plan import Scan, commit_parts, corpus_inputs, plan_corpus, scan_file
+from vila_data.runs.progress import Silence, Watch
+from vila_data.runs.report import RunReport, corpus_funnel, read_run_json, write_run_json
+from vila_data.runs.runner import LocalRunner, Runner
+from vila_data.runs.stage import CorpusState, Made, Report, Work
+from vila_data.runs.stages import Stages, stages_of
+
+
+def run(
+    recipe: Recipe | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    runner: str = "ray",
+    limit: int | None = None,
+    only: str | None = None,
+    watch: Watch | None = None,
+) -> RunReport:
+    """Make the shards of a recipe in `out`; calling it again resumes and gives the same bytes.
+
+    Args:
+        recipe: a recipe, or the path of one.
+        out: a local folder or an fsspec URL.
+        runner: ``ray`` (the cluster at RAY_ADDRESS, else this machine) or ``local`` (this process).
+        limit: take only the first rows of each corpus's metadata.
+        only: do one of `Stages.verbs` alone; the ones before it must be committed.
+        watch: is told how far the run is.
+
+    Raises:
+        UsageError: the call or the recipe is wrong, or `out` holds another recipe's run.
+        RunError: data, a store or a machine is wrong; what is committed stays.
+    """
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit}: at least 1")
+    value = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    _check_asked(value, only)
+    with open_runner(runner) as opened:
+        return _launch(value, Store(os.fspath(out)), opened, limit, only, watch or Silence())
+
+
+def open_runner(name: str) -> Runner:
+    """The runner ``local`` or ``ray``."""
+    if name == "local":
+        return LocalRunner()
+    if name == "ray":
+        from vila_data.runs.ray_runner import RayRunner
+
+        return RayRunner()
+    raise UsageError(f"--runner {name}: local or ray")
+
+
+def _check_asked(recipe: Recipe, only: str | None) -> None:
+    missing = {
+        "score": ("scorer, e.g. score.clip", recipe.score or None),
+        "encode": ("pack", recipe.pack),
+        "blend": ("blend", recipe.blend),
+    }
+    key, value = missing.get(only or "", ("", only))
+    if only is not None and value is None:
+        raise UsageError(f"--only {only}: the recipe has no {key}")
+    verbs = stages_of(recipe, "").verbs()
+    if only is not None and only not in verbs:
+        raise UsageError(f"--only {only}: the stages are {', '.join(verbs)}")
+
+
+def _launch(
+    recipe: Recipe, store: Store, runner: Runner, limit: int | None, only: str | None, watch: Watch
+) -> RunReport:
+    if recipe.pack is not None and only in (None, "encode", "blend"):
+        ready_tokenizer(recipe.pack)  # rather now than after days of downloads
+    inputs = corpus_inputs(recipe)
+    scorers = {name: scorer.fingerprint() for name, scorer in recipe.score.items()}
+    fingerprints = lock.stage_fingerprints(recipe, limit, inputs, scorers)
+    locked = lock.lock_value(recipe, limit, fingerprints, inputs, scorers)
+    lock.check_same_run(store, locked)
+    work = Work(store, recipe, scorers)
+    stages = stages_of(recipe, fingerprints["recipe"])
+    engine = Engine(work, stages, runner, watch, only, read_run_json(store))
+    with engine.timed("scan"):
+        plans = {
+            name: plan_corpus(store, name, config, inputs[name], limit, _scanner(engine, watch))
+            for name, config in recipe.corpora.items()
+        }
+    lock.write_lock(store, locked)
+    store.clear_scratch()
+    for name, plan in plans.items():
+        commit_parts(store, plan, recipe.corpora[name], inputs[name], limit)
+    made = Made({name: CorpusState(plan) for name, plan in plans.items()}, {})
+    engine.make_parts(made)
+    store.clear_scratch()
+    engine.make_sets(made)
+    store.clear_scratch()
+    blend = engine.plan_blend(made) if engine.does("blend") else None
+    if only is not None:
+        engine.find_standing_sets(made)
+        if not made.sets.get("encode", {}).keys() >= set(recipe.blended_sets()):
+            blend = None
+        elif only != "blend":
+            blend = engine.told_blend()
+    return _report(engine, work, stages, made, blend, fingerprints["recipe"], watch)
+
+
+def _scanner(engine: Engine, watch: Watch) -> Scan:
+    """Counts the rows of metadata files by the run's tasks."""
+
+    def scan(name: str, config: Any, files: list[str], max_rows: int | None, share: float) -> list[FileScan]:
+        watch.stage(f"scan {name}", len(files), 0)
+        jobs = [(name, file, max_rows, share) for file in files]
+        found: list[FileScan] = engine.run_tasks(
+            "scan", _scan, jobs, lambda done: watch.advance(f"scan {name}", done.result.rows)
+        )
+        return found
+
+    return scan
+
+
+def _scan(work: Work, job: tuple[str, str, int | None, float], report: Report) -> FileScan:
+    corpus, file, max_rows, share = job
+    return scan_file(work.recipe.corpora[corpus], file, max_rows, share)
+
+
+def _report(
+    engine: Engine,
+    work: Work,
+    stages: Stages,
+    made: Made,
+    blend: dict[str, Any] | None,
+    fingerprint: str,
+    watch: Watch,
+) -> RunReport:
+    store, recipe = work.store, work.recipe
+    earlier = read_run_json(store) or {}
+    deciding = stages.deciding()
+    sets = made.sets["shard"]
+    decided = all(corpus.is_complete(deciding[-1]) for corpus in made.corpora.values())
+    finished = len(sets) == len(recipe.shards) and decided
+    tokens = {name: token_totals(found) for name, found in made.sets.get("encode", {}).items() if name in sets}
+    measures = None
+    if finished:
+        columns = {name: (corpus.plan.parts, corpus.of("filter")) for name, corpus in made.corpora.items()}
+        watch.stage("measure", parts_to_measure(columns), 0)
+        with engine.timed("measure"):
+            measures = measure(
+                store, recipe, columns, sets, tokens, earlier.get("measures"), lambda: watch.advance("measure", 1)
+            )
+    report = RunReport(
+        name=recipe.name,
+        out=store.url,
+        finished=finished,
+        funnel={
+            name: corpus_funnel(corpus.plan, corpus.receipts, deciding).as_dict()
+            for name, corpus in made.corpora.items()
+        },
+        sets=sets,
+        tokens=tokens,
+        blend=blend,
+        seconds={stage: round(seconds, 3) for stage, seconds in engine.seconds.items()},
+        versions={"vila-data": version("vila-data"), "python": platform.python_version()},
+        recipe=fingerprint,
+        measures=measures,
+        speed=engine.speeds.value(earlier.get("speed")),
+        made_from=engine.basis(made),
+    )
+    write_run_json(store, report)
+    if finished:
+        write_pages(store, report.totals())
+    elif earlier.get("finished"):
+        remove_pages(store)  # they show what is so no more
+    return report

@@ -1,0 +1,1 @@
+"""A run to look at: inspect, preview, what-if, search, the report and the dataset card."""

@@ -1,0 +1,1 @@
+"""YAML with its positions, to a recipe, to what it resolves to."""

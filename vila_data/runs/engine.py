@@ -1,0 +1,333 @@
+"""The engine: which stages of a run are committed, stale or to be done, in order, on either runner.
+
+A stage is done part by part, or file by file of a set; what is committed already is skipped, so the same call resumes.
+Stages of a part that need nothing of other parts run behind one another: a part is scored as soon as it is downloaded.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from vila_data.core.errors import UsageError, VilaDataError
+from vila_data.core.receipts import Receipt, fingerprint, has_outputs, read_receipt
+from vila_data.runs.blending import plan_epoch
+from vila_data.runs.progress import Watch
+from vila_data.runs.runner import Done, Runner, Step
+from vila_data.runs.speed import Speeds
+from vila_data.runs.stage import (
+    CorpusState,
+    Made,
+    PartJob,
+    PartStage,
+    SetStage,
+    Work,
+    do_set_job,
+    find_committed,
+    make_set,
+    standing_set,
+    task_of,
+)
+from vila_data.runs.stages import Stages
+
+Basis = dict[str, dict[str, str | None]]
+"""{stage: {corpus: fingerprint of its receipts and of what they were made from}}: as `made_from` in run.json."""
+
+
+class Engine:
+    """One launch over a run directory.
+
+    only:    do the stages of this verb alone.
+    earlier: run.json of the launch before.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        stages: Stages,
+        runner: Runner,
+        watch: Watch,
+        only: str | None = None,
+        earlier: dict[str, Any] | None = None,
+    ) -> None:
+        self._work, self._stages, self._runner, self._watch, self._only = work, stages, runner, watch, only
+        self._earlier = earlier or {}
+        self.speeds = Speeds(dict.fromkeys([stage.verb for stage in stages.parts] + [one.name for one in stages.sets]))
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Add a block's wall time to `seconds`."""
+        start = time.perf_counter()
+        yield
+        self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
+
+    def does(self, verb: str) -> bool:
+        """Whether this launch does a verb's stages."""
+        return self._only in (None, verb)
+
+    def run_tasks(
+        self, verb: str, function: Callable[..., Any], jobs: Sequence[Any], done: Callable[[Done], None] | None = None
+    ) -> list[Any]:
+        """One task a job; their results in order. done: told of each as it ends."""
+        results: dict[int, Any] = {}
+        for one in self._runner.run(self._work, [self._step(verb, verb, function)], jobs, _ignore):
+            results[one.job] = one.result
+            if done is not None:
+                done(one)
+        return [results[index] for index in range(len(jobs))]
+
+    # stages over parts
+
+    def make_parts(self, made: Made) -> None:
+        """Every part stage of this launch; receipts of the others as far as they are committed."""
+        for chain in _chains(self._stages.parts):
+            if chain[0].gather is not None:
+                for corpus in made.corpora.values():
+                    self._gathered(chain[0], corpus)
+                continue
+            for corpus in made.corpora.values():
+                find_committed(self._work, chain, corpus)
+            active = [stage for stage in chain if self.does(stage.verb)]
+            if active:
+                self._run_chain(active, made)
+
+    def _run_chain(self, chain: Sequence[PartStage], made: Made) -> None:
+        names = [stage.name for stage in chain]
+        outside = sorted({name for stage in chain for name in stage.after} - set(names))
+        jobs: list[PartJob] = []
+        places: list[tuple[CorpusState, int]] = []
+        for corpus in made.corpora.values():
+            for index, job in enumerate(corpus.jobs(outside)):
+                if any(corpus.receipts[name][index] is None for name in names):
+                    jobs.append(job)
+                    places.append((corpus, index))
+        for name in names:
+            receipts = [receipt for corpus in made.corpora.values() for receipt in corpus.receipts[name]]
+            self._watch.stage(name, len(receipts), sum(receipt is not None for receipt in receipts))
+        steps = [self._step(stage.name, stage.verb, task_of(stage, names[:at])) for at, stage in enumerate(chain)]
+        by_name = {stage.name: stage for stage in chain}
+        with self.timed(" and ".join(dict.fromkeys(stage.verb for stage in chain))):
+            for done in self._runner.run(self._work, steps, jobs, _ignore):
+                corpus, index = places[done.job]
+                stage, receipts = by_name[done.stage], corpus.receipts[done.stage]
+                self._note(stage, done)
+                if receipts[index] is None:
+                    self._watch.advance(stage.name, stage.counts(done.result).get(stage.items, 0))
+                receipts[index] = done.result
+
+    def _gathered(self, stage: PartStage, corpus: CorpusState) -> None:
+        if not self.does(stage.verb):
+            corpus.receipts[stage.name] = self._standing(stage, corpus)
+            return
+        jobs = self._jobs(stage, corpus)
+        shown = f"{stage.name} {corpus.plan.name}"
+        self._watch.stage(shown, len(jobs), 0)
+
+        def done(one: Done) -> None:
+            self._note(stage, one)
+            self._watch.advance(shown, stage.counts(one.result).get(stage.items, 0))
+
+        with self.timed(stage.verb):
+            corpus.receipts[stage.name] = list(self.run_tasks(stage.verb, task_of(stage), jobs, done))
+
+    def _jobs(self, stage: PartStage, corpus: CorpusState) -> list[PartJob]:
+        """All parts, with what a gathering stage needs of the others."""
+        jobs = corpus.jobs(stage.depends(self._work, corpus.plan.name))
+        gather = stage.gather
+        if gather is None or not gather.wanted(self._work, corpus.plan.name):
+            return jobs
+        shares = gather.join(self.run_tasks(stage.verb, gather.look, corpus.plan.parts))
+        return [PartJob(job.part, job.receipts, share) for job, share in zip(jobs, shares, strict=True)]
+
+    def _standing(self, stage: PartStage, corpus: CorpusState) -> list[Receipt | None]:
+        """A gathering stage's receipts of an earlier launch; None for those that this recipe would not give.
+
+        Where run.json says what whole receipts were made from, no column is read to find it again.
+        """
+        nothing: list[Receipt | None] = [None] * len(corpus.plan.parts)
+        found: list[Receipt] = []
+        for part in corpus.plan.parts:
+            receipt = read_receipt(self._work.store, stage.receipt(part))
+            if receipt is None or not has_outputs(self._work.store, receipt):
+                return nothing
+            found.append(receipt)
+        basis = self._basis(stage, corpus, found)
+        known = self._earlier.get("made_from", {}).get(stage.name, {}).get(corpus.plan.name)
+        if basis is not None and basis == known:
+            return list(found)
+        if all(corpus.is_complete(name) for name in stage.depends(self._work, corpus.plan.name)):
+            return self.run_tasks(stage.verb, functools.partial(_committed, stage), self._jobs(stage, corpus))
+        return nothing
+
+    def basis(self, made: Made) -> Basis:
+        """What the receipts of gathering stages were made from, of corpora that have all of them."""
+        return {
+            stage.name: {
+                name: self._basis(stage, corpus, corpus.of(stage.name))
+                for name, corpus in made.corpora.items()
+                if corpus.is_complete(stage.name)
+            }
+            for stage in self._stages.parts
+            if stage.gather is not None
+        }
+
+    def _basis(self, stage: PartStage, corpus: CorpusState, receipts: list[Receipt]) -> str | None:
+        facts: list[Any] = [stage.settings(self._work, part) for part in corpus.plan.parts[:1]]
+        facts += [[receipt.inputs, receipt.fingerprint()] for receipt in receipts]
+        for name in stage.depends(self._work, corpus.plan.name):
+            told = self._told(self._stages.part(name), corpus)
+            if told is None:
+                return None
+            facts.append([receipt.fingerprint() for receipt in told])
+        return fingerprint(facts)
+
+    def _told(self, stage: PartStage, corpus: CorpusState) -> list[Receipt] | None:
+        """The receipts of a stage that this recipe would give, even of parts whose files are gone; None: one is not."""
+        if stage.gather is not None:
+            return corpus.of(stage.name) if corpus.is_complete(stage.name) else None
+        found = corpus.told(self._work.store, stage)
+        before = {
+            name: self._told(self._stages.part(name), corpus) for name in stage.depends(self._work, corpus.plan.name)
+        }
+        for index, receipt in enumerate(found or ()):
+            receipts = {name: told[index] for name, told in before.items() if told is not None}
+            if len(receipts) < len(before):
+                return None
+            if receipt.inputs != stage.inputs(self._work, PartJob(corpus.plan.parts[index], receipts)):
+                return None
+        return found
+
+    # stages over sets
+
+    def make_sets(self, made: Made) -> None:
+        """Every set stage of this launch, from the sets that are there where it does not do the stage before."""
+        for stage in self._stages.sets:
+            made.sets[stage.name] = {}
+            if not self.does(stage.name):
+                continue
+            if stage.before is not None and not self.does(stage.before):
+                made.sets[stage.before] = self.committed_sets(stage.before)
+            with self.timed(stage.name):
+                for name in stage.sets():
+                    made.sets[stage.name][name] = self._make_set(stage, name, made)
+
+    def _make_set(self, stage: SetStage, name: str, made: Made) -> Any:
+        if stage.before is None:
+            corpus = made.corpora[self._work.recipe.shards[name].corpus]
+            corpus.jobs([one.name for one in self._stages.parts if one.decides])  # complete, or an error
+        shown = f"{stage.name} {name}"
+        began = False
+
+        def run(jobs: Sequence[Any]) -> list[Receipt]:
+            nonlocal began
+            began = True
+            self._watch.stage(shown, len(jobs), 0)
+            return self.run_tasks(stage.name, functools.partial(do_set_job, stage), jobs, done)
+
+        def done(one: Done) -> None:
+            counts = stage.counts(one.result)
+            self.speeds.note(stage.name, one.result, one.seconds, counts)
+            self._watch.advance(shown, counts["samples"])
+
+        finished = make_set(stage, self._work.store, name, made, run)
+        if not began:
+            self._watch.stage(shown, 0, 0)
+        return finished
+
+    def committed_sets(self, stage_name: str) -> dict[str, Any]:
+        """The finished sets of a stage, of whatever inputs.
+
+        Raises:
+            UsageError: one is missing.
+        """
+        stage = next(one for one in self._stages.sets if one.name == stage_name)
+        found = {name: stage.found(self._work.store, name) for name in stage.sets()}
+        missing = [name for name, finished in found.items() if finished is None]
+        if missing:
+            raise UsageError(f"sets {', '.join(missing)}: not there yet: run --only {stage_name} first")
+        return found
+
+    def find_standing_sets(self, made: Made) -> None:
+        """Put in `made` the sets that stand, of every stage: what run.json tells after a launch of one stage alone."""
+        for stage in self._stages.sets:
+            made.sets[stage.name] = {}
+            if not self._work.store.exists(stage.folder) or (stage.before and not made.sets[stage.before]):
+                continue
+            try:
+                found = {name: standing_set(stage, self._work.store, name, made) for name in stage.sets()}
+            except VilaDataError as error:
+                warnings.warn(
+                    f"{self._work.store.url}: run.json is without {stage.folder} and blend now: {error}", stacklevel=2
+                )
+                continue
+            made.sets[stage.name] = {name: finished for name, finished in found.items() if finished is not None}
+
+    # the blend
+
+    def plan_blend(self, made: Made) -> dict[str, Any] | None:
+        """One epoch of the recipe's blend, as planned.
+
+        Raises:
+            UsageError: token files are not whole or of other shards.
+        """
+        store, recipe = self._work.store, self._work.recipe
+        if recipe.blend is None:
+            return None
+        with self.timed("blend"):
+            if not self.does("encode"):
+                self._check_fresh(made)
+            return plan_epoch(store, recipe)
+
+    def _check_fresh(self, made: Made) -> None:
+        encode = self._stages.sets[-1]
+        made.sets["shard"] = self.committed_sets("shard")
+        names = [name for name in encode.sets() if encode.found(self._work.store, name) is not None]
+        made.sets["encode"] = {name: standing_set(encode, self._work.store, name, made) for name in names}
+        stale = [name for name, finished in made.sets["encode"].items() if finished is None]
+        if stale:
+            raise UsageError(
+                f"{self._work.store.url}: sets {', '.join(sorted(stale))}: their token files are not whole or of other "
+                "shards: run the recipe with --only encode first"
+            )
+
+    def told_blend(self) -> dict[str, Any] | None:
+        """The blend of the launch before, planned again from what stands; a warning says why it cannot be."""
+        if self._work.recipe.blend is None or not self._earlier.get("blend"):
+            return None
+        try:
+            with self.timed("blend"):
+                return plan_epoch(self._work.store, self._work.recipe)
+        except VilaDataError as error:
+            warnings.warn(f"{self._work.store.url}: run.json is without a blend now: {error}", stacklevel=2)
+            return None
+
+    def _note(self, stage: PartStage, done: Done) -> None:
+        self.speeds.note(stage.verb, done.result, done.seconds, stage.counts(done.result))
+
+    def _step(self, name: str, verb: str, function: Callable[..., Any]) -> Step:
+        resources = self._work.recipe.resources
+        return Step(name, verb, function, getattr(resources, verb, resources.stages))
+
+
+def _chains(stages: Sequence[PartStage]) -> list[list[PartStage]]:
+    """Neighbors that need nothing of other parts together, a gathering stage alone."""
+    chains: list[list[PartStage]] = []
+    for stage in stages:
+        if chains and stage.gather is None and chains[-1][0].gather is None:
+            chains[-1].append(stage)
+        else:
+            chains.append([stage])
+    return chains
+
+
+def _committed(stage: PartStage, work: Work, job: PartJob, report: Any) -> Receipt | None:
+    return stage.committed(work, job)
+
+
+def _ignore(counter: str, count: int) -> None:
+    return None

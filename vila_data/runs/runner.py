@@ -1,0 +1,65 @@
+"""Who does the work: the seam between a run and its tasks, and the runner in this process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol
+
+from vila_data.recipe.recipe import StageResources
+from vila_data.runs.stage import Report, Work
+
+
+@dataclass(frozen=True)
+class Step:
+    """One task per job: function(work, job, *results of earlier steps, report) -> result.
+
+    stage: its name; verb: of `--only` and `resources`, the same for all scorers.
+    """
+
+    stage: str
+    verb: str
+    function: Callable[..., Any]
+    resources: StageResources
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished task: the job's number, the step's stage, what it returned, and the seconds that it took."""
+
+    job: int
+    stage: str
+    result: Any
+    seconds: float
+
+
+class Runner(AbstractContextManager["Runner"], Protocol):
+    """Runs steps over jobs. Results come in any order; each job's steps run in theirs."""
+
+    def run(self, work: Work, steps: list[Step], jobs: Iterable[Any], report: Report) -> Iterator[Done]:
+        """Run every step of every job; the first error ends it and is raised."""
+        ...
+
+
+class LocalRunner:
+    """All tasks in this process, one after another: for debugging, and for small runs."""
+
+    def __enter__(self) -> LocalRunner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def run(self, work: Work, steps: list[Step], jobs: Iterable[Any], report: Report) -> Iterator[Done]:
+        """See `Runner.run`."""
+        for number, job in enumerate(jobs):
+            results: list[Any] = []
+            for step in steps:
+                start = time.perf_counter()
+                results.append(step.function(work, job, *results, report))
+                yield Done(number, step.stage, results[-1], time.perf_counter() - start)

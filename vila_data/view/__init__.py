@@ -1,1 +1,0 @@
-"""Looking at what there is: tables for people, JSON for programs."""

@@ -1,1 +1,0 @@
-"""Recipe to plan to run: what is to be done, and who does it."""

@@ -1,6 +1,0 @@
-"""`preview`: what is chosen of a run, a set or a shard, read, and made one page."""
-
-from vila_data.workflow.previewing.build import PreviewReport, preview
-from vila_data.workflow.previewing.choice import Choice, Listed
-
-__all__ = ["Choice", "Listed", "PreviewReport", "preview"]
