@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import Markup
 
-from vila_data.explore.axes import above, many, share, short, size_text, ticks
+from vila_data.core.readable import many, share, short, size_text
+from vila_data.explore.axes import above, ticks
 from vila_data.explore.charts import WIDTH, Mark, bars, curve, histogram
 from vila_data.explore.flow import Stage, flow, stages
 from vila_data.explore.shares import ShareRow, share_rows, shares

@@ -13,9 +13,9 @@ from vila_data.cli.options import Json, On, PathArgument, Settings, app, print_j
 @app.command()
 def inspect(path: PathArgument, as_json: Json = False) -> None:
     """Show what lies at a path."""
-    from vila_data.cli import tables
     from vila_data.cli.export_table import print_export
     from vila_data.cli.measure_tables import print_measures
+    from vila_data.cli.tables import console, print_run, print_set, print_shard, print_tree
     from vila_data.explore.inspection import inspect as look
 
     kind, value = look(path)
@@ -23,13 +23,13 @@ def inspect(path: PathArgument, as_json: Json = False) -> None:
         print_json({"kind": kind, **value})
         return
     show = {
-        "recipe": tables.print_tree,
-        "run": tables.print_run,
-        "set": tables.print_set,
-        "shard": tables.print_shard,
+        "recipe": print_tree,
+        "run": print_run,
+        "set": print_set,
+        "shard": print_shard,
         "export": print_export,
     }[kind]
-    screen = tables.console()
+    screen = console()
     show(screen, value)
     if kind == "run":
         print_measures(screen, value)
@@ -38,7 +38,7 @@ def inspect(path: PathArgument, as_json: Json = False) -> None:
 @app.command()
 def check(path: PathArgument, as_json: Json = False) -> None:
     """Are the bytes what manifests and receipts say? Exit 1 and a list where not."""
-    from vila_data.explore.axes import many
+    from vila_data.core.readable import many
     from vila_data.explore.inspection import check as find_problems
 
     problems = list(find_problems(path))

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vila_data.explore.axes import many, plain, share, short
+from vila_data.core.readable import many, plain, share, short
 from vila_data.explore.hosts import only_files
 from vila_data.explore.speed_rows import speed_rows
 

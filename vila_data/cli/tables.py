@@ -11,7 +11,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from vila_data.cli.search_table import plain
-from vila_data.explore.axes import many, share
+from vila_data.core.readable import many, share
 from vila_data.explore.shares import SHARE_HEADINGS, share_rows
 from vila_data.runs.token_rows import changes, left_out
 

@@ -8,6 +8,9 @@ from typing import Final
 RUN_FOLDERS: Final = ("download", "score", "filter", "shards", "tokens", "search")
 """Folders of a run directory that its stages and search write; anything else that lies there is not the run's."""
 
+EXPORT_JSON: Final = "export.json"
+"""The receipt of an export, in its directory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import yaml
 
-from vila_data.explore.axes import plain, share, short, size_text
+from vila_data.core.readable import plain, share, short, size_text
 from vila_data.explore.flow import stages
 from vila_data.explore.hosts import only_files
 from vila_data.explore.recipe_text import shown_recipe

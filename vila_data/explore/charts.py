@@ -14,7 +14,8 @@ from typing import Final
 
 from markupsafe import Markup
 
-from vila_data.explore.axes import above, cut, plain, share, short, ticks
+from vila_data.core.readable import cut, plain, share, short
+from vila_data.explore.axes import above, ticks
 
 WIDTH: Final = 360
 _HEIGHT: Final = 210

@@ -8,7 +8,7 @@ from typing import Final
 
 from markupsafe import Markup
 
-from vila_data.explore.axes import cut, many, plain, share, short
+from vila_data.core.readable import cut, many, plain, share, short
 from vila_data.explore.charts import WIDTH, figure, svg
 
 _BAND: Final = 150

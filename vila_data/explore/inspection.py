@@ -6,47 +6,24 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from vila_data.core.errors import DataError, UsageError
-from vila_data.core.layout import RUN_FOLDERS
+from vila_data.core.layout import EXPORT_JSON, RUN_FOLDERS
 from vila_data.core.receipts import read_receipt
 from vila_data.core.samples import SampleContent, decode_foreign
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import TarFault, sample_key, walk_foreign
 from vila_data.encode.check import check_tokens
-from vila_data.export.format import EXPORT_JSON, RECEIPTS
-from vila_data.recipe.lock import LOCK
+from vila_data.export.format import RECEIPTS
 from vila_data.runs.forecast import forecast
-from vila_data.runs.run import Run, open_run
+from vila_data.runs.run import Kind, Run, kind_of, open_run
 from vila_data.runs.stages import stages_of
 from vila_data.shard.check import check_set, check_tar
 from vila_data.shard.manifest import parse_manifest
 
-Kind = Literal["recipe", "run", "set", "shard", "export"]
 _SAMPLES_SHOWN: Final = 50
 _TEXT_SHOWN: Final = 60
-
-
-def kind_of(path: str) -> Kind:
-    """What lies at a path.
-
-    Raises:
-        UsageError: nothing that this program makes or reads.
-    """
-    if path.endswith((".yaml", ".yml")):
-        return "recipe"
-    if path.endswith(".tar"):
-        return "shard"
-    if not os.path.isfile(path):
-        store = Store(path)
-        if store.size("manifest.json") is not None:
-            return "set"
-        if store.size(LOCK) is not None:
-            return "run"
-    above = "; it holds shard sets: give one of them, or the run" if path.rstrip("/").endswith("/shards") else ""
-    what = f"no recipe (.yaml), run ({LOCK}), shard set (manifest.json), shard (.tar) or export ({EXPORT_JSON})"
-    raise UsageError(f"{path}: {what}{above}")
 
 
 def inspect(path: str | os.PathLike[str]) -> tuple[Kind, dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
-from vila_data.explore.axes import cut, plain, share
+from vila_data.core.readable import cut, plain, share
 from vila_data.explore.charts import figure, svg
 from vila_data.explore.flow import Stage, stages
 

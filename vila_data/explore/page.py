@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from vila_data.explore.axes import many, plain, share
+from vila_data.core.readable import many, plain, share
 
 
 def page(template: str, *, title: str, scripts: Sequence[str] = (), styles: Sequence[str] = (), **values: Any) -> str:

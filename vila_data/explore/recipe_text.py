@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from vila_data.explore.axes import plain
+from vila_data.core.readable import plain
 
 _PRIVATE: Final = ("resources", "contact")
 """Says who ran it, or where: nothing about the data."""

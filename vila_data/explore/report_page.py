@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
-from vila_data.explore.axes import many, share, short, size_text
+from vila_data.core.readable import many, share, short, size_text
 from vila_data.explore.charts import Mark, bars, histogram
 from vila_data.explore.flow import flow, stages
 from vila_data.explore.hosts import only_files

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
-from vila_data.explore.axes import cut, plain
+from vila_data.core.readable import cut, plain
 from vila_data.explore.charts import WIDTH, figure, svg
 
 _ROW: Final = 60

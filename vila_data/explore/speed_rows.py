@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from vila_data.explore.axes import many
+from vila_data.core.readable import many
 
 _FIRST: Final = ("images", "samples", "records")
 

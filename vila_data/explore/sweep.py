@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
+from vila_data.core.readable import share
 from vila_data.core.store import Store
-from vila_data.explore.axes import share
 from vila_data.explore.charts import Mark, curve
 from vila_data.explore.page import page
 from vila_data.explore.thumbnail import Thumbnail

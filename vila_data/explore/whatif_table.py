@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vila_data.explore.axes import many, share
+from vila_data.core.readable import many, share
 
 _UNKNOWN = "unknown:not_scored"
 

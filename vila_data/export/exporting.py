@@ -11,17 +11,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from vila_data.core.errors import DataError, UsageError
-from vila_data.core.layout import RUN_FOLDERS
+from vila_data.core.layout import EXPORT_JSON, RUN_FOLDERS
 from vila_data.core.receipts import committing, fingerprint
 from vila_data.core.store import Store
-from vila_data.explore.inspection import kind_of
 from vila_data.export.energon import Energon
-from vila_data.export.format import EXPORT_JSON, RECEIPTS
+from vila_data.export.format import RECEIPTS
 from vila_data.export.formats import formats_for, open_format, views_of
 from vila_data.export.frame import SetExport
 from vila_data.export.metadataset import NotExpressible, SetTotals, metadataset_yaml, sample_blend
 from vila_data.runs.progress import Silence, Watch
-from vila_data.runs.run import Run, open_run
+from vila_data.runs.run import Run, kind_of, open_run
 from vila_data.shard.manifest import parse_manifest
 
 BLEND_YAML: Final = "blend.yaml"

@@ -45,8 +45,6 @@ class Part:
 
 RECEIPTS = ".receipts"
 """Folder of receipts beside the exported sets: a set's name has no dot."""
-EXPORT_JSON = "export.json"
-"""The export's own receipt, by which its folder is known."""
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 
 from vila_data.core.errors import StorageError, UsageError
-from vila_data.core.layout import Part
+from vila_data.core.layout import EXPORT_JSON, Part
 from vila_data.core.receipts import Receipt, read_receipt
 from vila_data.core.store import Store
 from vila_data.core.tables import read_table
@@ -225,6 +225,30 @@ class Run:
     def _known(self, what: str, name: str, names: Iterable[str]) -> None:
         if name not in names:
             raise UsageError(f"{self.url}: the run has no {what} {name!r}{nearest(name, names)}")
+
+
+Kind = Literal["recipe", "run", "set", "shard", "export"]
+
+
+def kind_of(path: str) -> Kind:
+    """What lies at a path.
+
+    Raises:
+        UsageError: nothing that this program makes or reads.
+    """
+    if path.endswith((".yaml", ".yml")):
+        return "recipe"
+    if path.endswith(".tar"):
+        return "shard"
+    if not os.path.isfile(path):
+        store = Store(path)
+        if store.size("manifest.json") is not None:
+            return "set"
+        if store.size(LOCK) is not None:
+            return "run"
+    above = "; it holds shard sets: give one of them, or the run" if path.rstrip("/").endswith("/shards") else ""
+    what = f"no recipe (.yaml), run ({LOCK}), shard set (manifest.json), shard (.tar) or export ({EXPORT_JSON})"
+    raise UsageError(f"{path}: {what}{above}")
 
 
 def open_run(path: str | os.PathLike[str] | Run) -> Run:

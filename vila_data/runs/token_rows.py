@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from vila_data.explore.axes import many
+from vila_data.core.readable import many
 
 NO_SEQUENCE: Final = "without a sequence"
 _LENGTH: Final = "pack.sequence_length"

@@ -10,7 +10,6 @@ from typing import Any, Final
 
 from vila_data.core.errors import UsageError
 from vila_data.core.store import Store
-from vila_data.explore.inspection import kind_of
 from vila_data.explore.preview.choice import Choice, Listed
 from vila_data.explore.preview.choose import Chosen, choose
 from vila_data.explore.preview.drawn_packs import PackLegend, ShownPack
@@ -22,7 +21,7 @@ from vila_data.explore.preview.values import FATES, ROOMS, CorpusLine, PreviewPa
 from vila_data.explore.preview.write import Written, check_target, write_page
 from vila_data.explore.recipe_text import shown_message
 from vila_data.runs.progress import Silence, Watch
-from vila_data.runs.run import Run, open_run
+from vila_data.runs.run import Run, kind_of, open_run
 
 __all__ = ["Choice", "Listed", "PreviewReport", "preview"]
 

@@ -8,7 +8,7 @@ from typing import Final
 import pyarrow as pa
 
 from vila_data.core.errors import VilaDataError
-from vila_data.explore.axes import many
+from vila_data.core.readable import many
 
 DAMAGE: Final = (VilaDataError, pa.ArrowException, ValueError, LookupError, OverflowError, TypeError)
 """What reading and decoding a token file raises where it is missing, cut short or of other bytes."""
