@@ -91,7 +91,7 @@ def made_run(
     for blend, names in BLENDS.items():
         (folder / f"{blend}.yaml").write_text(recipe_text(blend, names, samples))
     recipe = load_recipe(folder / "mixed.yaml", find_corpora=False)
-    write_lock(store, lock_value(recipe, None, {}, {}, None))
+    write_lock(store, lock_value(recipe, None, {}, {}, {}))
     for name in SETS if peers else ():
         write_parquet(folder, name)
         link_for_energon(folder, name)
