@@ -48,7 +48,7 @@ def run(
         RunError: data, a store or a machine is wrong; what is committed stays.
     """
     if limit is not None and limit < 1:
-        raise UsageError(f"--limit {limit}: at least 1")
+        raise UsageError(f"--limit must be at least 1, found {limit}")
     value = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     _check_asked(value, only)
     with open_runner(runner) as opened:

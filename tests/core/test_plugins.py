@@ -136,7 +136,7 @@ def test_an_exporter_that_is_none(install: Install) -> None:
     install("exporters", "mine = extra:Cards")
     with pytest.raises(UsageError, match=r"must name a class like vila_data\.export\.format\.Format"):
         open_format("mine", "pairs")
-    with pytest.raises(UsageError, match=r"--to other: no such format; there are vila-pickle, .*, mine"):
+    with pytest.raises(UsageError, match=r"--to other: unknown format; choose one of vila-pickle, .*, mine"):
         open_format("other", "pairs")
 
 

@@ -199,7 +199,7 @@ def test_calls_are_said_and_observations_are_told(tmp_path: Path) -> None:
 
 def test_an_unknown_form_names_its_keys(tmp_path: Path) -> None:
     unknown, empty = text(tmp_path, {"frage": "p", "antwort": "c"}, {})
-    assert unknown.reason == "missing_field" and unknown.detail.endswith("the row has frage, antwort")
+    assert unknown.reason == "missing_field" and unknown.detail.endswith("the row has the keys frage, antwort")
     assert empty.reason == "missing_field" and empty.detail.endswith("the row has no keys")
 
 

@@ -459,11 +459,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "entry 0 of message 0 is of type ['image']; known are",
     ),
     ({"messages": []}, "empty_conversation", "it has no turns"),
-    ({"messages": [user("q")]}, "empty_conversation", "no answer has words in it"),
+    ({"messages": [user("q")]}, "empty_conversation", "every answer is empty"),
     (
         {"messages": [user(words("q")), said(None, reasoning="r")]},
         "empty_conversation",
-        "messages: no answer has words",
+        "messages: every answer is empty",
     ),
     (
         {"messages": [user("q"), said("a", tool_calls="f()")]},
@@ -538,8 +538,8 @@ REFUSED_LLAVA: list[tuple[dict[str, Any], str, str]] = [
         "image_count",
         "messages: 0 places for images, 1 images of the row",
     ),
-    ({"messages": [user("<image><image>"), A], "images": ["b"]}, "image_count", "2 <image> marks for 1 images"),
-    ({"messages": [user("q"), A], "images": ["b"]}, "image_count", "0 <image> marks for 1 images"),
+    ({"messages": [user("<image><image>"), A], "images": ["b"]}, "image_count", "2 <image> placeholders, but 1 images"),
+    ({"messages": [user("q"), A], "images": ["b"]}, "image_count", "0 <image> placeholders, but 1 images"),
     (
         {"messages": [{**user(IMAGE), "role": "system"}, user("q"), A], "image": "b"},
         "wrong_type",
@@ -553,7 +553,7 @@ REFUSED_LLAVA: list[tuple[dict[str, Any], str, str]] = [
     (
         {"texts": [{"user": "<image>", "assistant": "a"}], "images": ["a", "b"]},
         "image_count",
-        "1 <image> marks for 2 images",
+        "1 <image> placeholders, but 2 images",
     ),
 ]
 NO_IMAGES = "kind text has no images; use kind llava"

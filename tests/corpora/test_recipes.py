@@ -113,7 +113,7 @@ def test_an_image_root_may_be_a_url(folder: Path) -> None:
         (
             "[vflan.jsonl]",
             "[rows.pkl]",
-            "recipe.yaml:9 corpora.vflan.files.0: rows.pkl: a pickle runs what code is in it",
+            "recipe.yaml:9 corpora.vflan.files.0: rows.pkl: pickle files are refused because opening one can run code",
         ),
         ("[chat.json]", "[captions.csv]", "recipe.yaml:6 corpora.chat.files.0: captions.csv: rows are read from .json"),
         (
@@ -145,7 +145,7 @@ def test_an_image_root_may_be_a_url(folder: Path) -> None:
         (
             'files: ["flan*.jsonl"]',
             'files: ["flan*.jsonl"], split: test',
-            "config, split and revision are of a dataset",
+            "config, split and revision need `dataset`",
         ),
         ("split: test", "split: dev", "has no split 'dev'; it has test"),
         ("dataset: talk, split: test", "dataset: talk, config: nope", "datasets cannot open"),

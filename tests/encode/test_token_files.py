@@ -439,10 +439,10 @@ def test_a_check_of_token_files(copied: Encoded) -> None:
     manifest = store.read(f"{folder}/manifest.json")
     store.commit_bytes(manifest.replace(b'"tokens": ', b'"tokens": 1'), f"{folder}/manifest.json")
     (problem,) = check_tokens(store, folder)
-    assert problem.endswith("manifest.json: its counts are not the sums of the receipts")
+    assert problem.endswith("manifest.json: its counts do not equal the sums of the receipts")
     store.commit_bytes(manifest, f"{copied.folders['pairs']}/manifest.json")
     (problem,) = check_tokens(store, copied.folders["pairs"])
-    assert problem.endswith("manifest.json: is of another folder")
+    assert problem.endswith("manifest.json: belongs to a different directory")
     store.remove(f"{folder}/manifest.json")
     assert list(check_tokens(store, folder)) == []
 

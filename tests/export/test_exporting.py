@@ -80,7 +80,7 @@ def test_wrong_calls(run: MadeRun, tmp_path: Path) -> None:
     """Each says what was found and what to do, and leaves no folder."""
     out, whole, one = tmp_path / "out", run.store.url, run.store.location("shards/docs")
     calls: list[tuple[str, str, dict[str, Any], str]] = [
-        (whole, "tfrecord", {}, r"--to tfrecord: no such format; there are vila-pickle, wids, energon, llava,"),
+        (whole, "tfrecord", {}, r"--to tfrecord: unknown format; choose one of vila-pickle, wids, energon, llava,"),
         (whole, "wids", {"only": ["nothing"]}, r"--only nothing: .* has no such shard set; it has docs, docs_pairs,"),
         (
             whole,
@@ -94,8 +94,8 @@ def test_wrong_calls(run: MadeRun, tmp_path: Path) -> None:
             {},
             r"docs: its view is interleaved; wids takes pairs; formats for interleaved: vila-pickle, ener",
         ),
-        (one, "energon", {"only": ["docs"]}, r"docs: is a shard set; --only chooses among the sets of a run"),
-        (one, "energon", {"shards": 0}, r"--shards 0: at least 1"),
+        (one, "energon", {"only": ["docs"]}, r"docs: is a single shard set; --only selects sets of a run"),
+        (one, "energon", {"shards": 0}, r"--shards must be at least 1, found 0"),
         (one, "energon", {"shards": 1000}, r"--shards 1000: the set docs has \d+ samples, at most \d+ files"),
         (f"{one}/docs-000000.tar", "wids", {}, r"is a shard; export takes a run or a shard set"),
         (str(tmp_path), "wids", {}, r"no recipe \(.yaml\), run"),
@@ -191,7 +191,7 @@ def test_an_export_inside_its_run(run: MadeRun, tmp_path: Path) -> None:
         (folder, folder / "download"),
         (folder / "shards" / "docs", folder / "shards" / "docs" / "obelics"),
     ]:
-        with pytest.raises(UsageError, match=r": lies in .*, which is the run's own: choose another --out"):
+        with pytest.raises(UsageError, match=r": is inside .*, which belongs to the run; choose another --out"):
             export(path, "obelics", out)
     assert not (folder / "shards" / "obelics").exists()
     export(folder, "obelics", folder / "shards_for_others")
@@ -254,7 +254,9 @@ def test_a_second_export_into_one_folder_is_one_error(run: MadeRun, tmp_path: Pa
     held = Store(str(tmp_path))
     with held.alone("export"):
         for to in ("wids", "energon"):
-            with pytest.raises(UsageError, match="another export is writing here: let it end first, or choose another"):
+            with pytest.raises(
+                UsageError, match="another export is writing here; wait for it to finish, or choose another"
+            ):
                 export(run.store.url, to, tmp_path)
         assert not (tmp_path / "export.json").exists()
     (tmp_path / ".scratch" / "export").mkdir(parents=True)  # as a killed one leaves it

@@ -168,7 +168,7 @@ def test_float32_columns_are_compared_as_such() -> None:
         ("nsfw.bad > false", "compared by == or !="),
         ("nsfw.bad", "is not a condition"),
         ("url > ", "is not an expression"),
-        ("1 < 2", "names no column"),
+        ("1 < 2", "uses no column"),
         ("width < 1" + "0" * 400, "a number is too large"),
         ("width < 1e999", "a number is too large"),
         ("width < " + "-" * 480 + "1", "nested more than 100 levels"),

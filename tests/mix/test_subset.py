@@ -91,7 +91,7 @@ def test_any_condition_agrees_with_python(text: str) -> None:
         ("n_images is 3", "compare by"),
         ("(n_images > 1) > 2", "is a condition"),
         ("n_images and text_chars > 1", "'n_images' is a number"),
-        ("1 < 2", "names no column"),
+        ("1 < 2", "uses no column"),
         ("n_images >", "is not an expression"),
         ("", "is not an expression"),
         ("n_images > 1; key", "is not an expression"),

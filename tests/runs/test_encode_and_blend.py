@@ -172,7 +172,7 @@ def test_samples_longer_than_a_sequence_are_cut_and_counted(
         (("pack.tokens_per_image",), "write dotted.key=value"),
         (("name.first=x",), "name is no mapping"),
         (("pack.semantics=papers",), "pack.semantics: found 'papers'; nearest: paper"),
-        (("pack.micro_batch=8",), "micro_batch goes with semantics: released_code"),
+        (("pack.micro_batch=8",), "micro_batch is only valid with semantics: released_code"),
         (("blend.sources.0.weight=0",), "blend.sources.0.weight: weight 0 is not above 0"),
         (("blend.sources.7.weight=1",), "blend.sources.7 is not there"),
         (("pack.tokens_per_image=5000",), "does not fit into a sequence of 4096 tokens"),

@@ -202,7 +202,7 @@ def test_bad_calls_are_one_message(sample_recipe: Path, tmp_path: Path) -> None:
     cases: list[tuple[list[str], str]] = [
         (["--only", "everything"], "--only everything: the stages are"),
         (["--runner", "slurm"], "--runner slurm: local or ray"),
-        (["--limit", "0"], "--limit 0: at least 1"),
+        (["--limit", "0"], "--limit must be at least 1, found 0"),
     ]
     for extra, message in cases:
         code, text = error_of(["run", str(sample_recipe), "--out", str(tmp_path / "o"), *extra])

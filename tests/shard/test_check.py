@@ -20,7 +20,7 @@ from vila_data.shard.check import check_set, check_tar
 
 Members = list[tuple[str, bytes]]
 
-WIDS_LIES = "wids-meta.json: missing, or not what the manifest says"
+WIDS_LIES = "wids-meta.json: missing, or does not match the manifest"
 
 
 class Copy:
@@ -101,7 +101,7 @@ def test_a_rewritten_copy_with_the_same_members_is_good(copy: Copy) -> None:
 
 def test_a_folder_without_a_manifest(copy: Copy) -> None:
     (copy.folder / "manifest.json").unlink()
-    assert copy.problems == ["manifest.json: missing: the set is not finished, or is none"]
+    assert copy.problems == ["manifest.json: missing: the shard set is not finished, or this is not a shard set"]
     (copy.folder / "manifest.json").write_text("{")
     (problem,) = copy.problems
     assert problem.startswith("manifest.json: not a manifest")
@@ -266,8 +266,8 @@ def test_a_key_twice_in_one_tar(copy: Copy) -> None:
     key = members[0][0].split(".")[0]
     again = [one for one in members if one[0].split(".")[0] == key]
     copy.rewrite(0, [*members, *again])
-    assert any(f"key {key} stands there twice" in problem for problem in copy.problems)
-    assert any(f"key {key} stands there twice" in problem for problem in check_tar(copy.store, copy.tar(0).name))
+    assert any(f"duplicate key {key}" in problem for problem in copy.problems)
+    assert any(f"duplicate key {key}" in problem for problem in check_tar(copy.store, copy.tar(0).name))
 
 
 def test_a_key_in_two_tars(copy: Copy) -> None:
@@ -276,7 +276,7 @@ def test_a_key_in_two_tars(copy: Copy) -> None:
     shutil.copy(copy.tar(0).with_suffix(".tar.idx"), copy.tar(1).with_suffix(".tar.idx"))
     copy.sign(1)
     keys = {name.split(".")[0] for name, _ in copy.members(0)}
-    twice = [problem for problem in copy.problems if "stands there twice" in problem]
+    twice = [problem for problem in copy.problems if "duplicate key" in problem]
     assert len(twice) == len(keys)
     assert all(copy.tar(0).name in problem and copy.tar(1).name in problem for problem in twice)
 
@@ -285,13 +285,13 @@ def test_members_that_are_not_adjacent(docs: Copy) -> None:
     members = docs.members(0)
     docs.rewrite(0, [*members[1:], members[0]])
     key = members[0][0].split(".")[0]
-    assert any(f"key {key} stands there twice" in problem for problem in docs.problems)
+    assert any(f"duplicate key {key}" in problem for problem in docs.problems)
 
 
 def test_a_member_twice_in_one_sample(copy: Copy) -> None:
     members = copy.members(0)
     copy.rewrite(0, [members[0], members[1], *members[1:]])
-    assert any("a member stands there twice" in problem for problem in copy.problems)
+    assert any("duplicate member" in problem for problem in copy.problems)
 
 
 BROKEN_JSON = [
@@ -312,7 +312,7 @@ CHANGED_VALUES: list[tuple[str, dict[str, Any], str]] = [
     ("pairs", {"source": None}, "TypeError"),
     ("chat", {"conversations": [{"from": "human"}]}, "'value'"),
     ("chat", {"conversations": 3}, "not iterable"),
-    ("chat", {"conversations": []}, "0 <image> marks for"),
+    ("chat", {"conversations": []}, "0 <image> placeholders"),
     ("chat", {"messages": 3}, "not iterable"),
     ("chat", {"messages": [{"role": "user", "content": [{}]}]}, "'type'"),
     ("chat", {"messages": [{"content": [{"type": "text"}]}, {"role": "user"}]}, "0 image entries in messages for"),

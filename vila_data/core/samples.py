@@ -151,7 +151,9 @@ def _turns(key: str, record: Record, images: Sequence[KeptImage], names: Sequenc
     """Turns as LLaVA has them; a record without images may have placeholders in its words."""
     marks = [turn for turn, text in enumerate(record.texts) for _ in range(text.count(IMAGE_MARK))]
     if (record.images or images) and marks != [image.text_index for image in images]:
-        raise DataError(f"{key}: record {record.record_id} has {len(marks)} {IMAGE_MARK} marks, {len(images)} images")
+        raise DataError(
+            f"{key}: record {record.record_id} has {len(marks)} {IMAGE_MARK} placeholders, but {len(images)} images"
+        )
     turns = [{"from": role, "value": text} for role, text in zip(record.roles, record.texts, strict=True)]
     return {"conversations": turns, "system": record.system, "images": names, **chat_keys(record)}
 
@@ -253,7 +255,7 @@ def _check_places(turns: Sequence[str], messages: Sequence[Message] | None, imag
     """Assert that a conversation has a place for each image; in one without images, placeholders in turns are text."""
     marks = sum([turn.count(IMAGE_MARK) for turn in turns])
     if images and marks != images:
-        raise ValueError(f"{marks} {IMAGE_MARK} marks for {images} images")
+        raise ValueError(f"{marks} {IMAGE_MARK} placeholders, but {images} images")
     if messages is not None:
         contents = [message["content"] for message in messages if isinstance(message.get("content"), list)]
         entries = sum(entry["type"] == "image" for content in contents for entry in content)

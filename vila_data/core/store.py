@@ -1,6 +1,6 @@
 """Where a run lies: any fsspec URL, read by range and written atomically.
 
-A file appears under its name whole or not at all: it is written to a temporary
+Files are written atomically: a file is either complete or absent. It is written to a temporary
 file on the same file system and renamed, or, on an object store, uploaded in one
 put, which is atomic there.
 """
@@ -90,7 +90,7 @@ class Store:
             else:
                 data = self._fs.cat_file(self._at(path), start=offset, end=offset + size)
         if len(data) != size:
-            raise StorageError(f"{self.location(path)}: {len(data)} of {size} bytes at offset {offset}")
+            raise StorageError(f"{self.location(path)}: short read at offset {offset}: got {len(data)} of {size} bytes")
         return data
 
     def sha256(self, path: str) -> str:
@@ -138,7 +138,9 @@ class Store:
         with self._failing(""):
             owner = claim(folder)
         if owner is None:
-            raise UsageError(f"{self.url}: another {what} is writing here: let it end first, or choose another folder")
+            raise UsageError(
+                f"{self.url}: another {what} is writing here; wait for it to finish, or choose another directory"
+            )
         try:
             yield
         finally:

@@ -139,7 +139,7 @@ class TextConfig(CorpusFiles):
         if not self.files and self.dataset is None:
             raise ValueError("needs files or dataset")
         if self.dataset is None and (self.config, self.split, self.revision) != (None, "train", None):
-            raise ValueError("config, split and revision are of a dataset")
+            raise ValueError("config, split and revision need `dataset`")
         return self
 
 

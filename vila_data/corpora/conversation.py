@@ -46,13 +46,13 @@ def conversation(
         RowProblem: empty_conversation, turn_order or image_count.
     """
     if not any(role == "gpt" and text.strip() for role, text in turns):
-        raise RowProblem("empty_conversation", "no answer has words in it" if turns else "it has no turns")
+        raise RowProblem("empty_conversation", "every answer is empty" if turns else "it has no turns")
     for number, (before, after) in enumerate(itertools.pairwise(turns), 1):
         if before[0] == after[0]:
             raise RowProblem("turn_order", f"turns {number - 1} and {number} are both from {after[0]}; turns alternate")
     holders = [number for number, (_, text) in enumerate(turns) for _ in range(text.count(IMAGE_MARK))]
     if images and len(holders) != len(images):
-        raise RowProblem("image_count", f"{len(holders)} {IMAGE_MARK} marks for {len(images)} images")
+        raise RowProblem("image_count", f"{len(holders)} {IMAGE_MARK} placeholders, but {len(images)} images")
     return Record(
         record_id=record_id,
         kind="conversation",

@@ -39,7 +39,9 @@ def llava_rows(config: LlavaConfig) -> ReadRow:
         elif row.get("texts") is not None:
             pairs = _pairs(row["texts"])
         else:
-            raise RowProblem("missing_field", f"no conversations; the row has {', '.join(map(str, row)) or 'no keys'}")
+            raise RowProblem(
+                "missing_field", f"no conversations; the row has the keys {', '.join(map(str, row)) or 'none'}"
+            )
         return conversation(record_id, exchanges(pairs, len(images)), images)
 
     return read

@@ -76,7 +76,7 @@ def chat(record_id: str, entries: Any, images: RowImages, system: str | None = N
         turns: list[Turn] = [(_speaker(one), one["content"]) for one in messages if one["role"] != "system"]
         return conversation(record_id, turns, images.column, first)
     if not any(one["role"] == "assistant" and _answers(one) for one in messages):
-        raise RowProblem("empty_conversation", "messages: no answer has words or tool calls in it")
+        raise RowProblem("empty_conversation", "messages: every answer is empty")
     if images.column and not pictures:
         messages, pictures = _marks_to_entries(messages)
     found = _found(pictures, images)

@@ -40,7 +40,9 @@ def obelics_row(record_id: str, row: Row) -> Record:
 def _entries(row: Row, key: str) -> list[str | None]:
     value = row.get(key)
     if value is None:
-        raise RowProblem("missing_field", f"{key} is missing; the row has {', '.join(map(str, row)) or 'no keys'}")
+        raise RowProblem(
+            "missing_field", f"{key} is missing; the row has the keys {', '.join(map(str, row)) or 'none'}"
+        )
     if not isinstance(value, list) or not all(entry is None or isinstance(entry, str) for entry in value):
         raise RowProblem("wrong_type", f"{key} is no list of texts and nulls")
     return value

@@ -45,7 +45,9 @@ class RowSource:
             yield self._record(part, row, value)
             row += 1
         if row != part.stop:
-            raise DataError(f"{part.file}: ends at row {row}, had {part.stop}: it has changed since it was scanned")
+            raise DataError(
+                f"{part.file}: ends at row {row}, had {part.stop} rows when it was scanned: the file has changed"
+            )
 
     def _record(self, part: Part, row: int, value: Any) -> Record | BadRecord:
         record_id = f"{part.label}-{row:09d}"
@@ -53,7 +55,7 @@ class RowSource:
             if isinstance(value, RowProblem):
                 raise value
             if not isinstance(value, dict):
-                raise RowProblem("wrong_type", f"a {type(value).__name__} stands where an object should")
+                raise RowProblem("wrong_type", f"expected an object, found a {type(value).__name__}")
             return self._read_row(record_id, value)
         except RowProblem as problem:
             return BadRecord(record_id, problem.reason, f"{part.file}: row {row}: {problem}")
@@ -65,8 +67,8 @@ def unreadable(file: str) -> str | None:
         return None
     if file.endswith((".pkl", ".pickle")):
         return (
-            "a pickle runs what code is in it when it is opened: open it where you trust it, "
-            "and write its rows as .jsonl or .parquet"
+            "pickle files are refused because opening one can run code: load it where you trust it, "
+            "and save its rows as .jsonl or .parquet"
         )
     return f"rows are read from {', '.join(ROW_SUFFIXES)}"
 
@@ -79,7 +81,9 @@ def text_field(row: Row, key: str) -> str:
     """
     value = row.get(key)
     if value is None:
-        raise RowProblem("missing_field", f"{key} is missing; the row has {', '.join(map(str, row)) or 'no keys'}")
+        raise RowProblem(
+            "missing_field", f"{key} is missing; the row has the keys {', '.join(map(str, row)) or 'none'}"
+        )
     if not isinstance(value, str):
         raise RowProblem("wrong_type", f"{key} is a {type(value).__name__}, not a text")
     return value

@@ -51,8 +51,8 @@ def _turns(row: Row) -> list[Turn]:
     known = "; ".join(", ".join(pair) for pair in _EXCHANGES)
     raise RowProblem(
         "missing_field",
-        f"no form that is known (conversations; messages; instruction, output; {known}); "
-        f"the row has {', '.join(map(str, row)) or 'no keys'}",
+        f"unknown row format (known: conversations; messages; instruction, output; {known}); "
+        f"the row has {'the keys ' + ', '.join(map(str, row)) if row else 'no keys'}",
     )
 
 

@@ -12,7 +12,7 @@ Seconds = Annotated[float, Field(gt=0, le=3600, strict=False)]
 
 
 class ResizeConfig(StrictModel):
-    """How large a stored picture is.
+    """Size of stored images.
 
     shorter_side_px: of the stored JPEG; the longer side follows.
     only_if_larger:  leave smaller pictures at their size.
@@ -28,11 +28,11 @@ class DownloadConfig(StrictModel):
     """How images are fetched and what is stored of them.
 
     timeout_s:           one whole attempt, redirects included; waiting for a slot does not count.
-    idle_timeout_s:      longest pause while connecting or reading.
+    idle_timeout_s:      maximum time without progress while connecting or reading.
     retries:             further attempts after time-outs, resets, 429 and 5xx.
     concurrency:         requests in flight per task.
     per_host:            requests in flight per host name.
-    max_bytes:           of a body, also after decompression.
+    max_bytes:           maximum response size, before and after decompression.
     max_pixels:          width times height, read from the header before decoding.
     allow_private_hosts: host or host:port that may have private addresses.
     opt_out:             X-Robots-Tag directives that keep an image out; `none` counts as noindex.

@@ -37,10 +37,10 @@ def check_tokens(store: Store, folder: str) -> Iterator[str]:
             for index in range(manifest.shards)
         ]
         if any(job.folder != folder for job in jobs):
-            yield f"{where}: is of another folder"
+            yield f"{where}: belongs to a different directory"
             return
         if _counted(store, jobs) != Counter(manifest.counts):
-            yield f"{where}: its counts are not the sums of the receipts"
+            yield f"{where}: its counts do not equal the sums of the receipts"
         yield from _check_lengths(store, folder, manifest, jobs)
         tokens = TokenSet(store, manifest, folder)
         for job in jobs:

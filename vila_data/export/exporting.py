@@ -135,11 +135,11 @@ def export(
 def _choose(path: str, to: str, out: Store, only: Sequence[str], shards: int | None) -> _Chosen:
     views_of(to)
     if shards is not None and shards < 1:
-        raise UsageError(f"--shards {shards}: at least 1")
+        raise UsageError(f"--shards must be at least 1, found {shards}")
     kind = kind_of(path)
     if kind == "set":
         if only:
-            raise UsageError(f"{path}: is a shard set; --only chooses among the sets of a run")
+            raise UsageError(f"{path}: is a single shard set; --only selects sets of a run")
         _refuse_inside(out, Store(path), "")
         one = _open(Store(path), to, out, shards)
         if isinstance(one, str):
@@ -180,7 +180,9 @@ def _choose_of_run(path: str, to: str, out: Store, only: Sequence[str], shards: 
 def _refuse_inside(out: Store, source: Store, folder: str) -> None:
     """Raise where the export would lie among the files that it is made of."""
     if f"{out.url}/".startswith(f"{source.location(folder)}/"):
-        raise UsageError(f"{out.url}: lies in {source.location(folder)}, which is the run's own: choose another --out")
+        raise UsageError(
+            f"{out.url}: is inside {source.location(folder)}, which belongs to the run; choose another --out"
+        )
 
 
 def _open(source: Store, to: str, out: Store, shards: int | None) -> SetExport | str:
@@ -195,7 +197,7 @@ def _open(source: Store, to: str, out: Store, shards: int | None) -> SetExport |
     if made is None:
         fitting = ", ".join(formats_for(manifest.view))  # type: ignore[arg-type]
         takes = " and ".join(views_of(to))
-        return f"its view is {manifest.view}; {to} takes {takes}; formats for {manifest.view}: {fitting}"
+        return f"its view is {manifest.view}, but {to} supports {takes}; formats for {manifest.view}: {fitting}"
     return SetExport(source, manifest, hashlib.sha256(data).hexdigest(), out, made, shards)
 
 

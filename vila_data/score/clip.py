@@ -59,7 +59,7 @@ class ClipConfig(Scorer):
                 text.onnx, tokenizer.json and config.json).
     model:      hub id, or path of the folder.
     revision:   commit, tag or branch of a hub model; null is the default branch.
-    batch_size: items a call on a GPU. On a CPU each item runs alone, whatever this says.
+    batch_size: items per GPU call. On a CPU, items always run one at a time.
     embeddings: also write the vectors in clip-retrieval's layout.
     """
 

@@ -28,7 +28,7 @@ def check_set(store: Store, folder: str) -> Iterator[str]:
     """One sentence for each thing that is wrong with the set in `folder`; nothing if all is well."""
     path = f"{folder}/manifest.json".lstrip("/")
     if store.size(path) is None:
-        yield f"{store.location(path)}: missing: the set is not finished, or is none"
+        yield f"{store.location(path)}: missing: the shard set is not finished, or this is not a shard set"
         return
     try:
         data = store.read(path)
@@ -42,7 +42,7 @@ def check_set(store: Store, folder: str) -> Iterator[str]:
             yield f"{store.location(path)}: {name} is {total}; its shards sum to {getattr(manifest, name)}"
     wids = f"{folder}/wids-meta.json".lstrip("/")
     if store.size(wids) is None or store.read(wids) != wids_meta(manifest):
-        yield f"{store.location(wids)}: missing, or not what the manifest says"
+        yield f"{store.location(wids)}: missing, or does not match the manifest"
     yield from _foreign(store, folder, manifest)
     keys: dict[str, str] = {}
     for shard in manifest.shards:
@@ -142,11 +142,11 @@ def _digests(stream: Any, samples: _Samples) -> tuple[str, list[list[int]]]:
 def _twice(samples: _Samples, where: str, keys: dict[str, str]) -> Iterator[str]:
     for key, members in samples:
         if key in keys:
-            yield f"{where}: key {key} stands there twice (also in {keys[key]})"
+            yield f"{where}: duplicate key {key} (also in {keys[key]})"
         keys[key] = where
         names = [name for name, _, _ in members]
         if len(set(names)) != len(names):
-            yield f"{where}: key {key}: a member stands there twice"
+            yield f"{where}: key {key}: duplicate member"
 
 
 def _broken_json(samples: _Samples, stream: Any, where: str, sizes: dict[str, _Sizes]) -> Iterator[str]:

@@ -19,7 +19,7 @@ VIEWS: Final[dict[RecordKind, tuple[View, ...]]] = {
 
 
 class ShardSet(StrictModel):
-    """One set of shards: the kept records of a corpus, laid down in a view.
+    """A shard set: the kept records of one corpus, written in one view (sample layout).
 
     corpus: the name of one of `corpora`.
     view:   `interleaved`, one sample a document; `pairs`, one sample an image with its
