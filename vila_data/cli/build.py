@@ -38,15 +38,13 @@ def run(
     if dry_run:
         _print_plan(resolved, out, limit, as_json)
         return
-    from vila_data.runs.run import open_run
     from vila_data.view.tables import console, print_run
     from vila_data.workflow.progress import ConsoleWatch
     from vila_data.workflow.run import run as run_recipe
 
     with ConsoleWatch(Console(stderr=True)) as watch:
         report = run_recipe(resolved, out, runner=runner, limit=limit, only=only, watch=watch)
-    totals = open_run(out).totals
-    assert totals is not None
+    totals = report.totals()
     if as_json:
         print_json(totals)
         return

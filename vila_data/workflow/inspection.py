@@ -21,7 +21,6 @@ from vila_data.shard.check import check_set, check_tar
 from vila_data.shard.manifest import parse_manifest
 from vila_data.workflow.forecast import forecast
 from vila_data.workflow.lock import LOCK
-from vila_data.workflow.stages import stages_of
 
 Kind = Literal["recipe", "run", "set", "shard", "export"]
 _SAMPLES_SHOWN: Final = 50
@@ -98,7 +97,7 @@ def _inspect_run(run: Run) -> dict[str, Any]:
         "seconds": {},
         "committed": {
             stage.name: sum(len(run.committed(stage.kept_as or stage.name, corpus)) for corpus in run.recipe.corpora)
-            for stage in stages_of(run.recipe, "").parts
+            for stage in run.stages.parts
         },
     }
 
