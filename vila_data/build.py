@@ -114,7 +114,7 @@ def _launch(
             blend = None
         elif only != "blend":
             blend = engine.told_blend()
-    return _report(engine, work, stages, made, blend, fingerprints["recipe"], watch)
+    return _report(engine, work, stages, made, blend, locked, watch)
 
 
 def _scanner(engine: Engine, watch: Watch) -> Scan:
@@ -142,7 +142,7 @@ def _report(
     stages: Stages,
     made: Made,
     blend: dict[str, Any] | None,
-    fingerprint: str,
+    locked: dict[str, Any],
     watch: Watch,
 ) -> RunReport:
     store, recipe = work.store, work.recipe
@@ -173,14 +173,14 @@ def _report(
         blend=blend,
         seconds={stage: round(seconds, 3) for stage, seconds in engine.seconds.items()},
         versions={"vila-data": version("vila-data"), "python": platform.python_version()},
-        recipe=fingerprint,
+        recipe=locked["fingerprints"]["recipe"],
         measures=measures,
         speed=engine.speeds.value(earlier.get("speed")),
         made_from=engine.basis(made),
     )
     write_run_json(store, report)
     if finished:
-        write_pages(store, report.totals())
+        write_pages(store, report.totals(), locked)
     elif earlier.get("finished"):
         remove_pages(store)  # they show what is so no more
     return report

@@ -41,12 +41,10 @@ def run(
     from vila_data.build import run as run_recipe
     from vila_data.cli.tables import console, print_run
     from vila_data.runs.progress import ConsoleWatch
-    from vila_data.runs.run import open_run
 
     with ConsoleWatch(Console(stderr=True)) as watch:
         report = run_recipe(resolved, out, runner=runner, limit=limit, only=only, watch=watch)
-    totals = open_run(out).totals
-    assert totals is not None
+    totals = report.totals()
     if as_json:
         print_json(totals)
         return

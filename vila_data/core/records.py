@@ -100,7 +100,7 @@ def canonical_json(value: Mapping[str, Any], as_given: Collection[str] = ()) -> 
     Keys are sorted, except those of objects below the keys `as_given`: templates print them, so their order is data.
     Lone surrogates, which JSON can carry and UTF-8 cannot, become U+FFFD.
     """
-    if as_given:
+    if not value.keys().isdisjoint(as_given):
         pieces = (f"{_json(key)}:{_json(value[key], sort_keys=key not in as_given)}" for key in sorted(value))
         text = "{" + ",".join(pieces) + "}"
     else:

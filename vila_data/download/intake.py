@@ -62,7 +62,7 @@ class Intake:
                 PendingRecord(
                     record_id=without_surrogates(record.record_id),
                     n_texts=len(record.texts),
-                    text_chars=sum(len(without_surrogates(text)) for text in record.texts),
+                    text_chars=len(without_surrogates("".join(record.texts))),
                     content=self.pending.records.put(record_to_json(record)),
                     images=[
                         (without_surrogates(ref.url), ref.matched_text_index, image)

@@ -18,7 +18,6 @@ from vila_data.encode.check import check_tokens
 from vila_data.export.format import RECEIPTS
 from vila_data.runs.forecast import forecast
 from vila_data.runs.run import Kind, Run, kind_of, open_run
-from vila_data.runs.stages import stages_of
 from vila_data.shard.check import check_set, check_tar
 from vila_data.shard.manifest import parse_manifest
 
@@ -75,7 +74,7 @@ def _inspect_run(run: Run) -> dict[str, Any]:
         "seconds": {},
         "committed": {
             stage.name: sum(len(run.committed(stage.kept_as or stage.name, corpus)) for corpus in run.recipe.corpora)
-            for stage in stages_of(run.recipe, "").parts
+            for stage in run.stages.parts
         },
     }
 

@@ -11,7 +11,6 @@ from jinja2 import TemplateError
 from vila_data.core.store import Store
 from vila_data.explore.card import card
 from vila_data.explore.report_page import report_page
-from vila_data.runs.run import Run
 
 REPORT_HTML: Final = "report.html"
 CARD_MD: Final = "card.md"
@@ -22,8 +21,8 @@ PAGES: Final[Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any]], str]]
 """Each is drawn from run.json and recipe.lock.yaml alone, so it can be drawn again at any time."""
 
 
-def write_pages(store: Store, totals: Mapping[str, Any]) -> None:
-    """Draw and commit the pages of a finished run.
+def write_pages(store: Store, totals: Mapping[str, Any], lock: Mapping[str, Any]) -> None:
+    """Draw and commit the pages of a finished run. totals, lock: the content of its run.json and recipe.lock.yaml.
 
     Everything that they show is committed before. A page that cannot be drawn is told in a warning and an old one of
     that name removed: the run is whole without it, and days of work shall not end in an error for the sake of a chart.
@@ -31,7 +30,6 @@ def write_pages(store: Store, totals: Mapping[str, Any]) -> None:
     Raises:
         StorageError: the store cannot be written.
     """
-    lock = Run(store).lock
     for path, draw in PAGES.items():
         try:
             text = draw(totals, lock)

@@ -98,7 +98,7 @@ def read_lock(store: Store) -> Lock | None:
         whole = MarkedValue(where, store.read(LOCK).decode())
         check_form(whole.value, where)
         marked = whole.below("recipe")
-        return Lock(whole.value, checked(marked.again()), marked)
+        return Lock(whole.value, checked(marked), marked)
     except (RecipeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{where}: not a recipe lock: {error}; restore it, or make the run again with another --out"

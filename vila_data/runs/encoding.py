@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from datetime import date as Date
+from functools import cached_property
 from typing import Any
 
 from vila_data.core.errors import DataError
@@ -53,7 +54,7 @@ class EncodeStage:
         shards: Manifest | None = made.sets["shard"].get(name)
         if shards is None:
             return None
-        return fingerprint([self._encoding(), [shard.sha256 for shard in shards.shards]])
+        return fingerprint([self._fingerprints[1], [shard.sha256 for shard in shards.shards]])
 
     def found(self, store: Store, name: str) -> TokenManifest | None:
         """See SetStage."""
@@ -71,7 +72,7 @@ class EncodeStage:
 
     def jobs(self, store: Store, name: str, made: Made) -> list[EncodeJob]:
         """See SetStage."""
-        tokenizer, encoding = self._tokenizer(), self._encoding()
+        tokenizer, (_, encoding) = ready_tokenizer(self._pack), self._fingerprints
         shards: Manifest = made.sets["shard"][name]
         day = None
         if self._pack.template == "chat" and self._pack.date is None and reads_the_date(tokenizer):
@@ -106,14 +107,15 @@ class EncodeStage:
         """See SetStage."""
         return {key: receipt.counts.get(key, 0) for key in ("images", "samples", "tokens")}
 
-    def _tokenizer(self) -> TextTokenizer:
-        return ready_tokenizer(self._pack)
-
-    def _encoding(self) -> str:
-        return encoding_fingerprint(self._pack, self._tokenizer())
+    @cached_property
+    def _fingerprints(self) -> tuple[str, str]:
+        """Of the tokenizer and of the encoding; the tokenizer itself is not kept, since stages are sent to workers."""
+        tokenizer = ready_tokenizer(self._pack)
+        return tokenizer.fingerprint, encoding_fingerprint(self._pack, tokenizer)
 
     def _folder(self, name: str) -> str:
-        return tokens_folder(self._tokenizer().fingerprint, name, self._encoding())
+        tokenizer, encoding = self._fingerprints
+        return tokens_folder(tokenizer, name, encoding)
 
 
 def encode_sets(store: Store, pack: PackConfig, shards: Iterable[Manifest]) -> dict[str, TokenManifest]:

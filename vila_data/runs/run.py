@@ -24,7 +24,7 @@ from vila_data.recipe.recipe import Recipe, checked
 from vila_data.runs.encoding import ready_tokenizer
 from vila_data.runs.plan import CorpusPlan, committed_plan
 from vila_data.runs.report import RUN_JSON, corpus_funnel, read_run_json
-from vila_data.runs.stages import stages_of
+from vila_data.runs.stages import Stages, stages_of
 from vila_data.shard.evidence import Evidence
 from vila_data.shard.manifest import Manifest, read_manifest
 from vila_data.shard.read import ShardSetReader
@@ -88,6 +88,16 @@ class Run:
         """
         return checked(self._marked.again(), settings)
 
+    @cached_property
+    def stages(self) -> Stages:
+        """The stages of the recipe, in order."""
+        return stages_of(self.recipe, "")
+
+    @cached_property
+    def similarity(self) -> str | None:
+        """The scorer that `min_similarity` means; None where there is none."""
+        return self.recipe.scores().similarity
+
     def plan(self, corpus: str) -> CorpusPlan | None:
         """The parts of a corpus and its counts of rows; None before its metadata was scanned.
 
@@ -130,7 +140,7 @@ class Run:
         plan = self.plan(corpus)
         if plan is None:
             return {}
-        deciding = stages_of(self.recipe, "").deciding()
+        deciding = self.stages.deciding()
         receipts = {stage: self.receipts(stage, corpus) for stage in deciding}
         return corpus_funnel(plan, receipts, deciding).as_dict()
 
@@ -163,7 +173,7 @@ class Run:
         """Where a scorer's table of a part is; None where no scorer gives similarities and none is named."""
         if scorer is not None:
             self._known("scorer", scorer, [*self.recipe.score, *self.recipe.stages])
-        name = self.recipe.scores().similarity if scorer is None else scorer
+        name = self.similarity if scorer is None else scorer
         return None if name is None else part.scores_table(name)
 
     def evidence(self, corpus: str) -> Evidence:

@@ -32,7 +32,7 @@ class Work:
     recipe: Recipe
     scorers: Mapping[str, str]
 
-    @property
+    @functools.cached_property
     def scores(self) -> Scores:
         """The recipe's scorers, in the order in which they run."""
         return self.recipe.scores()

@@ -52,7 +52,7 @@ def write_shard(store: Store, job: ShardJob) -> Receipt:
     stem = shard_stem(job.name, job.index)
     with committing(store, job.receipt(), job.inputs) as outputs:
         rows: list[dict[str, Any]] = []
-        with open(outputs.path(f"{stem}.tar"), "wb", buffering=1 << 20) as stream:
+        with outputs.open(f"{stem}.tar") as stream:
             tar = TarWriter(stream)
             for sample, (record, images) in enumerate(_read(store, job)):
                 rows.append(_add(tar, job, sample, record, images))

@@ -78,8 +78,9 @@ def sampled_texts(store: Store, manifest: Manifest, seed: int) -> Iterator[str]:
         rows = np.sort(shuffle(index.num_rows, seed, f"{stem}/languages")[:each])
         offsets, sizes = (index.column(name).take(rows).to_pylist() for name in ("offsets", "sizes"))
         spans = (Span(f"{stem}.tar", at[0], size[0]) for at, size in zip(offsets, sizes, strict=True))
+        where = store.location(f"{stem}.tar")
         for data in read_spans(store, spans):
-            yield _text(decode_sample(data, store.location(f"{stem}.tar")))[:CHARS_READ]
+            yield _text(decode_sample(data, where))[:CHARS_READ]
 
 
 def _text(sample: SampleContent) -> str:

@@ -48,10 +48,11 @@ def measure(
                 advance()
         return dict(earlier)
     found: dict[str, Any] = {"inputs": inputs, "corpora": {}, "sets": {}, "languages": {}}
+    similarity = recipe.scores().similarity
     for name, (parts, _) in corpora.items():
         measured = CorpusMeasures(recipe.rules_for(name))
         for part in parts:
-            measured.add(store, part, recipe.scores().similarity)
+            measured.add(store, part, similarity)
             advance()
         found["corpora"][name] = measured.value()
     for name, counts in tokens.items():

@@ -287,7 +287,7 @@ def _embedding_scorer(run: Run) -> str:
     Raises:
         UsageError: none has.
     """
-    first = run.recipe.scores().similarity
+    first = run.similarity
     names = sorted(run.recipe.score, key=lambda name: name != first)
     found = next((name for name in names if getattr(run.recipe.score[name], "embeddings", False)), None)
     if found is None:
