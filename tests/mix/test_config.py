@@ -65,7 +65,7 @@ sources:
         validate(MarkedValue("r.yaml", text.replace("images", "rows", 1)), BlendConfig)
     both = text.replace("at_exhaustion: renormalise", "at_exhaustion: stop\non_exhaustion: stop")
     with pytest.raises(
-        RecipeError, match="r.yaml:3 at_exhaustion: unknown key 'at_exhaustion'; nearest: on_exhaustion"
+        RecipeError, match=r"r.yaml:3 at_exhaustion: unknown key 'at_exhaustion'; nearest: on_exhaustion"
     ):
         validate(MarkedValue("r.yaml", both), BlendConfig)
 

@@ -48,14 +48,14 @@ def test_a_recipe_of_16_1_percent_that_gives_71_1() -> None:
     assert (first.source, first.reason, first.of) == ("big", "others_exhausted", "")
     packs = report.packs.packs
     assert first.text == (
-        f"big is 71.1% of the samples; the recipe says 16.1%. Cause: small at pack {third.pack} and mid at pack "
-        f"{second.pack} of {packs} were exhausted, and the other sources took their shares. To change this, set repeat, "
-        "on_exhaustion or weight of blend.sources.2 or blend.sources.1, or blend.total_packs."
+        f"big is 71.1% of the samples; the recipe says 16.1%. Cause: small was exhausted at pack {third.pack} of {packs} "
+        f"and mid at pack {second.pack}; the other sources took their shares. To change this, set repeat, on_exhaustion "
+        "or weight of blend.sources.2 or blend.sources.1, or blend.total_packs."
     )
     assert first.change[:3] == tuple(f"blend.sources.2.{key}" for key in ("repeat", "on_exhaustion", "weight"))
     assert first.change[-1] == "blend.total_packs" and len(first.change) == 7
     assert (third.reason, third.recipe, third.actual) == ("exhausted", pytest.approx(2.6 / 6.2), pytest.approx(0.089))
-    assert f"exhausted at pack {third.pack} of {packs}, after 1 pass over 356 samples. To" in third.text
+    assert f"it was exhausted at pack {third.pack} of {packs}, after 1 pass over 356 samples. To" in third.text
     assert set(first.as_dict()) >= {"source", "recipe", "target", "actual", "reason", "pack", "packs", "change", "text"}
 
 

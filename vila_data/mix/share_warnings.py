@@ -160,11 +160,12 @@ class _Explainer:
         return sorted(found, key=lambda entry: entry[1].sample)
 
     def _taken_over(self, others: Sequence[tuple[SourceShare, BlendEvent]]) -> _Cause:
-        words = [f"{other.label} at pack {event.pack:,}" for other, event in others]
-        were, shares = ("were", "their shares") if len(others) > 1 else ("was", "its share")
-        text = f"{_listed(words, 'and')} of {self._packs:,} {were} exhausted, and the other sources took {shares}"
+        (first, event), *more = others
+        words = [f"{first.label} was exhausted at pack {event.pack:,} of {self._packs:,}"]
+        words += [f"{other.label} at pack {later.pack:,}" for other, later in more]
+        text = f"{_listed(words, 'and')}; the other sources took {'their shares' if more else 'its share'}"
         keys = [key for other, _ in others for key in _keys(other)]
-        return _Cause("others_exhausted", others[0][1].pack, text, (*keys, "blend.total_packs"))
+        return _Cause("others_exhausted", event.pack, text, (*keys, "blend.total_packs"))
 
     def _ended_early(self, source: SourceShare) -> _Cause:
         total = self._blend.total_packs or self._packs
