@@ -135,9 +135,7 @@ class _Explainer:
         if abs(source.target - source.recipe) >= abs(source.actual - source.target):
             removed = self._removed.get(source.label)
             if removed is not None and source.target < source.recipe:
-                text = (
-                    f"exhausted at pack {removed.pack:,} of {self._packs:,}, after {_passes(removed, source)}{subset}"
-                )
+                text = f"it was exhausted at pack {removed.pack:,} of {self._packs:,}, after {_passes(removed, source)}{subset}"
                 return _Cause("exhausted", removed.pack, text, (*_keys(source), *subset_key, "blend.total_packs"))
             others = self._exhausted_siblings(source)
             if others:
