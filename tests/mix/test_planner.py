@@ -283,4 +283,4 @@ def test_events_beyond_the_listed_are_counted() -> None:
     listed = [event for event in log.events if event.kind == "repeats"]
     assert [event.block for event in listed] == list(range(len(listed)))
     assert len(listed) + log.unlisted()["repeats chat"] == 30 and list(log.unlisted()) == ["repeats chat"]
-    assert log.events[-1].as_dict()["followed"] == "total_packs 60"
+    assert log.events[-1].followed == "total_packs 60"

@@ -143,11 +143,6 @@ def test_lists_that_are_none(tmp_path: Path, content: str | None, message: str) 
         SubsetFilter(Subset(include_ids=str(file)))
 
 
-def test_a_column_that_a_shard_lacks() -> None:
-    with pytest.raises(DataError, match="no column tokens"):
-        SubsetFilter(Subset(where="tokens > 3")).keep(COLUMNS_OF_ROWS)
-
-
 def tables() -> tuple[pa.Table, pa.Table]:
     similarities = [[], [0.5, 0.25], [None], [0.75, None, -0.5], [1.0]]
     index = {

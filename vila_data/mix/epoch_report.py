@@ -73,7 +73,7 @@ class EpochReport:
 
     def as_dict(self) -> dict[str, Any]:
         """All fields, for JSON."""
-        return asdict(self) | {"packs": self.packs.as_dict(), "events": [event.as_dict() for event in self.events]}
+        return asdict(self) | {"packs": self.packs.as_dict(), "events": [asdict(event) for event in self.events]}
 
 
 class EpochCounts:

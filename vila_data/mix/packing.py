@@ -11,8 +11,8 @@ of a round every bin takes one sample, or two, at once. The bins of a round take
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,7 @@ PAIR_SAMPLES = 3
 GOLDEN = 0.6180339887498949
 STEP = 64
 SAMPLE = 16_384
+"""Sequence lengths are tried in steps of STEP tokens, on SAMPLE samples."""
 
 Array = NDArray[np.int64]
 
@@ -369,35 +370,22 @@ def _merge_short(packs: Packs, tokens: Ints, images: Ints, capacity: int, limit:
     return Packs(np.cumsum(sizes[sizes > 0]), packs.members[pack_of_member.argsort(kind="stable")])
 
 
-@dataclass(frozen=True)
-class SequenceLengths:
-    """Sequence lengths that were tried, and the one that wastes the fewest tokens.
-
-    best: tokens; fill: (length, fill rate) of each candidate, ascending; cut: (length, number of tried samples that are
-    longer and would be truncated), where there are any; samples: number of tried samples.
-    """
+class SequenceLengths(NamedTuple):
+    """Sequence lengths that were tried: `fill` has (length, fill rate) of each, ascending; `best` wastes the fewest
+    tokens."""
 
     best: int
     fill: tuple[tuple[int, float], ...]
-    cut: tuple[tuple[int, int], ...]
-    samples: int
 
 
 def best_sequence_length(
-    tokens: Ints,
-    images: Ints,
-    candidates: Sequence[int] | None = None,
-    *,
-    current: int,
-    max_images: int | None,
-    seed: int,
-    sample: int = SAMPLE,
+    tokens: Ints, images: Ints, *, current: int, max_images: int | None, seed: int, sample: int = SAMPLE
 ) -> SequenceLengths:
     """Estimate the sequence length that wastes the fewest tokens, by packing at most `sample` samples at each candidate.
 
-    tokens, images int32[n] as for `pack_block`. candidates: by default multiples of STEP from three quarters to five
-    quarters of `current`, none shorter than the longest sample, and `current`. A sample longer than a candidate is
-    truncated and counted. Of equally good lengths, the one nearest to `current` is chosen.
+    tokens, images int32[n] as for `pack_block`. Candidates are `current` and multiples of STEP from three quarters to
+    five quarters of it, none shorter than the longest sample. Of equally good lengths, the one nearest to `current` is
+    chosen.
     """
     check_lengths(tokens, images)
     if not len(tokens):
@@ -405,16 +393,10 @@ def best_sequence_length(
     if len(tokens) > sample:
         chosen = np.sort(np.random.default_rng(seed).choice(len(tokens), size=sample, replace=False))
         tokens, images = tokens[chosen], images[chosen]
-    if not candidates:
-        low, high = -(-max(current * 3 // 4, int(tokens.max())) // STEP), current * 5 // 4 // STEP
-        candidates = [*(STEP * k for k in range(low, high + 1)), current]
-    fill, cut = [], []
-    for length in sorted(set(candidates)):
-        short = np.minimum(tokens, length)
-        packs = pack_block(short, images, capacity=length, max_images=max_images)
-        fill.append((length, int(short.sum(dtype=np.int64)) / (len(packs) * length)))
-        longer = int((tokens > length).sum())
-        if longer:
-            cut.append((length, longer))
+    low, high = -(-max(current * 3 // 4, int(tokens.max())) // STEP), current * 5 // 4 // STEP
+    fill = []
+    for length in sorted({*(STEP * k for k in range(low, high + 1)), current}):
+        packs = pack_block(tokens, images, capacity=length, max_images=max_images)
+        fill.append((length, int(tokens.sum(dtype=np.int64)) / (len(packs) * length)))
     best = max(fill, key=lambda entry: (entry[1], -abs(entry[0] - current)))[0]
-    return SequenceLengths(best, tuple(fill), tuple(cut), len(tokens))
+    return SequenceLengths(best, tuple(fill))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,10 +71,6 @@ class BlendEvent:
     pack: int
     followed: str
 
-    def as_dict(self) -> dict[str, Any]:
-        """The fields, for JSON."""
-        return asdict(self)
-
 
 class EventLog:
     """Events in order: the first few of each kind and source, and the number of further ones."""
@@ -94,30 +90,6 @@ class EventLog:
         """{``kind source``: number of events that are not listed}, without zeros."""
         found = {f"{kind} {source}".rstrip(): count - _LISTED for (kind, source), count in self._counts.items()}
         return {name: count for name, count in found.items() if count > 0}
-
-
-class Planner(Protocol):
-    """Plans an epoch block by block, from lengths alone.
-
-    edges: the sources, including those of nested blends, that `Block.targets` refers to.
-    events: events so far; every change of shares is among them.
-    """
-
-    edges: tuple[Edge, ...]
-    events: EventLog
-    fingerprint: str
-
-    def next_block(self) -> Block | None:
-        """The next block; None at the end of the epoch, whose reason is the last of `events`."""
-
-    def packed(self, packs: int) -> None:
-        """Report the number of packs made from the last block; total_packs and weight schedules count them."""
-
-    def state(self) -> dict[str, Any]:
-        """The position between two blocks, for JSON."""
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from where `state` was taken; UsageError if it belongs to another version or plan."""
 
 
 def plan_fingerprint(values: Sequence[Any], lengths: Sequence[Lengths], version: int) -> str:

@@ -34,11 +34,14 @@ _COUNTS: Final = ("block", "samples", "tokens", "packs", "stage")
 
 
 class BlendPlanner:
-    """Plans an epoch's blocks; a pure function of (config, lengths, seed, epoch) and the packs reported (plan.Planner).
+    """Plans an epoch's blocks; a pure function of (config, lengths, seed, epoch) and the packs reported.
 
     config, lengths: a blend and the lengths of each of its `leaves()`, in their order.
     capacity:        tokens of a pack; a pack holds at most `samples_per_pack` samples, if given.
-    A block ends where a target share changes.
+    edges:           the sources, including those of nested blends, that `Block.targets` refers to.
+    events:          events so far; every change of shares is among them.
+    A block ends where a target share changes. After each block the caller reports the number of packs with `packed`:
+    total_packs and weight schedules count them.
 
     Raises:
         UsageError: a shard set has no sample in the stream, or nothing in the unit of its weight.
@@ -72,7 +75,7 @@ class BlendPlanner:
         self.fingerprint = plan_fingerprint(values, lengths, STATE_VERSION)
 
     def next_block(self) -> Block | None:
-        """The next block; None at the end of the epoch."""
+        """The next block; None at the end of the epoch, whose reason is the last of `events`."""
         self._apply_changes()
         if self._ended is not None:
             return None

@@ -90,7 +90,7 @@ class _Set:
 
 
 class ReleasedPlanner:
-    """Plans an epoch as VILA v1.0's ranks visit it together (plan.Planner).
+    """Plans an epoch as VILA v1.0's ranks visit it together; used like a BlendPlanner.
 
     An item is `item_samples` consecutive samples of a set, in the order of shards and rows. A set of n items gives each
     of W ranks floor(n / (W * micro_batch)) * micro_batch of them: rank r gets the r-th stretch of that many. Items after

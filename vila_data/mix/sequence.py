@@ -17,7 +17,7 @@ from vila_data.mix.lengths import Lengths, Samples
 from vila_data.mix.pack_order import sample_kinds, shuffle_within_kinds, spread_packs
 from vila_data.mix.packing import pack_block
 from vila_data.mix.packs import PackReport, Packs, pack_singly
-from vila_data.mix.plan import BLOCK_SAMPLES, Block, Planner
+from vila_data.mix.plan import BLOCK_SAMPLES, Block
 from vila_data.mix.planner import BlendPlanner
 from vila_data.mix.released import ReleasedBlend, ReleasedPlanner, packed_micro_batches, released_shares
 from vila_data.mix.seeded import permutation
@@ -152,7 +152,9 @@ def _check_images(blend: BlendConfig, pack: PackConfig, lengths: Sequence[Length
             )
 
 
-def _planner(blend: BlendConfig, pack: PackConfig, lengths: Sequence[Lengths], seed: int, epoch: int) -> Planner:
+def _planner(
+    blend: BlendConfig, pack: PackConfig, lengths: Sequence[Lengths], seed: int, epoch: int
+) -> BlendPlanner | ReleasedPlanner:
     capacity = pack.sequence_length
     if pack.semantics == "released_code":
         ranks, item_samples = (blend.ranks, blend.item_samples) if isinstance(blend, ReleasedBlend) else (1, None)

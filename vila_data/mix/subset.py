@@ -81,16 +81,7 @@ class SubsetFilter:
         self.kept = 0
 
     def keep(self, columns: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
-        """bool[n]: whether each sample of a shard is in the subset; columns have n entries each, in the shard's order.
-
-        Raises:
-            DataError: a column is missing, or the columns differ in length.
-        """
-        missing = sorted(self.columns - set(columns))
-        if missing:
-            raise DataError(f"subset: the shard has no column {', '.join(missing)}; found {', '.join(columns)}")
-        if len({len(columns[name]) for name in self.columns}) > 1:
-            raise DataError(f"subset: columns {', '.join(sorted(self.columns))} differ in length")
+        """bool[n]: whether each sample of a shard is in the subset; `columns` as `subset_columns` returns them."""
         kept = self._listed(columns["record_id"]) if self._condition is None else self._condition.holds(columns)
         self.samples += len(kept)
         self.kept += int(kept.sum())
