@@ -1,11 +1,11 @@
-"""Shares asked for and realised on a blend of four corpora of very unequal size, one of them exhausted; planning speed.
+"""Target and actual shares of a blend of four corpora of very unequal size, one of them exhausted; planning speed.
 
     python benchmarks/blend.py --json benchmarks/results/blend.json
 
-Every kind of weight with every rule at exhaustion, then a blend inside a blend with weights that change. Lengths are drawn
-by a seed; nothing else is made up: blocks, packs and their order are those that training would see. The deviation is the
-largest difference between a source's share asked for and realised over any 1,000 consecutive global steps of one pack
-each, those over an exhaustion included, which are measured by what was asked before and after it. No GPU, no files.
+Every unit of weights with every rule on exhaustion, then a nested blend with weights that change. Lengths are drawn from a
+seed; everything else is real: blocks, packs and their order are those that training would see. The deviation is the
+largest difference between a source's target and actual share over any 1,000 consecutive global steps of one pack each,
+including those across an exhaustion, which are measured against the targets before and after it. No GPU, no files.
 """
 
 from __future__ import annotations

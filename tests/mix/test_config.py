@@ -107,14 +107,14 @@ def test_one_source_needs_no_rule() -> None:
         ({"subset": {"where": "pictures > 1"}}, "no column 'pictures'; there are key, record_id, n_images"),
     ],
 )
-def test_what_is_wrong_is_said(change: dict[str, Any], message: str) -> None:
+def test_each_mistake_is_one_clear_error(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         blend(weight_unit="samples", on_exhaustion="stop", sources=[TWO[0] | change, TWO[1]])
     assert caught.value.error_count() == 1
     assert message in str(caught.value)
 
 
-def test_an_epoch_stops_where_nothing_else_is_said() -> None:
+def test_stop_is_the_default_on_exhaustion() -> None:
     silent = blend(weight_unit="samples", sources=TWO)
     assert {silent.rule(source) for source in silent.sources} == {"stop"}
     each = [TWO[0] | {"on_exhaustion": "renormalize"}, TWO[1] | {"on_exhaustion": "repeat"}]
@@ -122,7 +122,7 @@ def test_an_epoch_stops_where_nothing_else_is_said() -> None:
     assert [said.rule(source) for source in said.sources] == ["renormalize", "repeat"]
 
 
-def test_a_time_without_weights() -> None:
+def test_some_source_must_have_weight_at_any_time() -> None:
     sources = [
         {"shards": "a", "weight": {"0.0": 1, "0.5": 0}},
         {"shards": "b", "weight": {"0.0": 1, "0.25": 0, "0.75": 1}},
@@ -151,7 +151,7 @@ def test_a_time_without_weights() -> None:
         ),
     ],
 )
-def test_errors_stand_at_their_line(line: str, where: str, message: str) -> None:
+def test_errors_name_their_line(line: str, where: str, message: str) -> None:
     text = f"weight_unit: samples\non_exhaustion: stop\nsources:\n  {line}\n  - {{shards: b, weight: 1}}\n"
     with pytest.raises(RecipeError) as caught:
         validate(MarkedValue("r.yaml", text), BlendConfig)
@@ -178,18 +178,18 @@ def test_a_blend_is_called_by_the_sets_in_it() -> None:
     assert nested["sources.0"] == "docs + pairs + chat" and nested["sources.0.blend.sources.0"] == "docs + pairs"
 
 
-def test_a_long_one_is_cut_and_says_so() -> None:
+def test_a_long_label_is_shortened() -> None:
     sets = [f"set-number-{number}" for number in range(20)]
     assert named(sets)["sources.0"] == "set-number-0 + set-number-1 + set-number-2 and 17 more"
 
 
-def test_what_is_there_twice_is_told_by_its_place() -> None:
+def test_duplicates_are_distinguished_by_their_paths() -> None:
     found = named(["docs", "pairs"], ["docs", "pairs"], "docs")
     assert found["sources.0"] == "docs + pairs (sources.0)" and found["sources.1"] == "docs + pairs (sources.1)"
     assert found["sources.2"] == "docs (sources.2)"
 
 
-def test_a_set_keeps_its_name_beside_a_blend_of_it_alone() -> None:
+def test_a_set_keeps_its_name_next_to_a_blend_of_it_alone() -> None:
     assert named(["docs"]) == {"sources.0": "docs (sources.0)", "sources.0.blend.sources.0": "docs"}
 
 
@@ -223,7 +223,7 @@ def test_no_plan_or_state_depends_on_labels(monkeypatch: pytest.MonkeyPatch) -> 
     assert now.state() == earlier.state()
 
 
-def test_a_run_of_before_is_shown_by_the_sets_too() -> None:
+def test_nested_blends_of_an_older_run_are_labeled_by_their_sets_too() -> None:
     """Its inner blends are called by their places in run.json."""
     sources = [
         ("sources.0", "sources.0"),

@@ -12,12 +12,14 @@ from vila_data.mix.epoch_report import WINDOW_STEPS, ShareWindows
 def test_over_blocks_and_changes(packs_per_step: int) -> None:
     rng = np.random.default_rng(0)
     blocks = [rng.integers(0, 9, (int(size), 3)) for size in rng.integers(1, 900, 12)]
-    asked = [np.asarray([0.2, 0.3, 0.5]) if index < 6 else np.asarray([0.6, 0.4, 0.0]) for index in range(12)]
+    target = [np.asarray([0.2, 0.3, 0.5]) if index < 6 else np.asarray([0.6, 0.4, 0.0]) for index in range(12)]
     windows = ShareWindows(3, packs_per_step)
-    for units, share in zip(blocks, asked, strict=True):
+    for units, share in zip(blocks, target, strict=True):
         windows.add(units, np.repeat(units.sum(axis=1, keepdims=True), 3, axis=1), share)
     units = np.concatenate(blocks)
-    due = np.concatenate([block.sum(axis=1, keepdims=True) * share for block, share in zip(blocks, asked, strict=True)])
+    due = np.concatenate(
+        [block.sum(axis=1, keepdims=True) * share for block, share in zip(blocks, target, strict=True)]
+    )
     length, worst, count = WINDOW_STEPS * packs_per_step, np.zeros(3), 0
     for start in range(0, len(units) - length + 1, packs_per_step):
         window = slice(start, start + length)

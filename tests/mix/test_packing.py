@@ -145,6 +145,6 @@ def test_a_bounded_draw_is_seeded() -> None:
     assert draws[0] == draws[1] != draws[2]
 
 
-def test_no_samples_to_choose_by() -> None:
+def test_no_samples_to_choose_from() -> None:
     with pytest.raises(UsageError, match="no samples"):
         best_sequence_length(ints([]), ints([]), current=256, max_images=None, seed=0)

@@ -52,7 +52,9 @@ def test_passes_are_whole_and_none_is_beyond_the_bounds(case: tuple[BlendConfig,
 
 @given(cases(nested=False))
 @settings(max_examples=80, deadline=None)
-def test_bounds_of_passes_are_held_or_the_shortfall_is_told(case: tuple[BlendConfig, list[Lengths]]) -> None:
+def test_minimums_and_maximums_of_passes_are_met_or_the_miss_is_reported(
+    case: tuple[BlendConfig, list[Lengths]],
+) -> None:
     config, held = case
     plan = planner(config, held)
     found = listed(blocks(plan))
@@ -112,7 +114,7 @@ def test_stop_ends_the_epoch_after_the_last_sample_of_the_exhausted_source() -> 
     assert plan.events.events[0].sample == len(found)
 
 
-def test_renormalize_leaves_and_the_others_share_its_weight() -> None:
+def test_renormalize_removes_a_source_and_redistributes_its_weight() -> None:
     plan = planner(*two("renormalize"))
     found = blocks(plan)
     assert len(listed(found)) == 220
@@ -121,7 +123,7 @@ def test_renormalize_leaves_and_the_others_share_its_weight() -> None:
     assert plan.events.events[0].followed == "its weight is redistributed to large"
 
 
-def test_repeat_goes_on_until_every_source_has_made_its_least_passes() -> None:
+def test_repeat_continues_until_every_source_has_completed_its_minimum() -> None:
     plan = planner(*two("repeat"))
     found = listed(blocks(plan))
     assert sum(source == 0 for source, *_ in found) == 200
@@ -142,7 +144,7 @@ def test_a_repeating_source_beside_one_that_stops() -> None:
     assert ("stopped", "large") in kinds(plan) and ("minimum_missed", "small") not in kinds(plan)
 
 
-def test_bounded_passes_are_made_before_a_source_leaves() -> None:
+def test_a_source_completes_its_maximum_of_passes_before_it_is_removed() -> None:
     sources = [{"shards": "large", "weight": 1}, {"shards": "small", "weight": 1, "repeat": [1, 3]}]
     plan = planner(*two("renormalize", sources=sources))
     found = listed(blocks(plan))
@@ -150,7 +152,7 @@ def test_bounded_passes_are_made_before_a_source_leaves() -> None:
     assert [event.passes for event in plan.events.events if event.kind == "removed"] == [3, 1]
 
 
-def test_a_blend_inside_is_passed_over_as_often_as_it_is_to_be() -> None:
+def test_a_nested_blend_gets_its_number_of_passes() -> None:
     inner = {"weight_unit": "tokens", "on_exhaustion": "renormalize"}
     inner["sources"] = [{"shards": "x", "weight": 1}, {"shards": "y", "weight": 5}]
     sources = [{"blend": inner, "weight": 1, "repeat": 2}, {"shards": "z", "weight": 1}]
@@ -163,7 +165,7 @@ def test_a_blend_inside_is_passed_over_as_often_as_it_is_to_be() -> None:
     assert [edge.label for edge in plan.edges] == ["x + y", "x", "y", "z"]
 
 
-def test_a_repeating_source_inside_goes_on_through_the_epochs_of_its_blend() -> None:
+def test_a_repeating_nested_source_continues_across_the_epochs_of_its_blend() -> None:
     inner = {"weight_unit": "samples", "on_exhaustion": "repeat"}
     inner["sources"] = [{"shards": "x", "weight": 3}, {"shards": "y", "weight": 1}]
     config = blend(weight_unit="samples", sources=[{"blend": inner, "weight": 1, "repeat": 5}])
@@ -185,14 +187,14 @@ def test_weights_change_at_their_share_of_the_packs() -> None:
         packs += len(block.samples)
         plan.packed(len(block.samples))
         counts.append((packs, block.targets))
-    before = max(count for count, asked in counts if asked == (0.5, 0.5))
+    before = max(count for count, target in counts if target == (0.5, 0.5))
     assert 200 <= before <= 216 and 400 <= packs <= 416 and counts[-1][1] == (0.75, 0.25)
     events = {event.kind: event for event in plan.events.events}
     assert events["weights"].pack == before and events["ended"].followed == "total_packs 400"
     assert not any(event.kind == "minimum_reached" for event in plan.events.events)
 
 
-def test_a_source_without_weight_left_ends_the_epoch() -> None:
+def test_the_epoch_ends_when_no_remaining_source_has_weight() -> None:
     sources = [{"shards": "large", "weight": {"0.0": 0, "0.9": 1}}, {"shards": "small", "weight": {"0.0": 1, "0.9": 0}}]
     plan = planner(*two("renormalize", sources=sources, total_packs=400))
     assert len(listed(blocks(plan))) == 20
@@ -259,7 +261,7 @@ def test_lengths_that_cannot_be_blended() -> None:
 
 
 def _stretches(found: list[Block]) -> list[list[Block]]:
-    """Runs of blocks in which nothing asked changes."""
+    """Runs of blocks in which no target changes."""
     stretches: list[list[Block]] = []
     for block in found:
         if not stretches or stretches[-1][-1].targets != block.targets:

@@ -115,7 +115,7 @@ def test_a_rank_outside_the_world_is_refused() -> None:
             RankShare(rank, world, batch)
 
 
-def test_a_state_holds_the_border_of_the_block_that_its_step_began_in() -> None:
+def test_a_state_has_the_boundary_of_the_block_in_which_its_step_begins() -> None:
     from tests.mix.test_sequence import corpora
 
     sources = [{"shards": name, "weight": 1} for name in "abc"]

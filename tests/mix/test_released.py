@@ -196,7 +196,7 @@ def test_two_equal_sets_take_turns_on_every_rank() -> None:
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=5))
 @settings(max_examples=200, deadline=None)
-def test_places_by_arithmetic_are_those_that_lists_give(sizes: list[int]) -> None:
+def test_interleaving_by_arithmetic_equals_interleaving_by_lists(sizes: list[int]) -> None:
     sizes = sorted(sizes, reverse=True)
     which, item = interleave(np.asarray(sizes, np.int64), np.arange(sum(sizes)))
     assert list(zip(which.tolist(), item.tolist(), strict=True)) == plain_slots(sizes)
@@ -319,7 +319,7 @@ def test_what_the_order_needs_to_know_goes_with_the_blend_of_released_code_alone
         ),
     ],
 )
-def test_what_it_cannot_do_is_said(change: dict[str, Any], message: str) -> None:
+def test_unsupported_blends_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         ReleasedPlanner(released([1], **change), [lengths(50)], seed=0, epoch=0, capacity=CAPACITY, micro_batch=4)
 

@@ -135,10 +135,10 @@ def _units(planned: PlannedPacks, unit: str) -> np.ndarray:
 
 def _worst(sequence: PackSequence, held: np.ndarray, unit: str) -> float:
     """The worst window, window by window."""
-    asked = np.asarray([4, 3, 2]) / 9
+    target = np.asarray([4, 3, 2]) / 9
     sums = np.concatenate([np.zeros((1, 3)), np.cumsum(held, axis=0)])
     windows = sums[1000:] - sums[:-1000]
-    return float(np.abs(windows / windows.sum(axis=1, keepdims=True) - asked).max())
+    return float(np.abs(windows / windows.sum(axis=1, keepdims=True) - target).max())
 
 
 def test_a_blend_inside_and_weights_that_change() -> None:

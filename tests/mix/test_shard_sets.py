@@ -57,7 +57,7 @@ def test_opening_reads_manifests_and_lengths_alone(
     assert all(path.endswith(("manifest.json", "lengths.parquet")) for path in asked[300])
 
 
-def test_what_is_known_of_each_source(opening: ModuleType, tmp_path: Path) -> None:
+def test_what_is_opened_of_each_source(opening: ModuleType, tmp_path: Path) -> None:
     opening.make_run(str(tmp_path), 5, 100)
     store = Store(str(tmp_path))
     sets = read_blended_sets(store, TWICE, opening.PACK, opening.NotedTokenizer())
@@ -75,6 +75,6 @@ def test_what_is_known_of_each_source(opening: ModuleType, tmp_path: Path) -> No
     assert sets.lengths[0].totals.samples == 500
 
 
-def test_a_set_that_is_not_there(opening: ModuleType, tmp_path: Path) -> None:
+def test_a_missing_set(opening: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="set 'pairs' is not finished"):
         read_blended_sets(Store(str(tmp_path)), TWICE, opening.PACK, opening.NotedTokenizer())

@@ -1,4 +1,4 @@
-"""A share that is not the recipe's is told with the recipe's, the reason and the keys that change it."""
+"""A share that is not the recipe's is reported with the recipe's, the reason and the keys that change it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def epoch(
 
 
 def test_a_recipe_of_16_1_percent_that_gives_71_1() -> None:
-    """The finding: the report said `asked 71.11%`, which nobody had asked for."""
+    """The finding: the report said a target of 71.11% that no recipe had."""
     sources = [source("big", 1), source("mid", 2.6), source("small", 2.6)]
     report, found = epoch([held(2844), held(800), held(356)], sources=sources)
     big = report.sources[0]
@@ -59,7 +59,7 @@ def test_a_recipe_of_16_1_percent_that_gives_71_1() -> None:
     assert set(first.as_dict()) >= {"source", "recipe", "target", "actual", "reason", "pack", "packs", "change", "text"}
 
 
-def test_shares_that_hold_are_not_told() -> None:
+def test_shares_within_tolerance_are_not_reported() -> None:
     report, found = epoch([held(3000), held(1000)], sources=[source("a", 3), source("b", 1)])
     assert found == [] and [share.of_whole.actual for share in report.sources] == pytest.approx([0.75, 0.25])
     _, found = epoch([held(3000), held(1050)], sources=[source("a", 3), source("b", 1)])
@@ -72,12 +72,12 @@ def test_a_subset_is_a_reason() -> None:
     subset = {"where": "n_images > 3"}
     sources = [source("a"), source("b", subset=subset)]
     _, found = epoch([held(900), held(100)], {"sources.1": "its subset keeps 100 of 900 samples"}, sources=sources)
-    (told,) = [warning for warning in found if warning.source == "b"]
-    assert "after 1 pass over 100 samples; its subset keeps 100 of 900 samples." in told.text
-    assert "blend.sources.1.subset" in told.change
+    (only,) = [warning for warning in found if warning.source == "b"]
+    assert "after 1 pass over 100 samples; its subset keeps 100 of 900 samples." in only.text
+    assert "blend.sources.1.subset" in only.change
 
 
-def test_an_inner_blend_is_told_once_and_its_sources_are_not() -> None:
+def test_a_nested_blend_is_reported_once_and_its_sources_are_not() -> None:
     inner = {"weight": 1, "blend": {"weight_unit": "images", "sources": [source("a"), source("b")]}}
     report, found = epoch([held(100), held(100), held(2000)], sources=[inner, source("c")])
     assert [(warning.source, warning.of) for warning in found] == [("a + b", ""), ("c", "")]
@@ -86,7 +86,7 @@ def test_an_inner_blend_is_told_once_and_its_sources_are_not() -> None:
     assert a.of_whole.recipe == 0.25 and a.of_whole.actual == report.sources[0].actual * a.actual
 
 
-def test_what_happens_inside_a_blend_is_told_of_its_shares() -> None:
+def test_a_cause_inside_a_nested_blend_is_reported_for_its_sources() -> None:
     inside = {"weight_unit": "images", "on_exhaustion": "renormalize", "sources": [source("a"), source("b")]}
     _, found = epoch([held(900), held(100), held(1000)], sources=[{"weight": 1, "blend": inside}, source("c")])
     assert [(warning.source, warning.of) for warning in found] == [("a", "a + b"), ("b", "a + b")]
@@ -94,14 +94,14 @@ def test_what_happens_inside_a_blend_is_told_of_its_shares() -> None:
     assert "blend.sources.0.blend.sources.1.repeat" in found[1].change
 
 
-def test_differences_that_add_up_are_told_of_the_whole() -> None:
+def test_deviations_that_add_up_are_reported_for_the_whole_blend() -> None:
     inside = {"weight_unit": "images", "on_exhaustion": "renormalize", "sources": [source("a"), source("b")]}
     _, found = epoch([held(540), held(460), held(860)], sources=[{"weight": 1, "blend": inside}, source("c")])
-    (told,) = found
+    (only,) = found
     assert (
-        told.source == "a"
-        and "of the whole blend; the recipe says 25.0%" in told.text
-        and told.reason == "others_exhausted"
+        only.source == "a"
+        and "of the whole blend; the recipe says 25.0%" in only.text
+        and only.reason == "others_exhausted"
     )
 
 
@@ -115,12 +115,12 @@ def test_an_epoch_that_ends_before_its_weights_change() -> None:
 def test_too_few_samples() -> None:
     sources = [source("a", 99), source("b", 1)]
     _, found = epoch([held(20, tokens=30), held(20, tokens=60)], sources=sources, total_packs=5)
-    (told,) = [warning for warning in found if warning.source == "b"]
-    assert told.reason == "too_few_samples" and "too few samples: the epoch has " in told.text
-    assert told.change[-1] == "blend.total_packs"
+    (only,) = [warning for warning in found if warning.source == "b"]
+    assert only.reason == "too_few_samples" and "too few samples: the epoch has " in only.text
+    assert only.change[-1] == "blend.total_packs"
 
 
-def test_what_the_released_order_leaves_out() -> None:
+def test_samples_that_the_released_order_omits() -> None:
     sources = [source("a"), source("b"), source("c", repeat=2)]
     report, found = epoch([held(160), held(15), held(7)], semantics="released_code", sources=sources)
     assert [share.recipe for share in report.sources] == pytest.approx([160 / 189, 15 / 189, 14 / 189])

@@ -135,7 +135,7 @@ def test_lists_of_ids(tmp_path: Path, form: str, mark: str) -> None:
         ('["a"', "not a JSON list"),
     ],
 )
-def test_lists_that_are_none(tmp_path: Path, content: str | None, message: str) -> None:
+def test_invalid_lists_of_ids(tmp_path: Path, content: str | None, message: str) -> None:
     file = tmp_path / "ids"
     if content is not None:
         file.write_text(content)

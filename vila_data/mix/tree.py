@@ -44,7 +44,7 @@ class Lookahead:
 
 @dataclass
 class ShardSetNode:
-    """A shard set. number: counted through the blend in the recipe's order; pass_: passes begun so far, from 0;
+    """A shard set. number: counted through the blend in the recipe's order; pass_: number of the current pass, from 0;
     position: samples of this pass that were given."""
 
     number: int
@@ -66,8 +66,8 @@ class ShardSetNode:
 class SourceNode:
     """A source of a blend.
 
-    least, most: minimum and maximum of passes (None: no limit). made: passes completed in the blend's epoch; settled:
-    those whose consequences are drawn; ahead: units given beyond the source's share, below 0 for a deficit.
+    least, most: minimum and maximum of passes (None: no limit). passes: completed in the blend's epoch; applied_passes:
+    those whose consequences were applied; ahead: units given beyond the source's share, below 0 for a deficit.
     """
 
     label: str
@@ -77,14 +77,14 @@ class SourceNode:
     least: int
     most: int | None
     node: ShardSetNode | BlendNode
-    made: int = 0
-    settled: int = 0
+    passes: int = 0
+    applied_passes: int = 0
     ahead: float = 0.0
 
     @property
     def exhausted(self) -> bool:
         """Whether it may give no more samples in its blend's epoch."""
-        return self.most is not None and self.made >= self.most
+        return self.most is not None and self.passes >= self.most
 
     def weight(self, fraction: float) -> float:
         """Its weight at a fraction of the steps; 0 once it is exhausted."""
@@ -94,7 +94,7 @@ class SourceNode:
         """At most about `want` samples; see `BlendNode.peek`."""
         if isinstance(self.node, BlendNode):
             return self.node.peek(fraction, want, unbounded=False)
-        left = (self.least if self.most is None else self.most) - self.made
+        left = (self.least if self.most is None else self.most) - self.passes
         bounded = self.most is not None or (left > 0 and not unbounded)
         reader, pass_, position = self.node.reader, self.node.pass_, self.node.position
         parts: list[Samples] = []
@@ -115,12 +115,12 @@ class SourceNode:
             return
         passes, self.node.position = divmod(self.node.position + count, self.node.reader.samples)
         self.node.pass_ += passes
-        self.made += passes
+        self.passes += passes
 
     def restart(self) -> None:
         """Begin the blend's next epoch: a shard set begins a new pass, but with the rule `repeat` it continues where it
         is, so that all its samples are seen equally often."""
-        self.made = self.settled = 0
+        self.passes = self.applied_passes = 0
         if isinstance(self.node, BlendNode):
             self.node.restart()
         elif self.node.position and self.rule != "repeat":
@@ -205,18 +205,18 @@ class BlendNode:
                 child.advance(part[0], fraction, taken)
 
     def apply_exhaustion(self, fraction: float, unbounded: bool, add_event: AddEvent) -> str | None:
-        """Draw the consequences of completed passes; the reason why the blend's epoch is over, or None.
+        """Apply the consequences of completed passes; the reason why the blend's epoch is over, or None.
 
         unbounded: total_packs ends the epoch, and repeating sources do not.
         """
         for child in self.children:
             if isinstance(child.node, BlendNode) and child.node.apply_exhaustion(fraction, False, add_event):
-                child.made += 1
+                child.passes += 1
                 child.node.restart()
         for child in self.children:
             self._add_events(child, unbounded, add_event)
         for child in self.children:
-            child.settled = child.made
+            child.applied_passes = child.passes
         reason = self._over(fraction, unbounded)
         if reason is not None:
             self.add_missed_minimums(add_event)
@@ -225,35 +225,37 @@ class BlendNode:
     def add_missed_minimums(self, add_event: AddEvent) -> None:
         """Add an event for each source that has not completed its minimum of passes, when an epoch ends."""
         for child in self.children:
-            if child.made < child.least:
+            if child.passes < child.least:
                 missed = f"the epoch ends before it completed its minimum of {child.least} pass" + "es" * (
                     child.least > 1
                 )
-                add_event("minimum_missed", child.label, child.made, missed)
+                add_event("minimum_missed", child.label, child.passes, missed)
 
     def _add_events(self, child: SourceNode, unbounded: bool, add_event: AddEvent) -> None:
-        if child.made == child.settled:
+        if child.passes == child.applied_passes:
             return
         if child.exhausted and child.rule == "stop":
-            add_event("stopped", child.label, child.made, "the epoch ends")
+            add_event("stopped", child.label, child.passes, "the epoch ends")
         elif child.exhausted:
             others = ", ".join(other.label for other in self.children if not other.exhausted)
             followed = f"its weight is redistributed to {others}" if others else "no sources remain"
-            add_event("removed", child.label, child.made, followed)
+            add_event("removed", child.label, child.passes, followed)
         else:
-            if child.settled == 0:
-                add_event("repeats", child.label, child.made, "it continues from its start")
-            if child.rule == "repeat" and child.settled < child.least <= child.made and not unbounded:
-                add_event("minimum_reached", child.label, child.made, "minimum reached; it no longer extends the epoch")
+            if child.applied_passes == 0:
+                add_event("repeats", child.label, child.passes, "it continues from its start")
+            if child.rule == "repeat" and child.applied_passes < child.least <= child.passes and not unbounded:
+                add_event(
+                    "minimum_reached", child.label, child.passes, "minimum reached; it no longer extends the epoch"
+                )
 
     def _over(self, fraction: float, unbounded: bool) -> str | None:
         for child in self.children:
             if child.rule == "stop" and child.exhausted:
-                return f"{child.label} completed its " + ("pass" if child.made == 1 else f"{child.made} passes")
+                return f"{child.label} completed its " + ("pass" if child.passes == 1 else f"{child.passes} passes")
         remaining = [child for child in self.children if not child.exhausted]
         if not remaining:
             return "all sources completed their passes"
-        if not unbounded and all(child.rule == "repeat" and child.made >= child.least for child in remaining):
+        if not unbounded and all(child.rule == "repeat" and child.passes >= child.least for child in remaining):
             return "every repeating source completed its minimum of passes"
         if not any(child.weight(fraction) for child in remaining):
             return "no remaining source has a weight above 0"
@@ -265,9 +267,10 @@ class BlendNode:
             child.restart()
 
     def state(self) -> list[Any]:
-        """Nested lists: [made, settled, ahead, pass, position] of a shard set, [made, settled, ahead, [...]] of a blend."""
+        """Nested lists: [passes, applied passes, ahead, pass, position] of a shard set,
+        [passes, applied passes, ahead, [...]] of a blend."""
         return [
-            [child.made, child.settled, child.ahead]
+            [child.passes, child.applied_passes, child.ahead]
             + ([child.node.state()] if isinstance(child.node, BlendNode) else [child.node.pass_, child.node.position])
             for child in self.children
         ]
@@ -275,7 +278,7 @@ class BlendNode:
     def restore(self, state: list[Any]) -> None:
         """Return to a `state` of a blend like this; ValueError, TypeError or IndexError if it is not one."""
         for child, entry in zip(self.children, state, strict=True):
-            child.made, child.settled, child.ahead = int(entry[0]), int(entry[1]), float(entry[2])
+            child.passes, child.applied_passes, child.ahead = int(entry[0]), int(entry[1]), float(entry[2])
             if isinstance(child.node, BlendNode):
                 child.node.restore(entry[3])
             else:
