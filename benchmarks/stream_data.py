@@ -130,8 +130,8 @@ def recipe_text(blend: str, names: tuple[str, ...], samples: Mapping[str, int]) 
         *(f"  {name}: {{corpus: {one.corpus}, view: {one.view}}}" for name, one in SETS.items()),
         f"pack: {json.dumps(pack_config().model_dump(mode='json', exclude_none=True))}",
         "blend:",
-        "  weight_counts: samples",
-        "  at_exhaustion: renormalise",
+        "  weight_unit: samples",
+        "  on_exhaustion: renormalize",
         "  sources:",
         *(f"    - {{shards: {name}, weight: {samples[name]}}}" for name in names),
     ]

@@ -133,7 +133,7 @@ def test_a_page_tells_no_folder_of_the_machine(tmp_path: Path) -> None:
         "version: 1\nname: words\ncorpora: {words: {kind: text, files: [rows.jsonl]}}\n"
         "shards: {words: {corpus: words, view: conversations}}\n"
         "pack: {tokenizer: ../tokenizer, sequence_length: 512, tokens_per_image: 4}\n"
-        "blend: {weight_counts: samples, sources: [{shards: words, weight: 1}]}\n"
+        "blend: {weight_unit: samples, sources: [{shards: words, weight: 1}]}\n"
     )
     shutil.copytree(Path(__file__).parents[2] / "shards" / "sample" / "tokenizer", tmp_path / "tokenizer")
     run(load_recipe(folder / "recipe.yaml"), folder / "run", runner="local")

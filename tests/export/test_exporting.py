@@ -44,7 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> MadeRun:
         "shards": {name: {"corpus": one.corpus, "view": one.view} for name, one in SETS.items()},
         "pack": {"tokenizer": "none", "sequence_length": 512, "tokens_per_image": 144},
         "blend": {
-            "weight_counts": "images",
+            "weight_unit": "images",
             "sources": [{"shards": "docs", "weight": 3}, {"shards": "pairs", "weight": 1}],
         },
     }
@@ -219,8 +219,8 @@ def blend(value: dict[str, Any]) -> BlendConfig:
 
 def test_blend_inside_a_blend() -> None:
     """The shares by samples give back each blend's weights in its own unit."""
-    inner = {"weight_counts": "images", "sources": [{"shards": "docs", "weight": 1}, {"shards": "pairs", "weight": 1}]}
-    outer = {"weight_counts": "tokens", "sources": [{"blend": inner, "weight": 4}, {"shards": "text", "weight": 1}]}
+    inner = {"weight_unit": "images", "sources": [{"shards": "docs", "weight": 1}, {"shards": "pairs", "weight": 1}]}
+    outer = {"weight_unit": "tokens", "sources": [{"blend": inner, "weight": 4}, {"shards": "text", "weight": 1}]}
     found = sample_blend(blend(outer), TOTALS)
     shares = dict(found.shares)
     assert list(shares) == ["docs", "pairs", "text"]
@@ -244,7 +244,7 @@ def test_blend_inside_a_blend() -> None:
     ],
 )
 def test_blends_that_energon_cannot_say(sources: list[dict[str, Any]], unit: str, reason: str) -> None:
-    value = {"weight_counts": unit, "sources": sources, "total_packs": 10}
+    value = {"weight_unit": unit, "sources": sources, "total_packs": 10}
     with pytest.raises(NotExpressible, match=reason):
         sample_blend(blend(value), TOTALS)
 

@@ -25,8 +25,8 @@ PACK = {
     "template": "vicuna_v1",
 }
 BLEND = {
-    "weight_counts": "tokens",
-    "at_exhaustion": "renormalise",
+    "weight_unit": "tokens",
+    "on_exhaustion": "renormalize",
     "sources": [{"shards": name, "weight": weight} for name, weight in (("docs", 2), ("pairs", 1), ("chat", 1))],
 }
 SIZE_PX = 32

@@ -26,7 +26,7 @@ def test_the_batches_are_those_of_its_recipe(made_folder: Path) -> None:
 
 
 def test_another_blend_over_the_same_shards(made_folder: Path, tmp_path: Path) -> None:
-    blend = {"weight_counts": "samples", "sources": [{"shards": "chat", "weight": 1}]}
+    blend = {"weight_unit": "samples", "sources": [{"shards": "chat", "weight": 1}]}
     loader = vd.stream(recipe_of(tmp_path / "other.yaml", blend=blend), vd.open_run(made_folder / "run"), **HOW)
     keys = {sample.key.rsplit("-", 2)[0] for batch in loader for sample in batch.origins}
     assert keys == {"chat"}

@@ -29,7 +29,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"prefetch_mb": -1}, "prefetch_mb must be greater than or equal to 0, found -1$"),
     ({"rank": "0", "world_size": 2}, "rank must be a valid integer, found '0'$"),
     ({"rank": 0, "world_size": 0}, "world_size must be greater than or equal to 1, found 0$"),
-    ({"rank": 2, "world_size": 2}, "rank 2 of world_size 2: "),
+    ({"rank": 2, "world_size": 2}, "rank 2 is out of range for world_size 2"),
     ({"rank": 0}, "rank and world_size must be given together, found one of them$"),
     ({"report_every_s": "60"}, "report_every_s must be a valid number, found '60'$"),
     ({"report_every_s": float("nan")}, "report_every_s must be .*, found nan$"),

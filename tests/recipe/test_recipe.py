@@ -32,7 +32,7 @@ shards:
   pairs: {corpus: pairs, view: pairs}
 pack: {tokenizer: meta-llama/Llama-2-7b-hf, sequence_length: 4096, tokens_per_image: 576, max_images_per_document: 6}
 blend:
-  weight_counts: images
+  weight_unit: images
   sources:
     - {shards: docs, weight: 1}
     - {shards: pairs, weight: 1}
@@ -113,7 +113,7 @@ def test_a_good_recipe_is_resolved(tmp_path: Path) -> None:
         (
             "weight: 1}\n    - {shards: pairs",
             "weight: 0}\n    - {shards: pairs",
-            "recipe.yaml:26 blend.sources.0.weight: weight 0 is not above 0",
+            "recipe.yaml:26 blend.sources.0.weight: weight must be greater than 0, found 0",
         ),
         ("name: small", "name: a.b", "recipe.yaml:2 name: a name is 1 to 48 characters long"),
         ("version: 1", "version: 2", "recipe.yaml:1 version: found 2; one of: 1"),

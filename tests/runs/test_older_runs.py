@@ -46,7 +46,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "version: 1\nname: words\ncorpora: {words: {kind: text, files: [rows.jsonl]}}\n"
         "shards: {words: {corpus: words, view: conversations}}\n"
         f"pack: {{tokenizer: {REPO / 'shards' / 'sample' / 'tokenizer'}, sequence_length: 512, tokens_per_image: 4}}\n"
-        "blend: {weight_counts: samples, sources: [{shards: words, weight: 1}]}\n"
+        "blend: {weight_unit: samples, sources: [{shards: words, weight: 1}]}\n"
     )
     return folder / "recipe.yaml"
 

@@ -188,8 +188,8 @@ def _print_blend(console: Console, value: dict[str, Any]) -> None:
     unfilled = packs.get("unfilled_tokens", {})
     reasons = "; tokens not filled: " * bool(unfilled) + ", ".join(f"{name} {n:,}" for name, n in unfilled.items())
     console.print(
-        f"{packs['packs']:,} packs, {packs['fill']:.2%} full, {packs['samples_a_pack']['mean']:.1f} samples and "
-        f"{packs['images_a_pack']['mean']:.1f} images a pack{reasons}",
+        f"{packs['packs']:,} packs, {packs['fill']:.2%} full, {packs['samples_per_pack']['mean']:.1f} samples and "
+        f"{packs['images_per_pack']['mean']:.1f} images per pack{reasons}",
         highlight=False,
         markup=False,
     )

@@ -192,7 +192,7 @@ def _histogram(value: Mapping[str, Any] | None, title: str, kept: bool = False) 
 def _blend(blend: Mapping[str, Any]) -> list[Markup]:
     """Shares, and how full the packs are."""
     found = [shares(share_rows(blend), title="Shares of an epoch")]
-    for key, title in (("samples_a_pack", "Samples a pack"), ("images_a_pack", "Images a pack")):
+    for key, title in (("samples_per_pack", "Samples per pack"), ("images_per_pack", "Images per pack")):
         counted = {int(number): count for number, count in blend["packs"][key]["histogram"].items()}
         if counted:
             found.append(_pack_histogram(counted, title, blend["packs"][key]["mean"]))

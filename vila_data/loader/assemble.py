@@ -25,7 +25,7 @@ from vila_data.loader.expand import Expansion
 from vila_data.loader.layout import BatchSize
 from vila_data.loader.normalization import Normalization
 from vila_data.loader.pixels import ImageOptions, decode_into, fill_background
-from vila_data.mix.share import BatchPlan
+from vila_data.mix.rank_share import BatchPlan
 
 Allocate = Callable[[BatchSize], BatchArrays]
 STAGES: Final = ("plan", "tokens", "read", "decode", "pack", "blocked")

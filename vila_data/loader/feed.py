@@ -22,9 +22,9 @@ from vila_data.loader.assemble import STAGES, Allocate, Assembler, Clock, Prepar
 from vila_data.loader.pixels import ImageOptions
 from vila_data.mix.config import BlendConfig
 from vila_data.mix.lengths import Lengths
+from vila_data.mix.rank_share import Position, RankShare, rank_batches
 from vila_data.mix.sequence import PackSequence
-from vila_data.mix.share import Position, Share, rank_batches
-from vila_data.mix.sources import OpenedSet
+from vila_data.mix.shard_sets import OpenedSet
 
 _AHEAD: Final = 2
 _AHEAD_REMOTE: Final = 6
@@ -46,7 +46,7 @@ class FeedSpec:
     sets: tuple[OpenedSet, ...]
     seed: int
     epoch: int
-    share: Share
+    share: RankShare
     rows: Rows
     image: ImageOptions
     read: ReadOptions
@@ -102,7 +102,8 @@ class Feed:
         self._ranges: RangeReader = open_ranges(self._store, spec.read, _versions(spec.sets))
         local = None if self._store.is_local else self._ranges.local_copy
         self._tokens = {
-            found.name: TokenSet(self._store, found.tokens, found.folder, local_copy=local) for found in spec.sets
+            found.name: TokenSet(self._store, found.tokens, found.token_directory, local_copy=local)
+            for found in spec.sets
         }
         sources = [SampleSource(found.name, found.shards.corpus, self._tokens[found.name]) for found in spec.sets]
         self._assembler = Assembler(self._store, sources, spec.rows, spec.image, self._ranges, clock)
@@ -182,5 +183,5 @@ class Feed:
 def _versions(sets: Sequence[OpenedSet]) -> Any:
     """path -> what changes when a shard or token file is written again: its sha256, or the inputs of its encoding."""
     shards = {f"shards/{found.name}/{shard.name}": shard.sha256 for found in sets for shard in found.shards.shards}
-    encodings = {found.folder: found.tokens.inputs for found in sets}
+    encodings = {found.token_directory: found.tokens.inputs for found in sets}
     return lambda path: shards.get(path) or encodings.get(path.rsplit("/", 1)[0], "")

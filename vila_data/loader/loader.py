@@ -30,9 +30,9 @@ from vila_data.loader.pool import Patience, WorkerPool
 from vila_data.loader.ranks import Ranks, refuse_prepared
 from vila_data.loader.state import StreamIdentity, from_state, to_state
 from vila_data.mix.lengths import Lengths
+from vila_data.mix.rank_share import Position
 from vila_data.mix.released import ReleasedBlend
 from vila_data.mix.sequence import PackSequence
-from vila_data.mix.share import Position
 
 log = logging.getLogger("vila_data.loader")
 

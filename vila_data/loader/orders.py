@@ -17,7 +17,7 @@ from typing import Any, Final
 from vila_data.loader.arrays import BatchArrays
 from vila_data.loader.layout import BatchSize
 from vila_data.loader.slots import LEAST_SLOTS, LONGEST_MESSAGE, MOST_SLOTS, SlotWriter, WorkerFailure
-from vila_data.mix.share import Position
+from vila_data.mix.rank_share import Position
 
 END: Final = struct.Struct("<cq")
 DROPPED: Final = b"D"

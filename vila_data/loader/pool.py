@@ -33,7 +33,7 @@ from vila_data.loader.orders import DROPPED, END, Order, dropped_slots, orders_m
 from vila_data.loader.slots import LONGEST_MESSAGE, WorkerFailure
 from vila_data.loader.worker import STATUS_BYTES, share_lengths
 from vila_data.mix.lengths import Lengths
-from vila_data.mix.share import Position
+from vila_data.mix.rank_share import Position
 
 log = logging.getLogger("vila_data.loader")
 

@@ -27,10 +27,10 @@ from vila_data.loader.pixels import ImageOptions
 from vila_data.loader.pool import Patience, Seconds
 from vila_data.loader.ranks import Ranks, ranks_here
 from vila_data.loader.state import StreamIdentity
+from vila_data.mix.rank_share import RankShare
 from vila_data.mix.released import released_blend, rows_at_most
 from vila_data.mix.sequence import PackSequence
-from vila_data.mix.share import Share
-from vila_data.mix.sources import read_blended_sets
+from vila_data.mix.shard_sets import read_blended_sets
 from vila_data.recipe.marked_yaml import nearest, walk
 from vila_data.recipe.recipe import Recipe, load_recipe
 from vila_data.runs.encoding import ready_tokenizer
@@ -203,7 +203,7 @@ def _open(
     if recipe.pack is None or recipe.blend is None:
         missing = "pack" if recipe.pack is None else "blend"
         raise UsageError(f"{recipe.name}: the recipe has no `{missing}:`, so there is nothing to stream")
-    share = Share(ranks.rank, ranks.world_size, call.batch_size)
+    share = RankShare(ranks.rank, ranks.world_size, call.batch_size)
     seed = recipe.seed if call.seed is None else call.seed
     words = _tokenizer(tokenizer, recipe.pack)
     sets = read_blended_sets(store, recipe.blend, recipe.pack, words)

@@ -22,7 +22,7 @@ from vila_data.recipe.recipe import Recipe, checked
 from vila_data.score.kinds import SCORERS
 
 LOCK = "recipe.lock.yaml"
-FORM = 3
+FORM = 4
 """Of a run directory: whatever is in one is read by versions of this form alone (`check_form`). Raised with
 core.schemas.SCHEMA_VERSION, and when a path of shards/FORMAT.md moves."""
 

@@ -236,7 +236,7 @@ def _resolve_subsets(blend: AnyBlend, marked: MarkedValue, folder: Path, locatio
         update: dict[str, object] = {}
         if source.blend is not None:
             update["blend"] = _resolve_subsets(source.blend, marked, folder, (*here, "blend"))
-        for key in ("ids", "without_ids"):
+        for key in ("include_ids", "exclude_ids"):
             name = getattr(source.subset, key, None)
             if name is not None and not (folder / name).is_file():
                 raise RecipeError(marked.where((*here, "subset", key)), f"{name!r} is no file (looked in {folder})")

@@ -8,11 +8,9 @@ from typing import Any, Final
 from vila_data.core.store import Store
 from vila_data.encode.tokenizer import TextTokenizer
 from vila_data.encode.tokens import encoding_fingerprint
-from vila_data.mix.config import BlendSource, InnerBlend
-from vila_data.mix.labels import labels
+from vila_data.mix.config import BlendSource, InnerBlend, RecipeShare, recipe_shares, source_labels
 from vila_data.mix.lengths import Lengths
-from vila_data.mix.recipe_shares import RecipeShare, recipe_shares
-from vila_data.mix.sources import BlendedSets, read_blended_sets
+from vila_data.mix.shard_sets import BlendedSets, read_blended_sets
 from vila_data.recipe.recipe import Recipe
 from vila_data.runs.blending import epoch_warnings
 from vila_data.runs.encoding import committed_tokens, ready_tokenizer
@@ -42,7 +40,8 @@ def blend_node(store: Store | None, recipe: Recipe) -> Node:
     total = f", {recipe.blend.total_packs:,} packs" if recipe.blend.total_packs else ""
     return {
         "label": f"blend{total}: {pack.semantics} packs of {pack.sequence_length:,} tokens, {images} an image{state}",
-        "children": _sources(recipe.blend, "", lengths, labels(recipe.blend), recipe_shares(recipe.blend)) + warnings,
+        "children": _sources(recipe.blend, "", lengths, source_labels(recipe.blend), recipe_shares(recipe.blend))
+        + warnings,
     }
 
 
@@ -92,14 +91,14 @@ def _source(
     least, most = blend.passes(source)
     passes = f"{least} pass" if least == most == 1 else f"{least} to {most if most else 'any number of'} passes"
     inside = f" ({whole[place].of_whole:.2%} of the whole blend)" if ".blend." in place else ""
-    label = f"{names[place]}: {', '.join(shares)} of {blend.weight_counts}{inside}; {passes}, then {blend.rule(source)}"
+    label = f"{names[place]}: {', '.join(shares)} of {blend.weight_unit}{inside}; {passes}, then {blend.rule(source)}"
     if source.blend is not None:
         return {"label": label, "children": _sources(source.blend, f"{place}.blend.", lengths, names, whole)}
     if source.subset is not None:
         given = {key: value for key, value in source.subset.model_dump().items() if value is not None}
         label += "; " + ", ".join(f"{key} {value!r}" for key, value in given.items())
     found = next(lengths)
-    node: Node = {"label": label, "set": source.name, "weight_counts": blend.weight_counts, "shares": shares}
+    node: Node = {"label": label, "set": source.name, "weight_counts": blend.weight_unit, "shares": shares}
     node["recipe_share"] = whole[place].of_whole
     if found is not None:
         samples, images, tokens = found.totals

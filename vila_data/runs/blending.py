@@ -6,19 +6,19 @@ from dataclasses import asdict
 from typing import Any
 
 from vila_data.core.store import Store
-from vila_data.mix.blend_report import BlendReport
+from vila_data.mix.epoch_report import EpochReport
+from vila_data.mix.packing import best_sequence_length
 from vila_data.mix.released import released_blend
 from vila_data.mix.sequence import PackSequence
-from vila_data.mix.sequence_length import best_sequence_length
+from vila_data.mix.shard_sets import BlendedSets, read_blended_sets
 from vila_data.mix.share_warnings import share_warnings
-from vila_data.mix.sources import BlendedSets, read_blended_sets
 from vila_data.recipe.recipe import Recipe
 from vila_data.runs.encoding import ready_tokenizer
 
 
 def plan_epoch(store: Store, recipe: Recipe) -> dict[str, Any]:
-    """The first epoch of the recipe's blend from lengths alone, read by one rank, for run.json: BlendReport's fields, and
-    `subsets`: what each took of its set, `warnings`: shares that are not the recipe's (order.share_warnings), and, where samples are packed freely, `sequence_length`: {"best",
+    """The first epoch of the recipe's blend from lengths alone, read by one rank, for run.json: EpochReport's fields, and
+    `subsets`: what each took of its set, `warnings`: shares that are not the recipe's (mix.share_warnings), and, where samples are packed freely, `sequence_length`: {"best",
     "current", "fill": {length: share}}.
 
     Raises:
@@ -67,12 +67,11 @@ def _first_epoch(recipe: Recipe, sets: BlendedSets) -> PackSequence:
     return PackSequence(blend, recipe.pack, sets.lengths, seed=recipe.seed, epoch=0)
 
 
-def _warnings(recipe: Recipe, sets: BlendedSets, report: BlendReport) -> list[dict[str, Any]]:
-    assert recipe.pack is not None and recipe.blend is not None
+def _warnings(recipe: Recipe, sets: BlendedSets, report: EpochReport) -> list[dict[str, Any]]:
+    assert recipe.blend is not None
     chosen = [leaf for leaf in recipe.blend.leaves() if leaf.source.subset is not None]
     subsets = {
-        ".".join(map(str, leaf.location)): f"its subset takes {counts.kept:,} of {counts.samples:,} samples"
+        leaf.path: f"its subset keeps {counts.kept:,} of {counts.samples:,} samples"
         for leaf, counts in zip(chosen, sets.subsets, strict=True)
     }
-    released = recipe.pack.semantics == "released_code"
-    return [found.as_dict() for found in share_warnings(report, recipe.blend, subsets, released=released)]
+    return [found.as_dict() for found in share_warnings(report, recipe.blend, subsets)]

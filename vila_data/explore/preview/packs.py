@@ -13,7 +13,7 @@ from vila_data.explore.preview.faults import DAMAGE, TokenFaults
 from vila_data.loader.expand import Expansion
 from vila_data.mix.released import released_blend
 from vila_data.mix.sequence import PackSequence, PlannedPacks
-from vila_data.mix.sources import BlendedSets, read_blended_sets
+from vila_data.mix.shard_sets import BlendedSets, read_blended_sets
 from vila_data.recipe.recipe import Recipe
 
 
@@ -63,11 +63,11 @@ def _pack(
         source, shard, row = int(run.source[at]), int(run.shard[at]), int(run.row[at])
         opened = sets.sets[source]
         try:
-            sample = TokenSet(store, opened.tokens, opened.folder).sample(shard, row)
+            sample = TokenSet(store, opened.tokens, opened.token_directory).sample(shard, row)
             found = Expansion.of(sample, recipe.pack.images, tokens=int(run.tokens[at]), images=int(run.images[at]))
             samples.append(_sample(found, source, int(run.tokens[at])))
         except DAMAGE as error:
-            faults.add(store.location(f"{opened.folder}/{opened.name}-{shard:06d}.arrow"), error, packs=1)
+            faults.add(store.location(f"{opened.token_directory}/{opened.name}-{shard:06d}.arrow"), error, packs=1)
             return None
     return ShownPack(shown, recipe.pack.sequence_length, tuple(samples))
 

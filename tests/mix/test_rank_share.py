@@ -1,4 +1,4 @@
-"""Which packs a rank takes: each of an epoch's packs once, in one order, whatever world it is read by."""
+"""Which packs a rank takes: each pack of an epoch once, in one order, for any number of ranks."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.mix.test_sequence import pack
 from vila_data.core.errors import UsageError
 from vila_data.mix.config import BlendConfig
 from vila_data.mix.lengths import Lengths
+from vila_data.mix.rank_share import BatchPlan, Position, RankShare, rank_batches
 from vila_data.mix.sequence import PackSequence, PlannedPacks
-from vila_data.mix.share import BatchPlan, Position, Share, rank_batches
 
 Case = tuple[BlendConfig, list[Lengths]]
 Pack = tuple[tuple[int, ...], ...]
@@ -54,7 +54,7 @@ def steps_of(
     """For each rank of (world size, batch size), its batches in order, made by `workers` that take turns."""
     ranks = []
     for rank in range(world[0]):
-        share = Share(rank, *world)
+        share = RankShare(rank, *world)
         turns = [
             list(rank_batches(blocks, share, start, first_step=number, stride=workers)) for number in range(workers)
         ]
@@ -98,7 +98,7 @@ def test_fewer_packs_than_ranks_give_every_rank_the_same_steps(case: Case, more:
     blocks = list(sequence(case))
     packs = packs_in(blocks)
     world = len(packs) + more
-    ranks = [list(rank_batches(blocks, Share(rank, world, 1), Position())) for rank in (0, world - 1)]
+    ranks = [list(rank_batches(blocks, RankShare(rank, world, 1), Position())) for rank in (0, world - 1)]
     assert [len(plans) for plans in ranks] == [1, 1]
     assert len(ranks[0][0].ends) == 1 and len(ranks[1][0].ends) == 0
     assert packs_of(ranks[0][0]) == packs[:1]
@@ -112,14 +112,14 @@ def test_a_rank_outside_the_world_is_refused() -> None:
         (0, 1, 0, "batch"),
     ):
         with pytest.raises(UsageError, match=said):
-            Share(rank, world, batch)
+            RankShare(rank, world, batch)
 
 
-def test_a_state_holds_the_border_of_the_block_that_its_step_began_in() -> None:
+def test_a_state_has_the_boundary_of_the_block_in_which_its_step_begins() -> None:
     from tests.mix.test_sequence import corpora
 
     sources = [{"shards": name, "weight": 1} for name in "abc"]
-    case = (blend(weight_counts="tokens", at_exhaustion="renormalise", sources=sources), corpora(CAPACITY))
+    case = (blend(weight_unit="tokens", on_exhaustion="renormalize", sources=sources), corpora(CAPACITY))
     blocks = list(sequence(case))
     assert len(blocks) > 2
     borders = [planned.first_pack for planned in blocks]

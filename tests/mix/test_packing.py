@@ -1,4 +1,4 @@
-"""The improved packer: every sample once, within both limits, the same every time."""
+"""The packer: every sample once, within both limits, the same every time."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from vila_data.core.errors import DataError, UsageError
+from vila_data.mix.packing import best_sequence_length, pack_block
 from vila_data.mix.packs import Packs
-from vila_data.mix.plan import pack_block
 
 
 def ints(values: list[int]) -> NDArray[np.int32]:
@@ -107,13 +107,13 @@ def test_perfect_packs_cut_at_random_are_found_but_for_two_percent(seed: int) ->
 @pytest.mark.parametrize(
     ("tokens", "images", "capacity", "max_images", "error", "words"),
     [
-        ([5, 101], [0, 0], 100, None, DataError, "sample 1 has 101 tokens, a sequence holds 100"),
-        ([5, 9], [0, 7], 100, 6, DataError, "sample 1 has 7 images, a sequence holds 6"),
+        ([5, 101], [0, 0], 100, None, DataError, "sample 1 has 101 tokens, but a sequence holds 100"),
+        ([5, 9], [0, 7], 100, 6, DataError, "sample 1 has 7 images, but a sequence holds 6"),
         ([5, 0], [0, 0], 100, None, DataError, "sample 1 has 0 tokens"),
         ([5, 5], [0, -1], 100, None, DataError, "sample 1 has -1 images"),
-        ([5, 5], [0], 100, None, UsageError, "one length"),
-        ([5], [0], 0, None, UsageError, "pack.sequence_length is 0"),
-        ([5], [0], 10, -1, UsageError, "pack.max_images_per_pack is -1"),
+        ([5, 5], [0], 100, None, UsageError, "equally long"),
+        ([5], [0], 0, None, UsageError, "pack.sequence_length must be at least 1, found 0"),
+        ([5], [0], 10, -1, UsageError, "pack.max_images_per_pack must be at least 0, found -1"),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -121,3 +121,30 @@ def test_bad_input_is_one_sentence(
 ) -> None:
     with pytest.raises(error, match=words):
         pack_block(ints(tokens), ints(images), capacity=capacity, max_images=max_images)
+
+
+def test_the_length_that_wastes_least() -> None:
+    tokens, images = ints([96] * 400), ints([0] * 400)
+    found = best_sequence_length(tokens, images, current=256, max_images=None, seed=3)
+    assert [length for length, _ in found.fill] == [192, 256, 320]
+    assert found.best == 192 and dict(found.fill)[192] == 1.0 and dict(found.fill)[256] == 0.75
+
+
+def test_no_candidate_is_shorter_than_the_longest_sample() -> None:
+    tokens, images = ints([100] * 90 + [200] * 10), ints([0] * 100)
+    found = best_sequence_length(tokens, images, current=256, max_images=None, seed=3)
+    assert [length for length, _ in found.fill] == [256, 320]
+
+
+def test_a_bounded_draw_is_seeded() -> None:
+    rng = np.random.default_rng(0)
+    tokens, images = rng.integers(1, 500, size=3000).astype(np.int32), np.zeros(3000, np.int32)
+    draws = [
+        best_sequence_length(tokens, images, current=512, max_images=None, seed=seed, sample=200) for seed in (1, 1, 2)
+    ]
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_no_samples_to_choose_from() -> None:
+    with pytest.raises(UsageError, match="no samples"):
+        best_sequence_length(ints([]), ints([]), current=256, max_images=None, seed=0)

@@ -1,4 +1,4 @@
-"""Opening a blend's sets: what the loader needs of each, from a few files however many shards there are."""
+"""Opening a blend's shard sets: a few files per set, however many shards it has."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from vila_data.core.errors import UsageError
 from vila_data.core.store import Store
 from vila_data.encode.token_set import TokenSet
 from vila_data.mix.sequence import PackSequence
-from vila_data.mix.sources import read_blended_sets
+from vila_data.mix.shard_sets import read_blended_sets
 
 TWICE = blend(
-    weight_counts="samples",
+    weight_unit="samples",
     sources=[
         {"shards": "pairs", "weight": 1},
         {"shards": "pairs", "weight": 2, "subset": {"where": "text_tokens < 30"}},
@@ -57,7 +57,7 @@ def test_opening_reads_manifests_and_lengths_alone(
     assert all(path.endswith(("manifest.json", "lengths.parquet")) for path in asked[300])
 
 
-def test_what_is_known_of_each_source(opening: ModuleType, tmp_path: Path) -> None:
+def test_what_is_opened_of_each_source(opening: ModuleType, tmp_path: Path) -> None:
     opening.make_run(str(tmp_path), 5, 100)
     store = Store(str(tmp_path))
     sets = read_blended_sets(store, TWICE, opening.PACK, opening.NotedTokenizer())
@@ -65,16 +65,16 @@ def test_what_is_known_of_each_source(opening: ModuleType, tmp_path: Path) -> No
     assert pickle.loads(pickle.dumps(sets.sets)) == sets.sets
     opened = sets.sets[0]
     assert opened.name == opened.shards.name == opened.tokens.name == "pairs" and len(opened.shards.shards) == 5
-    assert TokenSet(store, opened.tokens, opened.folder).lengths(["row"]).num_rows == 500
+    assert TokenSet(store, opened.tokens, opened.token_directory).lengths(["row"]).num_rows == 500
     for lengths in sets.lengths:
         assert lengths.tokens.dtype == lengths.images.dtype == np.int32 and lengths.ends.dtype == np.int64
         assert lengths.tokens.flags.c_contiguous and lengths.images.flags.c_contiguous
     (counts,) = sets.subsets
     assert 0 < counts.kept < counts.samples == 500
-    assert counts.kept == int((sets.lengths[1].tokens > 0).sum()) == sets.lengths[1].totals[0]
-    assert sets.lengths[0].totals[0] == 500
+    assert counts.kept == int((sets.lengths[1].tokens > 0).sum()) == sets.lengths[1].totals.samples
+    assert sets.lengths[0].totals.samples == 500
 
 
-def test_a_set_that_is_not_there(opening: ModuleType, tmp_path: Path) -> None:
+def test_a_missing_set(opening: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="set 'pairs' is not finished"):
         read_blended_sets(Store(str(tmp_path)), TWICE, opening.PACK, opening.NotedTokenizer())
