@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from tests.mix.made_lengths import blend
 from vila_data.core.errors import RecipeError
 from vila_data.mix.config import BlendConfig
-from vila_data.recipe.marked_yaml import MarkedValue, validate
+from vila_data.recipe.yaml_lines import ValueWithLines, validate
 
 TWO = [{"shards": "a", "weight": 1}, {"shards": "b", "weight": 2}]
 
@@ -27,7 +27,7 @@ sources:
       {shards: chat, weight: 1, repeat: 2}, {shards: text, weight: 1, subset: {where: "n_images >= 2"}}]}}
   - {shards: flan, weight: 0.5, subset: {ids: keep.txt}}
 """
-    config = validate(MarkedValue("blend.yaml", text), BlendConfig)
+    config = validate(ValueWithLines("blend.yaml", text), BlendConfig)
     docs, pairs, inner, flan = config.sources
     assert [config.passes(source) for source in config.sources] == [(1, 3), (1, 1), (1, None), (1, 1)]
     assert [config.rule(source) for source in config.sources] == ["stop", "stop", "repeat", "stop"]
@@ -104,7 +104,7 @@ def test_a_time_without_weights() -> None:
         ("- {shards: a, weight: 0}", "r.yaml:4 sources.0.weight", "not above 0"),
         ("- {shards: a, weight: {0.0: 1, 2.0: 1}}", "r.yaml:4 sources.0.weight", "below 1"),
         ("- {shards: a, weight: 1, repeat: [2, 1]}", "r.yaml:4 sources.0.repeat", "least <= most"),
-        ("- {shards: a, wieght: 1}", "r.yaml:4 sources.0.wieght", "nearest: weight"),
+        ("- {shards: a, wieght: 1}", "r.yaml:4 sources.0.wieght", "did you mean weight"),
         ("- {shards: a, weight: 1, at_exhaustion: halt}", "r.yaml:4 sources.0.at_exhaustion", "found 'halt'"),
         (
             "- {weight: 1, blend: {weight_counts: rows, sources: [{shards: a, weight: 1}]}}",
@@ -121,6 +121,6 @@ def test_a_time_without_weights() -> None:
 def test_errors_stand_at_their_line(line: str, where: str, message: str) -> None:
     text = f"weight_counts: samples\nat_exhaustion: stop\nsources:\n  {line}\n  - {{shards: b, weight: 1}}\n"
     with pytest.raises(RecipeError) as caught:
-        validate(MarkedValue("r.yaml", text), BlendConfig)
+        validate(ValueWithLines("r.yaml", text), BlendConfig)
     assert caught.value.where == where
     assert message in caught.value.problem

@@ -275,10 +275,10 @@ def test_a_lost_table_is_made_again(out: Path, finished: Path, sample_recipe: Pa
     ("settings", "problem"),
     [
         (["stages.clip={kind: widest}"], "'clip' is the name of a scorer too"),
-        (["stages.filter={kind: widest}"], "stages.filter: 'filter' is the name of a stage of every run"),
+        (["stages.filter={kind: widest}"], "stages.filter: 'filter' is reserved"),
         (["stages.ahead={kind: lead, of: rank.percentile}"], "reads 'rank.percentile', which is not there before it"),
-        (["stages.ahead={kind: led, of: width}"], "found 'led'; nearest: lead"),
-        (["stages.ahead={kind: lead, off: width}"], "unknown key 'off'; nearest: of"),
+        (["stages.ahead={kind: led, of: width}"], "found 'led'; did you mean lead"),
+        (["stages.ahead={kind: lead, off: width}"], "unknown key 'off'; did you mean of"),
         (["stages.rank={kind: percentile, of: url}"], "url is not a column of numbers"),
         ([*ENTRIES, 'filter.rules=["ahead.led > 0"]'], "no column 'ahead.led'; nearest: ahead.lead"),
     ],

@@ -170,8 +170,8 @@ def test_samples_longer_than_a_sequence_are_cut_and_counted(
     ("settings", "message"),
     [
         (("pack.tokens_per_image",), "write dotted.key=value"),
-        (("name.first=x",), "name is no mapping"),
-        (("pack.semantics=papers",), "pack.semantics: found 'papers'; nearest: paper"),
+        (("name.first=x",), "name is not a mapping"),
+        (("pack.semantics=papers",), "pack.semantics: found 'papers'; did you mean paper"),
         (("pack.micro_batch=8",), "micro_batch goes with semantics: released_code"),
         (("blend.sources.0.weight=0",), "blend.sources.0.weight: weight 0 is not above 0"),
         (("blend.sources.7.weight=1",), "blend.sources.7 is not there"),
@@ -184,7 +184,7 @@ def test_samples_longer_than_a_sequence_are_cut_and_counted(
             "vila_sft.yaml:36 blend: semantics released_code takes",
         ),
         (("pack=null",), "needs `pack`"),
-        (("blend.sources=[{shards: chat, weight: 1, subset: {ids: no.txt}}]",), "'no.txt' is no file"),
+        (("blend.sources=[{shards: chat, weight: 1, subset: {ids: no.txt}}]",), "file 'no.txt' does not exist"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_message(sample_stand_ins: Path, settings: tuple[str, ...], message: str) -> None:
@@ -196,7 +196,7 @@ def test_a_wrong_setting_is_one_clear_message(sample_stand_ins: Path, settings: 
 def test_stand_ins_must_have_every_kind(tmp_path: Path) -> None:
     (tmp_path / "few.yaml").write_text("corpora: {mmc4: {files: [x.jsonl]}}\n")
     with pytest.raises(
-        vd.UsageError, match=r"vila_sft.yaml:\d+ corpora.chat.kind: .*few.yaml has nothing for kind 'll"
+        vd.UsageError, match=r"vila_sft.yaml:\d+ corpora.chat.kind: .*few.yaml has no substitute for corpus kind 'll"
     ):
         load_recipe(RECIPES / "vila_sft.yaml", tmp_path / "few.yaml")
 

@@ -79,11 +79,11 @@ def test_sets_and_token_files(run_folder: Path, truth: MadeRun) -> None:
 @pytest.mark.parametrize(
     ("ask", "said"),
     [
-        (lambda run: run.parts("webb"), r"the run has no corpus 'webb'; nearest: web"),
+        (lambda run: run.parts("webb"), r"the run has no corpus 'webb'; did you mean web"),
         (lambda run: run.tokens("x"), r"the run has no shard set 'x'; one of: chat, docs, docs_pairs, pairs"),
         (lambda run: run.open_set("docs"), r"set 'docs' is not finished: finish the run first: vila-data run RECIPE --out"),
         (lambda run: run.tokens("docs"), r"set 'docs' has no token files of tokenizer"),
-        (lambda run: run.recipe_with(["filter.images.min_side=3"]), r"recipe.lock.yaml:\d+ .*nearest: min_side_px"),
+        (lambda run: run.recipe_with(["filter.images.min_side=3"]), r"recipe.lock.yaml:\d+ .*did you mean min_side_px"),
     ],
 )  # fmt: skip
 def test_a_name_that_is_not_there_is_said(
@@ -172,7 +172,7 @@ def test_every_verb_refuses_a_run_of_another_version(run_folder: Path, tmp_path:
     said = f"form {lock['form']}, this version of vila-data reads form {FORM}: make the run again with another --out"
     if change == "broken":
         del lock["recipe"]["corpora"]
-        said = "not a recipe lock: .*missing: 'corpora' is required here; restore it"
+        said = "not a recipe lock: .*missing required key 'corpora'; restore it"
     (tmp_path / "run" / LOCK).write_text(yaml.safe_dump(lock))
     with pytest.raises(DataError, match=f"{LOCK}: {said}"):
         VERBS[verb](str(tmp_path / "run"))

@@ -128,13 +128,13 @@ def test_another_recipe_is_refused_and_told_how_to_go_on(
     other = changed(sample_recipe, "shorter_side_px: 336", "shorter_side_px: 224")
     found = cli("run", str(other), "--out", str(local_run[0]), "--runner", "local")
     assert found.returncode == 2
-    assert "download.resize.shorter_side_px: 336 there, 224 here" in found.stderr
+    assert "download.resize.shorter_side_px: 336 in the run, 224 now" in found.stderr
     assert "choose another --out" in found.stderr
 
 
 def test_a_folder_that_is_no_run_is_left_alone(sample_recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.doc").write_text("mine")
-    with pytest.raises(vd.UsageError, match="not empty and not a run"):
+    with pytest.raises(vd.UsageError, match="is not empty and not a run"):
         vd.run(sample_recipe, tmp_path, runner="local")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.doc"]
 

@@ -83,12 +83,12 @@ def recipes(
 ) -> None:
     """List the recipes that come with the package, or copy one."""
     from vila_data.cli.tables import console, print_recipes
-    from vila_data.recipe import catalogue
+    from vila_data.recipe import catalog
 
     if copy is not None:
-        print(catalogue.copy_recipe(copy, Path()))
+        print(catalog.copy_recipe(copy, Path()))
         return
-    found = [{"name": recipe.name, "summary": recipe.summary} for recipe in catalogue.recipes()]
+    found = [{"name": recipe.name, "summary": recipe.summary} for recipe in catalog.recipes()]
     if as_json:
         print_json(found)
     else:

@@ -19,8 +19,8 @@ from vila_data.core.tables import read_table
 from vila_data.encode.tokenizer import TextTokenizer
 from vila_data.encode.tokens import TokenSet, open_tokens
 from vila_data.recipe.lock import LOCK, read_lock
-from vila_data.recipe.marked_yaml import nearest
 from vila_data.recipe.recipe import Recipe, checked
+from vila_data.recipe.yaml_lines import suggestion
 from vila_data.runs.encoding import ready_tokenizer
 from vila_data.runs.plan import CorpusPlan, committed_plan
 from vila_data.runs.report import RUN_JSON, corpus_funnel, read_run_json
@@ -54,7 +54,7 @@ class Run:
         self.store = store
         self.lock = found.value
         self.recipe = found.recipe
-        self._marked = found.marked
+        self._lines = found.lines
         self._plans: dict[str, CorpusPlan | None] = {}
 
     def __repr__(self) -> str:
@@ -86,7 +86,7 @@ class Run:
         Raises:
             RecipeError: a key is unknown or a value is wrong.
         """
-        return checked(self._marked.again(), settings)
+        return checked(self._lines.copy(), settings)
 
     def plan(self, corpus: str) -> CorpusPlan | None:
         """The parts of a corpus and its counts of rows; None before its metadata was scanned.
@@ -224,7 +224,7 @@ class Run:
 
     def _known(self, what: str, name: str, names: Iterable[str]) -> None:
         if name not in names:
-            raise UsageError(f"{self.url}: the run has no {what} {name!r}{nearest(name, names)}")
+            raise UsageError(f"{self.url}: the run has no {what} {name!r}{suggestion(name, names)}")
 
 
 Kind = Literal["recipe", "run", "set", "shard", "export"]

@@ -17,8 +17,8 @@ from vila_data.filter.config import Rules
 from vila_data.filter.rules import UNKNOWN
 from vila_data.filter.whatif import Tally, tally
 from vila_data.filter.whatif_cuts import Measure, NearestToCuts, measure_of
-from vila_data.recipe.marked_yaml import MarkedValue
 from vila_data.recipe.recipe import Recipe
+from vila_data.recipe.yaml_lines import ValueWithLines
 from vila_data.runs.progress import Silence, Watch
 from vila_data.runs.run import Run
 
@@ -111,7 +111,7 @@ def sweep(
     base = found.asked(settings)
     steps = [found.asked([*settings, f"{key}={one}"]) for one in texts]
     in_force = found.value_in_force(key, settings)
-    values = [MarkedValue(key, one).value for one in texts]
+    values = [ValueWithLines(key, one).value for one in texts]
     measure = measure_of(key) if out is not None else None
     shown = cuts_to_show(values, in_force, len(found.recipe.corpora)) if measure is not None else []
     plans = _plans(found, base, steps)
