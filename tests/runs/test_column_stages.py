@@ -22,7 +22,7 @@ from vila_data.cli import app
 from vila_data.explore.inspection import check, inspect
 from vila_data.explore.whatif.answer import whatif
 from vila_data.recipe.recipe import Recipe
-from vila_data.runs.forecast import forecast
+from vila_data.runs.plan_summary import summarize_plan
 from vila_data.runs.stages import stages_of
 from vila_data.score.kinds import STAGES
 
@@ -123,7 +123,7 @@ def test_rules_judge_by_them_and_all_pages_show_it(finished: Path, sample_recipe
     assert low and not low & {(row["record_id"], row["image_index"]) for row in fates if row["fate"] == "kept"}
     assert list(check(finished)) == []
     assert "ahead.lead &gt;= 0" in (finished / "report.html").read_text()
-    tree_ = forecast(recipe(sample_recipe, *ENTRIES, RULES), finished, LIMIT)
+    tree_ = summarize_plan(recipe(sample_recipe, *ENTRIES, RULES), finished, LIMIT)
     corpus = next(node for node in tree_["children"] if node.get("corpus") == "docs")
     stages = [node["name"] for node in corpus["children"]]
     assert stages == ["download", "score clip", "ahead", "rank", "after", "size", "filter"]
@@ -205,10 +205,10 @@ class Killer:
         self._stage, self._left = stage, after
 
     def stage(self, name: str, total: int, done: int) -> None:
-        """See Watch."""
+        """See Progress."""
 
     def advance(self, name: str, items: int) -> None:
-        """See Watch."""
+        """See Progress."""
         self._left -= name.split()[0] == self._stage
         if self._left < 0:
             raise Stop
@@ -293,7 +293,7 @@ def test_only_takes_its_names_from_the_list(sample_recipe: Path, tmp_path: Path)
     made = vd.load_recipe(sample_recipe, settings=ENTRIES)
     verbs = stages_of(made, "").verbs()
     assert verbs == ("download", "score", "ahead", "rank", "after", "size", "filter", "shard", "encode", "blend")
-    with pytest.raises(vd.UsageError, match=f"--only ahea: the stages are {', '.join(verbs)}"):
+    with pytest.raises(vd.UsageError, match=f"--only ahea: unknown stage; choose one of {', '.join(verbs)}"):
         vd.run(made, tmp_path / "run", runner="local", only="ahea")
     text = " ".join(CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "400"}).output.split())
     assert all(verb in text for verb in stages_of(vd.load_recipe(sample_recipe), "").verbs()) and "stages" in text

@@ -18,7 +18,7 @@ from vila_data.encode.tokenizer import load_tokenizer
 from vila_data.encode.tokens import open_tokens
 from vila_data.explore.inspection import check, inspect
 from vila_data.recipe.recipe import Recipe, load_recipe
-from vila_data.runs.forecast import forecast
+from vila_data.runs.plan_summary import summarize_plan
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SAMPLE = RECIPES.parent / "shards" / "sample"
@@ -259,7 +259,7 @@ def test_a_share_that_is_not_the_recipes_is_told_with_its_subset(finished: Path,
     value = json.loads((finished / "run.json").read_text())["blend"]
     assert value["warnings"] == report.blend["warnings"]
     assert value["sources"][0]["of_whole"]["actual"] == value["sources"][0]["realised"] == chat["actual"]
-    planned = [node for node in forecast(changed, finished)["children"][-1]["children"] if "warning" in node]
+    planned = [node for node in summarize_plan(changed, finished)["children"][-1]["children"] if "warning" in node]
     assert [node["warning"] for node in planned] == value["warnings"]
     assert planned[0]["label"] == f"warning: {chat['text']}"
 

@@ -81,7 +81,7 @@ def test_sets_and_token_files(run_folder: Path, truth: MadeRun) -> None:
     [
         (lambda run: run.parts("webb"), r"the run has no corpus 'webb'; did you mean web"),
         (lambda run: run.tokens("x"), r"the run has no shard set 'x'; one of: chat, docs, docs_pairs, pairs"),
-        (lambda run: run.open_set("docs"), r"set 'docs' is not finished: finish the run first: vila-data run RECIPE --out"),
+        (lambda run: run.open_set("docs"), r"set 'docs' is not finished; finish the run first: vila-data run RECIPE --out"),
         (lambda run: run.tokens("docs"), r"set 'docs' has no token files of tokenizer"),
         (lambda run: run.recipe_with(["filter.images.min_side=3"]), r"recipe.lock.yaml:\d+ .*did you mean min_side_px"),
     ],
@@ -119,13 +119,13 @@ def places(folder: Path, run_folder: Path) -> dict[str, tuple[Path, str]]:
     shutil.copytree(run_folder / "shards" / "docs", folder / "alone")
     (folder / "lost").mkdir()
     (folder / "lost" / "run.json").write_text("{}")
-    inside = f"is a part of the run {run_folder}: give that directory"
+    inside = f"is part of the run {run_folder}; pass that directory"
     return {
-        "nothing": (folder / "none", "does not exist: make a run with vila-data run RECIPE --out"),
-        "recipe": (folder / "recipe.yaml", "is a recipe, not a run: give the directory"),
-        "empty": (folder / "empty", r"is not a run \(it has no recipe.lock.yaml\): give the directory of a run"),
-        "lock lost": (folder / "lost", "has lost its recipe.lock.yaml: restore that file"),
-        "set": (folder / "alone", r"is a shard set, not a run .*: give the directory of its run"),
+        "nothing": (folder / "none", "does not exist; create a run with vila-data run RECIPE --out"),
+        "recipe": (folder / "recipe.yaml", "is a recipe, not a run; pass the directory"),
+        "empty": (folder / "empty", r"is not a run \(it has no recipe.lock.yaml\); pass the directory of a run"),
+        "lock lost": (folder / "lost", "has no recipe.lock.yaml, although it has run.json; restore that file"),
+        "set": (folder / "alone", r"is a shard set, not a run .*; pass the directory of its run"),
         "set inside": (run_folder / "shards" / "docs", inside),
         "sets": (run_folder / "shards", inside),
         "table": (run_folder / "filter" / "web" / "part-00000.parquet", inside),

@@ -89,7 +89,7 @@ def test_stage_by_stage_gives_the_same_bytes(
     out = tmp_path / "run"
     with pytest.raises(vd.UsageError, match="download lacks 3 of 3 parts"):
         vd.run(sample_recipe, out, runner="local", only="score")
-    with pytest.raises(vd.UsageError, match="not there yet"):
+    with pytest.raises(vd.UsageError, match="do not exist yet"):
         vd.run(sample_recipe, out, runner="local", only="encode")
     for stage in ("download", "score", "filter", "shard", "encode", "blend"):
         vd.run(sample_recipe, out, runner="local", only=stage)
@@ -145,7 +145,7 @@ def test_dry_run_writes_nothing_and_shows_what_is_committed(
     nothing = tmp_path / "run"
     fresh = cli("run", str(sample_recipe), "--out", str(nothing), "--dry-run")
     assert fresh.returncode == 0, fresh.stderr
-    assert "corpus docs (mmc4): 102 rows in 2 files" in fresh.stdout and "0 committed" in fresh.stdout
+    assert "corpus docs (mmc4): 102 rows in 2 files" in fresh.stdout and "0 complete" in fresh.stdout
     assert not nothing.exists()
     done = json.loads(cli("plan", str(sample_recipe), "--out", str(local_run[0]), "--json").stdout)
     for corpus in (child for child in done["children"] if "corpus" in child):
@@ -200,15 +200,15 @@ def error_of(arguments: list[str]) -> tuple[int, str]:
 def test_bad_calls_are_one_message(sample_recipe: Path, tmp_path: Path) -> None:
     assert error_of(["run", str(tmp_path / "no.yaml"), "--out", str(tmp_path / "o")])[0] == 2
     cases: list[tuple[list[str], str]] = [
-        (["--only", "everything"], "--only everything: the stages are"),
+        (["--only", "everything"], "--only everything: unknown stage; choose one of"),
         (["--runner", "slurm"], "--runner slurm: local or ray"),
-        (["--limit", "0"], "--limit 0: at least 1"),
+        (["--limit", "0"], "--limit must be at least 1, found 0"),
     ]
     for extra, message in cases:
         code, text = error_of(["run", str(sample_recipe), "--out", str(tmp_path / "o"), *extra])
         assert code == 2 and message in text
     code, text = error_of(["inspect", str(tmp_path)])
-    assert code == 2 and "no recipe (.yaml), run" in text
+    assert code == 2 and "not a recipe (.yaml), run" in text
 
 
 def test_an_unreachable_store_is_one_message(sample_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from vila_data.explore.preview import Choice, preview
 from vila_data.explore.whatif.answer import whatif
 from vila_data.explore.whatif.sweep import sweep
 from vila_data.recipe.recipe import Recipe
-from vila_data.runs.forecast import forecast
+from vila_data.runs.plan_summary import summarize_plan
 from vila_data.score.kinds import KINDS
 
 LIMIT = 40
@@ -61,7 +61,7 @@ def test_a_scorer_is_added_and_nothing_else_is_done_again(sample_recipe: Path, t
     scorers = [f"score.shade.model={model}", "score.words={}", "score.form={kind: shape}"]
     added = run(recipe(sample_recipe, *scorers), out)
     assert added.funnel == first.funnel
-    stages = forecast(recipe(sample_recipe, *scorers), str(out), LIMIT)["children"][0]["children"]
+    stages = summarize_plan(recipe(sample_recipe, *scorers), str(out), LIMIT)["children"][0]["children"]
     names = {node["name"] for node in stages if node["stage"] == "score"}
     assert names == {f"score {name}" for name in ("shade", "words", "form", "clip")}
     assert {

@@ -33,8 +33,8 @@ from vila_data.mix.share import Share
 from vila_data.mix.sources import read_blended_sets
 from vila_data.recipe.recipe import Recipe, load_recipe
 from vila_data.recipe.yaml_lines import suggestion, walk
-from vila_data.runs.encoding import ready_tokenizer
 from vila_data.runs.run import Run, open_run
+from vila_data.runs.set_stages import ready_tokenizer
 
 _MOST_WORKERS = 8
 log = logging.getLogger("vila_data.loader")
