@@ -14,6 +14,7 @@ from vila_data.explore.measures.run import measure, parts_to_measure
 from vila_data.explore.pages import remove_pages, write_pages
 from vila_data.recipe import lock
 from vila_data.recipe.recipe import Recipe, load_recipe
+from vila_data.runs.completed_work import all_bases, find_valid_sets
 from vila_data.runs.engine import Engine
 from vila_data.runs.plan import Scan, commit_parts, corpus_inputs, plan_corpus, scan_file
 from vila_data.runs.progress import NoProgress, Progress
@@ -111,7 +112,7 @@ def _run(
     store.clear_scratch()
     blend = engine.plan_blend(state) if engine.does("blend") else None
     if only is not None:
-        engine.find_valid_sets(state)
+        find_valid_sets(store, stages, state)
         if not state.sets.get("encode", {}).keys() >= set(recipe.blended_sets()):
             blend = None
         elif only != "blend":
@@ -178,7 +179,7 @@ def _report(
         recipe=fingerprint,
         measures=measures,
         speed=engine.speeds.value(earlier.get("speed")),
-        made_from=engine.basis(state),
+        made_from=all_bases(work, stages, state),
     )
     write_run_json(store, report)
     if finished:

@@ -151,7 +151,9 @@ def test_other_settings_redo_the_stage_and_what_is_made_from_it(out: Path, sampl
     before = stamps(out)
     stale = run(recipe(sample_recipe, *ENTRIES, twice, RULES), out, "download")
     assert not stale.finished and all("filter" not in stages for stages in stale.funnel.values())
-    with pytest.raises(vd.UsageError, match=r"corpus 'docs': ahead lacks \d of \d parts: run it first"):
+    with pytest.raises(
+        vd.UsageError, match=r"corpus 'docs': ahead is incomplete \(\d of \d parts are missing\); run it first"
+    ):
         run(recipe(sample_recipe, *ENTRIES, twice, RULES), out, "rank")
     run(recipe(sample_recipe, *ENTRIES, twice, RULES), out, "ahead")
     assert redone(out, before) == {"score/ahead"}

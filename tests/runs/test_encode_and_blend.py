@@ -174,7 +174,7 @@ def test_samples_longer_than_a_sequence_are_cut_and_counted(
         (("pack.semantics=papers",), "pack.semantics: found 'papers'; did you mean paper"),
         (("pack.micro_batch=8",), "micro_batch goes with semantics: released_code"),
         (("blend.sources.0.weight=0",), "blend.sources.0.weight: weight 0 is not above 0"),
-        (("blend.sources.7.weight=1",), "blend.sources.7 is not there"),
+        (("blend.sources.7.weight=1",), "blend.sources.7 does not exist"),
         (("pack.tokens_per_image=5000",), "does not fit into a sequence of 4096 tokens"),
         (("blend.sources=[{shards: docs, weight: 1}]",), "no shard set 'docs'"),
         (("blend.sources=[{shards: chat, weight: -1}]",), "weight -1 is not above 0"),
@@ -183,7 +183,7 @@ def test_samples_longer_than_a_sequence_are_cut_and_counted(
             ("pack.semantics=released_code", "pack.micro_batch=8"),
             "vila_sft.yaml:36 blend: semantics released_code takes",
         ),
-        (("pack=null",), "needs `pack`"),
+        (("pack=null",), "`blend` needs a `pack` section"),
         (("blend.sources=[{shards: chat, weight: 1, subset: {ids: no.txt}}]",), "file 'no.txt' does not exist"),
     ],
 )

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from vila_data.core.errors import UsageError, VilaDataError
-from vila_data.core.receipts import Receipt, fingerprint, has_outputs, read_receipt
+from vila_data.core.errors import VilaDataError
+from vila_data.core.receipts import Receipt, has_outputs, read_receipt
+from vila_data.runs.completed_work import check_token_files, find_committed, finished_sets, receipts_basis
 from vila_data.runs.epoch_plan import plan_epoch
 from vila_data.runs.progress import Progress
 from vila_data.runs.report import Speeds
@@ -26,16 +27,11 @@ from vila_data.runs.stage import (
     RunState,
     SetStage,
     Work,
-    find_committed,
     make_set,
     part_task,
     run_set_job,
-    valid_set,
 )
 from vila_data.runs.stages import Stages
-
-Basis = dict[str, dict[str, str | None]]
-"""{stage: {corpus: fingerprint of its receipts and of what they were made from}}: as `made_from` in run.json."""
 
 
 class Engine:
@@ -160,52 +156,13 @@ class Engine:
             if receipt is None or not has_outputs(self._work.store, receipt):
                 return nothing
             found.append(receipt)
-        basis = self._basis(stage, corpus, found)
+        basis = receipts_basis(self._work, self._stages, stage, corpus, found)
         known = self._earlier.get("made_from", {}).get(stage.name, {}).get(corpus.plan.name)
         if basis is not None and basis == known:
             return list(found)
         if all(corpus.is_complete(name) for name in stage.depends(self._work, corpus.plan.name)):
             return self.run_tasks(stage.verb, functools.partial(_committed, stage), self._jobs(stage, corpus))
         return nothing
-
-    def basis(self, state: RunState) -> Basis:
-        """What the receipts of gathering stages were made from, for the corpora that have all receipts."""
-        return {
-            stage.name: {
-                name: self._basis(stage, corpus, corpus.of(stage.name))
-                for name, corpus in state.corpora.items()
-                if corpus.is_complete(stage.name)
-            }
-            for stage in self._stages.parts
-            if stage.gather is not None
-        }
-
-    def _basis(self, stage: PartStage, corpus: CorpusState, receipts: list[Receipt]) -> str | None:
-        facts: list[Any] = [stage.settings(self._work, part) for part in corpus.plan.parts[:1]]
-        facts += [[receipt.inputs, receipt.fingerprint()] for receipt in receipts]
-        for name in stage.depends(self._work, corpus.plan.name):
-            told = self._current_receipts(self._stages.part(name), corpus)
-            if told is None:
-                return None
-            facts.append([receipt.fingerprint() for receipt in told])
-        return fingerprint(facts)
-
-    def _current_receipts(self, stage: PartStage, corpus: CorpusState) -> list[Receipt] | None:
-        """The receipts of a stage if all are valid for this recipe, even if files of its parts are gone; otherwise None."""
-        if stage.gather is not None:
-            return corpus.of(stage.name) if corpus.is_complete(stage.name) else None
-        found = corpus.recorded(self._work.store, stage)
-        before = {
-            name: self._current_receipts(self._stages.part(name), corpus)
-            for name in stage.depends(self._work, corpus.plan.name)
-        }
-        for index, receipt in enumerate(found or ()):
-            receipts = {name: told[index] for name, told in before.items() if told is not None}
-            if len(receipts) < len(before):
-                return None
-            if receipt.inputs != stage.inputs(self._work, PartJob(corpus.plan.parts[index], receipts)):
-                return None
-        return found
 
     # stages over sets
 
@@ -216,7 +173,7 @@ class Engine:
             if not self.does(stage.name):
                 continue
             if stage.before is not None and not self.does(stage.before):
-                state.sets[stage.before] = self.committed_sets(stage.before)
+                state.sets[stage.before] = finished_sets(self._work.store, self._stages, stage.before)
             with self.timed(stage.name):
                 for name in stage.sets():
                     state.sets[stage.name][name] = self._make_set(stage, name, state)
@@ -244,35 +201,6 @@ class Engine:
             self._progress.stage(shown, 0, 0)
         return finished
 
-    def committed_sets(self, stage_name: str) -> dict[str, Any]:
-        """The finished sets of a stage, whatever their inputs were.
-
-        Raises:
-            UsageError: one is missing.
-        """
-        stage = next(one for one in self._stages.sets if one.name == stage_name)
-        found = {name: stage.found(self._work.store, name) for name in stage.sets()}
-        missing = [name for name, finished in found.items() if finished is None]
-        if missing:
-            raise UsageError(f"sets {', '.join(missing)} do not exist yet; run --only {stage_name} first")
-        return found
-
-    def find_valid_sets(self, state: RunState) -> None:
-        """Put the valid sets of every stage in `state`; run.json reports them after an invocation with `only`."""
-        for stage in self._stages.sets:
-            state.sets[stage.name] = {}
-            if not self._work.store.exists(stage.folder) or (stage.before and not state.sets[stage.before]):
-                continue
-            try:
-                found = {name: valid_set(stage, self._work.store, name, state) for name in stage.sets()}
-            except VilaDataError as error:
-                warnings.warn(
-                    f"{self._work.store.url}: run.json no longer contains {stage.folder} and blend: {error}",
-                    stacklevel=2,
-                )
-                continue
-            state.sets[stage.name] = {name: finished for name, finished in found.items() if finished is not None}
-
     # the blend
 
     def plan_blend(self, state: RunState) -> dict[str, Any] | None:
@@ -286,20 +214,8 @@ class Engine:
             return None
         with self.timed("blend"):
             if not self.does("encode"):
-                self._check_fresh(state)
+                check_token_files(store, self._stages, state)
             return plan_epoch(store, recipe)
-
-    def _check_fresh(self, state: RunState) -> None:
-        encode = self._stages.sets[-1]
-        state.sets["shard"] = self.committed_sets("shard")
-        names = [name for name in encode.sets() if encode.found(self._work.store, name) is not None]
-        state.sets["encode"] = {name: valid_set(encode, self._work.store, name, state) for name in names}
-        stale = [name for name, finished in state.sets["encode"].items() if finished is None]
-        if stale:
-            raise UsageError(
-                f"{self._work.store.url}: sets {', '.join(sorted(stale))}: their token files are incomplete or were made "
-                "from other shards; run the recipe with --only encode first"
-            )
 
     def replan_blend(self) -> dict[str, Any] | None:
         """Plan the blend of the previous invocation again from valid sets; warns if that is impossible."""

@@ -19,10 +19,11 @@ from vila_data.mix.recipe_shares import RecipeShare, recipe_shares
 from vila_data.mix.sources import BlendedSets, read_blended_sets
 from vila_data.recipe import lock
 from vila_data.recipe.recipe import Recipe, load_recipe
+from vila_data.runs.completed_work import find_committed
 from vila_data.runs.epoch_plan import epoch_warnings
 from vila_data.runs.plan import CorpusPlan, corpus_inputs, plan_corpus, scan_here
 from vila_data.runs.set_stages import committed_tokens, ready_tokenizer
-from vila_data.runs.stage import CorpusState, PartStage, Work, find_committed
+from vila_data.runs.stage import CorpusState, PartStage, Work
 from vila_data.runs.stages import Stages, stages_of
 from vila_data.shard.manifest import read_manifest
 

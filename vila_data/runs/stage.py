@@ -278,12 +278,3 @@ class RunState:
 
     corpora: dict[str, CorpusState]
     sets: dict[str, dict[str, Any]]
-
-
-def find_committed(work: Work, stages: Sequence[PartStage], corpus: CorpusState) -> None:
-    """Store the valid receipts of stages without a `Gather` in `corpus.receipts`, in order."""
-    for stage in stages:
-        corpus.receipts[stage.name] = found = []
-        for index in range(len(corpus.plan.parts)):
-            job = corpus.job(index, stage.depends(work, corpus.plan.name))
-            found.append(None if job is None else stage.committed(work, job))
