@@ -77,7 +77,7 @@ def finished_sets(store: Store, stages: Stages, stage_name: str) -> dict[str, An
         UsageError: one is missing.
     """
     stage = next(one for one in stages.sets if one.name == stage_name)
-    found = {name: stage.found(store, name) for name in stage.sets()}
+    found = {name: stage.read(store, name) for name in stage.sets()}
     missing = [name for name, finished in found.items() if finished is None]
     if missing:
         raise UsageError(f"sets {', '.join(missing)} do not exist yet; run --only {stage_name} first")
@@ -88,13 +88,13 @@ def find_valid_sets(store: Store, stages: Stages, state: RunState) -> None:
     """Put the valid sets of every stage in `state`; run.json reports them after an invocation with `only`."""
     for stage in stages.sets:
         state.sets[stage.name] = {}
-        if not store.exists(stage.folder) or (stage.before and not state.sets[stage.before]):
+        if not store.exists(stage.directory) or (stage.before and not state.sets[stage.before]):
             continue
         try:
             found = {name: valid_set(stage, store, name, state) for name in stage.sets()}
         except VilaDataError as error:
             warnings.warn(
-                f"{store.url}: run.json no longer contains {stage.folder} and blend: {error}",
+                f"{store.url}: run.json no longer contains {stage.directory} and blend: {error}",
                 stacklevel=2,
             )
             continue
@@ -105,7 +105,7 @@ def check_token_files(store: Store, stages: Stages, state: RunState) -> None:
     """Refuse token files that are incomplete or were made from other shards."""
     encode = stages.sets[-1]
     state.sets["shard"] = finished_sets(store, stages, "shard")
-    names = [name for name in encode.sets() if encode.found(store, name) is not None]
+    names = [name for name in encode.sets() if encode.read(store, name) is not None]
     state.sets["encode"] = {name: valid_set(encode, store, name, state) for name in names}
     stale = [name for name, finished in state.sets["encode"].items() if finished is None]
     if stale:

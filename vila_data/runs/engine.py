@@ -139,9 +139,9 @@ class Engine:
         """All parts, with what a gathering stage needs of the other parts."""
         jobs = corpus.jobs(stage.depends(self._work, corpus.plan.name))
         gather = stage.gather
-        if gather is None or not gather.wanted(self._work, corpus.plan.name):
+        if gather is None or not gather.applies(self._work, corpus.plan.name):
             return jobs
-        shares = gather.join(self.run_tasks(stage.verb, gather.look, corpus.plan.parts))
+        shares = gather.combine(self.run_tasks(stage.verb, gather.collect, corpus.plan.parts))
         return [PartJob(job.part, job.receipts, share) for job, share in zip(jobs, shares, strict=True)]
 
     def _valid_receipts(self, stage: PartStage, corpus: CorpusState) -> list[Receipt | None]:

@@ -109,8 +109,8 @@ class Run:
 
         If the list of parts is missing, as in a copy without download/, the parts are known by name only.
         """
-        folder = Part.named(corpus, 0).receipt(stage).rpartition("/")[0]
-        there = set(self.store.files(folder))
+        directory = Part.named(corpus, 0).receipt(stage).rpartition("/")[0]
+        there = set(self.store.files(directory))
         parts: Iterable[Part] = self.parts(corpus)
         if self.plan(corpus) is None:
             numbers = sorted(int(found[1]) for path in there if (found := _RECEIPT.search(path)))

@@ -34,7 +34,7 @@ class ShardStage:
 
     name = "shard"
     before = None
-    folder = "shards"
+    directory = "shards"
 
     def __init__(self, recipe: Recipe, fingerprint: str, download: PartStage, fates: PartStage) -> None:
         self._recipe, self._fingerprint = recipe, fingerprint
@@ -54,15 +54,15 @@ class ShardStage:
         facts = [receipt.fingerprint() for receipt in (*downloads, *corpus.of(self._fates.name))]
         return fingerprint([facts, config.model_dump(mode="json"), self._recipe.seed, name])
 
-    def found(self, store: Store, name: str) -> Manifest | None:
+    def read(self, store: Store, name: str) -> Manifest | None:
         """See SetStage."""
         return read_manifest(store, name)
 
-    def whole(self, store: Store, finished: Manifest) -> bool:
+    def is_intact(self, store: Store, finished: Manifest) -> bool:
         """See SetStage."""
         return all(store.size(f"shards/{finished.name}/{shard.name}") == shard.bytes for shard in finished.shards)
 
-    def forget(self, store: Store, name: str) -> None:
+    def remove_manifest(self, store: Store, name: str) -> None:
         """See SetStage."""
         store.remove(manifest_path(name))
 
@@ -126,7 +126,7 @@ class EncodeStage:
 
     name = "encode"
     before = "shard"
-    folder = "tokens"
+    directory = "tokens"
 
     def __init__(self, pack: PackConfig, sets: Sequence[str]) -> None:
         self._pack, self._sets = pack, tuple(sets)
@@ -142,19 +142,19 @@ class EncodeStage:
             return None
         return fingerprint([self._encoding(), [shard.sha256 for shard in shards.shards]])
 
-    def found(self, store: Store, name: str) -> TokenManifest | None:
+    def read(self, store: Store, name: str) -> TokenManifest | None:
         """See SetStage."""
-        return read_token_manifest(store, self._folder(name))
+        return read_token_manifest(store, self._directory(name))
 
-    def whole(self, store: Store, finished: TokenManifest) -> bool:
+    def is_intact(self, store: Store, finished: TokenManifest) -> bool:
         """See SetStage."""
-        folder = self._folder(finished.name)
-        paths = [f"{folder}/{finished.name}-{shard:06d}.arrow" for shard in range(finished.shards)]
-        return all(store.size(path) is not None for path in (f"{folder}/lengths.parquet", *paths))
+        directory = self._directory(finished.name)
+        paths = [f"{directory}/{finished.name}-{shard:06d}.arrow" for shard in range(finished.shards)]
+        return all(store.size(path) is not None for path in (f"{directory}/lengths.parquet", *paths))
 
-    def forget(self, store: Store, name: str) -> None:
+    def remove_manifest(self, store: Store, name: str) -> None:
         """See SetStage."""
-        store.remove(f"{self._folder(name)}/manifest.json")
+        store.remove(f"{self._directory(name)}/manifest.json")
 
     def jobs(self, store: Store, name: str, state: RunState) -> list[EncodeJob]:
         """See SetStage."""
@@ -162,7 +162,7 @@ class EncodeStage:
         shards: Manifest = state.sets["shard"][name]
         day = None
         if self._pack.template == "chat" and self._pack.date is None and reads_the_date(tokenizer):
-            day = _date_of(store, self._folder(name))
+            day = _date_of(store, self._directory(name))
         return [
             EncodeJob(name, index, tokenizer.fingerprint, encoding, fingerprint([encoding, shard.sha256]), day)
             for index, shard in enumerate(shards.shards)
@@ -187,7 +187,7 @@ class EncodeStage:
             raise DataError(f"set {name!r}: encoded {encoded} of {samples} samples; run vila-data check on it")
         inputs = self.inputs(store, name, state)
         assert inputs is not None
-        return finish_tokens(store, name, jobs, receipts, self._folder(name), inputs)
+        return finish_tokens(store, name, jobs, receipts, self._directory(name), inputs)
 
     def counts(self, receipt: Receipt) -> dict[str, int]:
         """See SetStage."""
@@ -199,7 +199,7 @@ class EncodeStage:
     def _encoding(self) -> str:
         return encoding_fingerprint(self._pack, self._tokenizer())
 
-    def _folder(self, name: str) -> str:
+    def _directory(self, name: str) -> str:
         return tokens_folder(self._tokenizer().fingerprint, name, self._encoding())
 
 
@@ -213,15 +213,17 @@ def encode_sets(store: Store, pack: PackConfig, shards: Iterable[Manifest]) -> d
     }
 
 
-def _date_of(store: Store, folder: str) -> Date:
+def _date_of(store: Store, directory: str) -> Date:
     """The date for a set's chat template: the day on which its encoding began, also on reruns."""
-    path = date_path(folder)
+    path = date_path(directory)
     if store.size(path) is None:
         store.commit_bytes(json.dumps({"date": Date.today().isoformat()}).encode() + b"\n", path)
     try:
         return Date.fromisoformat(json.loads(store.read(path))["date"])
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{store.location(path)}: not a date: {error}; delete {folder} and rerun the recipe") from error
+        raise DataError(
+            f"{store.location(path)}: not a date: {error}; delete {directory} and rerun the recipe"
+        ) from error
 
 
 def committed_tokens(

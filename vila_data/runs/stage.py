@@ -51,15 +51,15 @@ class PartJob:
 class Gather:
     """What a stage needs from all parts of a corpus before it can process one of them.
 
-    wanted: whether (work, corpus) needs it at all; else each part gets None.
-    look:   a task: (work, part, report) -> what it says of a part, of bytes rather than of columns.
-    join:   what all parts say -> each part's share, in this process.
-    digest: a share -> text, for fingerprints.
+    applies: whether (work, corpus) needs it; if not, each part gets None.
+    collect: a task: (work, part, report) -> a summary of the part, a few bytes per row.
+    combine: summaries of all parts -> each part's share, in this process.
+    digest:  a share -> text, for fingerprints.
     """
 
-    wanted: Callable[[Work, str], bool]
-    look: Callable[[Work, Part, Report], Any]
-    join: Callable[[list[Any]], Sequence[Any]]
+    applies: Callable[[Work, str], bool]
+    collect: Callable[[Work, Part, Report], Any]
+    combine: Callable[[list[Any]], Sequence[Any]]
     digest: Callable[[Any], str]
 
 
@@ -127,7 +127,7 @@ def _run_part(stage: PartStage, earlier: tuple[str, ...], work: Work, job: PartJ
     return stage.do(work, replace(job, receipts=receipts), report)
 
 
-class Finished(Protocol):
+class FinishedSet(Protocol):
     """A finished set, as its manifest describes it."""
 
     @property
@@ -162,7 +162,7 @@ class SetStage(Protocol):
         """The set stage whose sets it reads; None: it reads parts."""
 
     @property
-    def folder(self) -> str:
+    def directory(self) -> str:
         """Of a run directory: where its sets are."""
 
     def sets(self) -> Sequence[str]:
@@ -171,13 +171,13 @@ class SetStage(Protocol):
     def inputs(self, store: Store, name: str, state: RunState) -> str | None:
         """Fingerprint of everything that a set depends on; None: the previous stage is not complete."""
 
-    def found(self, store: Store, name: str) -> Finished | None:
+    def read(self, store: Store, name: str) -> FinishedSet | None:
         """The finished set, whatever its inputs were; None if there is none."""
 
-    def whole(self, store: Store, finished: Any) -> bool:
+    def is_intact(self, store: Store, finished: Any) -> bool:
         """Whether all files of a finished set exist."""
 
-    def forget(self, store: Store, name: str) -> None:
+    def remove_manifest(self, store: Store, name: str) -> None:
         """Remove the file that says that a set is finished."""
 
     def jobs(self, store: Store, name: str, state: RunState) -> Sequence[Any]:
@@ -188,7 +188,7 @@ class SetStage(Protocol):
 
     def finish(
         self, store: Store, name: str, state: RunState, jobs: Sequence[Any], receipts: list[Receipt]
-    ) -> Finished:
+    ) -> FinishedSet:
         """Finish a set whose files are written.
 
         Raises:
@@ -207,8 +207,8 @@ def run_set_job(stage: SetStage, work: Work, job: Any, report: Report) -> Receip
 def valid_set(stage: SetStage, store: Store, name: str, state: RunState) -> Any | None:
     """A finished set if its files exist and it is valid for this recipe; otherwise None."""
     inputs = stage.inputs(store, name, state)
-    found = stage.found(store, name) if inputs is not None else None
-    return found if found is not None and found.inputs == inputs and stage.whole(store, found) else None
+    found = stage.read(store, name) if inputs is not None else None
+    return found if found is not None and found.inputs == inputs and stage.is_intact(store, found) else None
 
 
 def make_set(
@@ -218,8 +218,8 @@ def make_set(
     valid = valid_set(stage, store, name, state)
     if valid is not None:
         return valid
-    if stage.found(store, name) is not None:  # its manifest must not describe the new files
-        stage.forget(store, name)
+    if stage.read(store, name) is not None:  # its manifest must not describe the new files
+        stage.remove_manifest(store, name)
     jobs = stage.jobs(store, name, state)
     return stage.finish(store, name, state, jobs, run(jobs))
 
