@@ -129,7 +129,7 @@ def test_another_recipe_is_refused_and_told_how_to_go_on(
     found = cli("run", str(other), "--out", str(local_run[0]), "--runner", "local")
     assert found.returncode == 2
     assert "download.resize.shorter_side_px: 336 in the run, 224 now" in found.stderr
-    assert "choose another --out" in found.stderr
+    assert "Choose another --out" in found.stderr
 
 
 def test_a_folder_that_is_no_run_is_left_alone(sample_recipe: Path, tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_bad_calls_are_one_message(sample_recipe: Path, tmp_path: Path) -> None:
     assert error_of(["run", str(tmp_path / "no.yaml"), "--out", str(tmp_path / "o")])[0] == 2
     cases: list[tuple[list[str], str]] = [
         (["--only", "everything"], "--only everything: unknown stage; choose one of"),
-        (["--runner", "slurm"], "--runner slurm: local or ray"),
+        (["--runner", "slurm"], "--runner must be local or ray, found slurm"),
         (["--limit", "0"], "--limit must be at least 1, found 0"),
     ]
     for extra, message in cases:
