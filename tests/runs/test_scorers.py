@@ -141,7 +141,7 @@ def test_what_may_not_change_of_a_scorer(sample_recipe: Path, tmp_path: Path, mo
         (("score.dusk={kind: words}",), r"score\.dusk\.kind: 'shade' in the run, 'words' now"),
         (
             (f"score.dusk={{kind: shade, model: {model}}}", "score.clip.revision=x"),
-            r"score\.clip\.revision: None there",
+            r"score\.clip\.revision: None in the run",
         ),
     ):
         with pytest.raises(vd.UsageError, match=said):
