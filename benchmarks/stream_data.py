@@ -43,7 +43,7 @@ from vila_data.encode.tokenizer import load_tokenizer  # noqa: E402
 from vila_data.encode.tokens import TokenSet, open_tokens  # noqa: E402
 from vila_data.recipe.lock import lock_value, write_lock  # noqa: E402
 from vila_data.recipe.recipe import load_recipe  # noqa: E402
-from vila_data.runs.encoding import encode_sets  # noqa: E402
+from vila_data.runs.set_stages import encode_sets  # noqa: E402
 from vila_data.shard import energon  # noqa: E402
 from vila_data.shard.config import ShardSet  # noqa: E402
 from vila_data.shard.manifest import Manifest  # noqa: E402

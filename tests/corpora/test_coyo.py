@@ -140,5 +140,5 @@ def test_no_parquet_at_all(tmp_path: Path) -> None:
 def test_an_empty_corpus_is_an_error(tmp_path: Path) -> None:
     file = write(tmp_path / "0.parquet", [], [])
     config = CoyoConfig(kind="coyo", files=(file,))
-    with pytest.raises(DataError, match="hold no records"):
+    with pytest.raises(DataError, match="contain no records"):
         plan_corpus(Store(str(tmp_path / "run")), "pairs", config, ["-"], None, scan_here)

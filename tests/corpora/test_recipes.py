@@ -81,34 +81,34 @@ def test_an_image_root_may_be_a_url(folder: Path) -> None:
         (
             "{corpus: chat, view: conversations}",
             "{corpus: chat, view: interleaved}",
-            "recipe.yaml:23 shards.chat.view: interleaved is a view of documents; corpus 'chat' (llava) has "
+            "recipe.yaml:23 shards.chat.view: interleaved is a view of documents; corpus 'chat' (llava) contains "
             "conversations; its views: conversations",
         ),
         (
             "{corpus: docs, view: pairs}",
             "{corpus: docs, view: conversations}",
-            "recipe.yaml:21 shards.docs_pairs.view: conversations is a view of conversations; corpus 'docs' (mmc4) has "
+            "recipe.yaml:21 shards.docs_pairs.view: conversations is a view of conversations; corpus 'docs' (mmc4) contains "
             "documents; its views: interleaved, pairs",
         ),
         (
             "{corpus: flickr, view: pairs}",
             "{corpus: flickr, view: interleaved}",
-            "corpus 'flickr' (flickr8k) has pairs; its views: pairs",
+            "corpus 'flickr' (flickr8k) contains pairs; its views: pairs",
         ),
         (
             "engine: builtin",
             "engine: img2dataset",
-            "recipe.yaml:12 download.engine: img2dataset serves pairs by address; corpus 'docs' (mmc4) has none",
+            "recipe.yaml:12 download.engine: the img2dataset engine only downloads image-caption pairs by URL; corpus 'docs' (mmc4) has none",
         ),
         (
             "files: [chat.json], image_root: images",
             "files: [chat.json], image_root: pictures",
-            "recipe.yaml:6 corpora.chat.image_root: 'pictures' is no folder",
+            "recipe.yaml:6 corpora.chat.image_root: directory 'pictures' does not exist",
         ),
         (
             "[captions.csv], image_root: images",
             "[captions.csv]",
-            "recipe.yaml:10 corpora.flickr.image_root: missing",
+            "recipe.yaml:10 corpora.flickr.image_root: missing required key",
         ),
         (
             "[vflan.jsonl]",
@@ -119,18 +119,18 @@ def test_an_image_root_may_be_a_url(folder: Path) -> None:
         (
             "min_images: 1, on_missing_image: drop_image",
             "reassign: true",
-            "recipe.yaml:16 filter.documents.reassign: corpus 'pages' is obelics, whose order is kept: set "
+            "recipe.yaml:16 filter.documents.reassign: corpus 'pages' is of kind obelics, whose image order is kept; set "
             "filter.per_corpus.pages.documents.reassign: false",
         ),
         (
             "vflan: {images: {min_similarity: 0.1}, documents: {min_images: 1}}",
             "pages: {documents: {reassign: true}}",
-            "recipe.yaml:18 filter.per_corpus.pages.documents.reassign: corpus 'pages' is obelics",
+            "recipe.yaml:18 filter.per_corpus.pages.documents.reassign: corpus 'pages' is of kind obelics",
         ),
         (
             "documents: {min_images: 1}}",
             "documents: {on_missing_image: drop_image}}",
-            "recipe.yaml:18 filter.per_corpus.vflan.documents.on_missing_image: corpus 'vflan' has conversations",
+            "recipe.yaml:18 filter.per_corpus.vflan.documents.on_missing_image: corpus 'vflan' contains conversations",
         ),
         (
             'files: ["flan*.jsonl"]',
@@ -140,7 +140,7 @@ def test_an_image_root_may_be_a_url(folder: Path) -> None:
         (
             'files: ["flan*.jsonl"]',
             'files: ["flan*.jsonl"], dataset: talk',
-            "recipe.yaml:7 corpora.flan.dataset: takes the place of files",
+            "recipe.yaml:7 corpora.flan.dataset: `dataset` and `files` are alternatives",
         ),
         (
             'files: ["flan*.jsonl"]',

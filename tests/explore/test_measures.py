@@ -30,7 +30,7 @@ from vila_data.explore.measures.corpus import NO_HOST, hosts_of
 from vila_data.explore.measures.counts import Binned, TopNames
 from vila_data.explore.measures.language import SAMPLED, sampled_texts
 from vila_data.recipe.lock import read_lock
-from vila_data.runs.speed import Speeds
+from vila_data.runs.report import Speeds
 from vila_data.shard.manifest import read_manifest
 
 
@@ -249,9 +249,9 @@ def test_hosts_of_urls() -> None:
 def test_speeds_count_what_this_launch_did() -> None:
     speeds = Speeds(["download", "score", "filter"])
     counts = {"images": 10, "records": 5, "bytes": 100}
-    speeds.note("download", Receipt("i"), 2.0, counts)
-    speeds.note("download", Receipt("i"), 1.0, counts)
-    speeds.note("download", Receipt("i", earlier=True), 9.0, counts)
+    speeds.add("download", Receipt("i"), 2.0, counts)
+    speeds.add("download", Receipt("i"), 1.0, counts)
+    speeds.add("download", Receipt("i", earlier=True), 9.0, counts)
     found = speeds.value({"score": {"launch": "this", "tasks": 3, "task_seconds": 1.0, "images": 7}})
     assert found["download"] == {
         "launch": "this", "tasks": 2, "task_seconds": 3.0, "images": 20, "records": 10, "bytes": 200,

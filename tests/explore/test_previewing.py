@@ -267,7 +267,7 @@ def test_calls_that_cannot_be(run: MadePreview, streamed: Path, tmp_path: Path) 
         (run.store.url, str(tmp_path / "no" / "page.html"), Choice(), "there is no folder"),
         (run.store.url, str(tmp_path / "empty"), Choice(), "is a folder"),
         (run.store.url, page, Choice(corpus="docs"), "--corpus docs: there is no such corpus; one of: web, alt, talk"),
-        (run.store.url, page, Choice(corpus="tlk"), "--corpus tlk: there is no such corpus; nearest: talk"),
+        (run.store.url, page, Choice(corpus="tlk"), "--corpus tlk: there is no such corpus; did you mean talk"),
         (run.store.url, page, Choice(reason="min_imges"), "--reason min_imges: there is no such reason; this run has "),
         (streamed / "run", page, Choice(order="worst"), "nothing here has a similarity"),
     ]

@@ -178,7 +178,7 @@ def test_what_encoding_left_out_is_on_the_page(facts: tuple[dict[str, Any], dict
     refused = "template_refused: System role &lt;b&gt;not&lt;/b&gt; supported by this chat template, at length"
     assert rows[1:] == [
         ["docs", "tokens cut, in 4 samples", "33.3%", "40", "120 tokens", length],
-        ["docs", "images left out", "7.0%", "7", "100 images", f"pack.max_images_per_document, {length}"],
+        ["docs", "images omitted", "7.0%", "7", "100 images", f"pack.max_images_per_document, {length}"],
         ["docs", "without a sequence", "25.0%", "5", "20 samples", ""],
         ["docs", "without a sequence: too_long", "15.0%", "3", "20 samples", length],
         [

@@ -272,7 +272,7 @@ def test_embeddings_may_be_asked_for_later(sample_recipe: Path, tmp_path: Path) 
     vd.run(sample_recipe, tmp_path / "run", runner="local", only="score", limit=6)
     hits = search(tmp_path / "run", Question("a red boat")).hits
     assert hits and {hit.fate for hit in hits} == {None}
-    with pytest.raises(UsageError, match=r"score.clip.embeddings: True there, False here"):
+    with pytest.raises(UsageError, match=r"score.clip.embeddings: True in the run, False now"):
         vd.run(without, tmp_path / "run", runner="local", only="score", limit=6)
 
 

@@ -168,7 +168,7 @@ def test_a_sweep_that_is_written_wrongly(text: str, said: str) -> None:
         ("shards.docs.max_mb=9", "not which are kept"),
         ("pack.tokens_per_image=1", "become sequences"),
         ("filtr.images.min_side_px=9", "no key 'filtr'"),
-        ("filter.images.min_similarty=0.2", "nearest: min_similarity"),
+        ("filter.images.min_similarty=0.2", "did you mean min_similarity"),
         ("filter.images.min_similarity=3", "less than or equal to 1"),
         ("filter.images.min_side_px=big", "found 'big'"),
         ("filter.per_corpus.dogs.images.min_side_px=3", "no corpus 'dogs'"),

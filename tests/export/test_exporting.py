@@ -26,7 +26,7 @@ from vila_data.export.metadataset import NotExpressible, SetTotals, metadataset_
 from vila_data.mix.config import BlendConfig
 from vila_data.recipe.lock import LOCK
 from vila_data.recipe.recipe import Recipe
-from vila_data.runs.progress import Silence
+from vila_data.runs.progress import NoProgress
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +266,7 @@ def test_a_second_export_into_one_folder_is_one_error(run: MadeRun, tmp_path: Pa
 
 
 def test_an_export_that_runs_keeps_others_out(run: MadeRun, tmp_path: Path) -> None:
-    class Second(Silence):
+    class Second(NoProgress):
         errors = 0
 
         def advance(self, name: str, items: int) -> None:

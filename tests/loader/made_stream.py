@@ -14,7 +14,7 @@ from tests.made_run import SETS, MadeRun, make_run, write_lock_of
 from vila_data.core.store import Store
 from vila_data.encode.config import PackConfig
 from vila_data.recipe.recipe import Recipe, load_recipe
-from vila_data.runs.encoding import encode_sets
+from vila_data.runs.set_stages import encode_sets
 
 TOKENIZER = str(SAMPLE / "tokenizer")
 PACK = {

@@ -203,12 +203,12 @@ def test_the_encoding_of_before_is_found(tmp_path: Path) -> None:
     [
         (
             {"policy": "tilse", "side_px": 28},
-            r"recipe\.yaml:\d+ pack\.image_tokens\.policy: found 'tilse'; nearest: tiles",
+            r"recipe\.yaml:\d+ pack\.image_tokens\.policy: found 'tilse'; did you mean tiles",
         ),
-        ({"side_px": 28}, r"recipe\.yaml:\d+ pack\.image_tokens\.policy: missing: 'policy' is required here"),
+        ({"side_px": 28}, r"recipe\.yaml:\d+ pack\.image_tokens\.policy: missing required key 'policy'"),
         (
             {"policy": "tiles", "side": 28},
-            r"recipe\.yaml:\d+ pack\.image_tokens\.side: unknown key 'side'; nearest: side_px",
+            r"recipe\.yaml:\d+ pack\.image_tokens\.side: unknown key 'side'; did you mean side_px",
         ),
         (
             {"policy": "fixed", "tokens": 0},

@@ -53,8 +53,8 @@ def test_bench_of_a_run_alone_and_of_a_recipe_over_it(made_folder: Path) -> None
         ((recipe,), r"recipe.yaml is a recipe; add --run RUN, or give the directory of its finished run alone"),
         ((run, "--run", run), r"--run is for a recipe"),
         ((run, "--on", recipe), r"--on is for a recipe"),
-        ((made_folder / "none",), r"none: does not exist: make a run"),
-        ((run, "--set", "seeed=3"), r"recipe.lock.yaml.*nearest: seed"),
+        ((made_folder / "none",), r"none does not exist; create a run"),
+        ((run, "--set", "seeed=3"), r"recipe.lock.yaml.*did you mean seed"),
     ):
         _, _, error = bench(*wrong)
         with pytest.raises(UsageError, match=said):

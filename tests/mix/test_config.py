@@ -16,7 +16,7 @@ from vila_data.explore.shares import named_sources
 from vila_data.mix import tree as tree_module
 from vila_data.mix.config import BlendConfig, parent_path, recipe_shares, source_labels
 from vila_data.mix.planner import BlendPlanner
-from vila_data.recipe.marked_yaml import MarkedValue, validate
+from vila_data.recipe.yaml_lines import ValueWithLines, validate
 
 TWO = [{"shards": "a", "weight": 1}, {"shards": "b", "weight": 2}]
 
@@ -33,7 +33,7 @@ sources:
       {shards: chat, weight: 1, repeat: 2}, {shards: text, weight: 1, subset: {where: "n_images >= 2"}}]}}
   - {shards: flan, weight: 0.5, subset: {include_ids: keep.txt}}
 """
-    config = validate(MarkedValue("blend.yaml", text), BlendConfig)
+    config = validate(ValueWithLines("blend.yaml", text), BlendConfig)
     docs, pairs, inner, flan = config.sources
     assert [config.passes(source) for source in config.sources] == [(1, 3), (1, 1), (1, None), (1, 1)]
     assert [config.rule(source) for source in config.sources] == ["stop", "stop", "repeat", "stop"]
@@ -58,16 +58,16 @@ sources:
     new = (
         new.replace("renormalise", "renormalize").replace("without_ids", "exclude_ids").replace("{ids", "{include_ids")
     )
-    old, expected = (validate(MarkedValue("r.yaml", one), BlendConfig) for one in (text, new))
+    old, expected = (validate(ValueWithLines("r.yaml", one), BlendConfig) for one in (text, new))
     assert old == expected and expected.on_exhaustion == "renormalize"
     assert "weight_counts" not in old.model_dump() and old.model_dump() == expected.model_dump()
     with pytest.raises(RecipeError, match=r"r.yaml:2 weight_counts: found 'rows'; one of: samples, images, tokens"):
-        validate(MarkedValue("r.yaml", text.replace("images", "rows", 1)), BlendConfig)
+        validate(ValueWithLines("r.yaml", text.replace("images", "rows", 1)), BlendConfig)
     both = text.replace("at_exhaustion: renormalise", "at_exhaustion: stop\non_exhaustion: stop")
     with pytest.raises(
-        RecipeError, match=r"r.yaml:3 at_exhaustion: unknown key 'at_exhaustion'; nearest: on_exhaustion"
+        RecipeError, match=r"r.yaml:3 at_exhaustion: unknown key 'at_exhaustion'; did you mean on_exhaustion"
     ):
-        validate(MarkedValue("r.yaml", both), BlendConfig)
+        validate(ValueWithLines("r.yaml", both), BlendConfig)
 
 
 def test_one_source_needs_no_rule() -> None:
@@ -137,7 +137,7 @@ def test_some_source_must_have_weight_at_any_time() -> None:
         ("- {shards: a, weight: 0}", "r.yaml:4 sources.0.weight", "greater than 0"),
         ("- {shards: a, weight: {0.0: 1, 2.0: 1}}", "r.yaml:4 sources.0.weight", "below 1"),
         ("- {shards: a, weight: 1, repeat: [2, 1]}", "r.yaml:4 sources.0.repeat", "1 <= min <= max"),
-        ("- {shards: a, wieght: 1}", "r.yaml:4 sources.0.wieght", "nearest: weight"),
+        ("- {shards: a, wieght: 1}", "r.yaml:4 sources.0.wieght", "did you mean weight"),
         ("- {shards: a, weight: 1, on_exhaustion: halt}", "r.yaml:4 sources.0.on_exhaustion", "found 'halt'"),
         (
             "- {weight: 1, blend: {weight_unit: rows, sources: [{shards: a, weight: 1}]}}",
@@ -154,7 +154,7 @@ def test_some_source_must_have_weight_at_any_time() -> None:
 def test_errors_name_their_line(line: str, where: str, message: str) -> None:
     text = f"weight_unit: samples\non_exhaustion: stop\nsources:\n  {line}\n  - {{shards: b, weight: 1}}\n"
     with pytest.raises(RecipeError) as caught:
-        validate(MarkedValue("r.yaml", text), BlendConfig)
+        validate(ValueWithLines("r.yaml", text), BlendConfig)
     assert caught.value.where == where
     assert message in caught.value.problem
 

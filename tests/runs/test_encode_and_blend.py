@@ -18,7 +18,7 @@ from vila_data.encode.tokenizer import load_tokenizer
 from vila_data.encode.tokens import open_tokens
 from vila_data.explore.inspection import check, inspect
 from vila_data.recipe.recipe import Recipe, load_recipe
-from vila_data.runs.forecast import forecast
+from vila_data.runs.plan_summary import summarize_plan
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SAMPLE = RECIPES.parent / "shards" / "sample"
@@ -170,11 +170,11 @@ def test_samples_longer_than_a_sequence_are_cut_and_counted(
     ("settings", "message"),
     [
         (("pack.tokens_per_image",), "write dotted.key=value"),
-        (("name.first=x",), "name is no mapping"),
-        (("pack.semantics=papers",), "pack.semantics: found 'papers'; nearest: paper"),
+        (("name.first=x",), "name is not a mapping"),
+        (("pack.semantics=papers",), "pack.semantics: found 'papers'; did you mean paper"),
         (("pack.micro_batch=8",), "micro_batch is only valid with semantics: released_code"),
         (("blend.sources.0.weight=0",), "blend.sources.0.weight: weight must be greater than 0, found 0"),
-        (("blend.sources.7.weight=1",), "blend.sources.7 is not there"),
+        (("blend.sources.7.weight=1",), "blend.sources.7 does not exist"),
         (("pack.tokens_per_image=5000",), "do not fit into a sequence of 4096 tokens"),
         (("blend.sources=[{shards: docs, weight: 1}]",), "no shard set 'docs'"),
         (("blend.sources=[{shards: chat, weight: -1}]",), "weight must be greater than 0, found -1"),
@@ -183,8 +183,8 @@ def test_samples_longer_than_a_sequence_are_cut_and_counted(
             ("pack.semantics=released_code", "pack.micro_batch=8"),
             "vila_sft.yaml:36 blend: semantics released_code takes",
         ),
-        (("pack=null",), "needs `pack`"),
-        (("blend.sources=[{shards: chat, weight: 1, subset: {include_ids: no.txt}}]",), "'no.txt' is no file"),
+        (("pack=null",), "`blend` needs a `pack` section"),
+        (("blend.sources=[{shards: chat, weight: 1, subset: {include_ids: no.txt}}]",), "file 'no.txt' does not exist"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_message(sample_stand_ins: Path, settings: tuple[str, ...], message: str) -> None:
@@ -196,7 +196,7 @@ def test_a_wrong_setting_is_one_clear_message(sample_stand_ins: Path, settings: 
 def test_stand_ins_must_have_every_kind(tmp_path: Path) -> None:
     (tmp_path / "few.yaml").write_text("corpora: {mmc4: {files: [x.jsonl]}}\n")
     with pytest.raises(
-        vd.UsageError, match=r"vila_sft.yaml:\d+ corpora.chat.kind: .*few.yaml has nothing for kind 'll"
+        vd.UsageError, match=r"vila_sft.yaml:\d+ corpora.chat.kind: .*few.yaml has no substitute for corpus kind 'll"
     ):
         load_recipe(RECIPES / "vila_sft.yaml", tmp_path / "few.yaml")
 
@@ -259,7 +259,7 @@ def test_a_share_that_is_not_the_recipes_is_told_with_its_subset(finished: Path,
     value = json.loads((finished / "run.json").read_text())["blend"]
     assert value["warnings"] == report.blend["warnings"]
     assert value["sources"][0]["of_whole"]["actual"] == value["sources"][0]["actual"] == chat["actual"]
-    planned = [node for node in forecast(changed, finished)["children"][-1]["children"] if "warning" in node]
+    planned = [node for node in summarize_plan(changed, finished)["children"][-1]["children"] if "warning" in node]
     assert [node["warning"] for node in planned] == value["warnings"]
     assert planned[0]["label"] == f"warning: {chat['text']}"
 

@@ -19,13 +19,13 @@ from vila_data.explore.search.searching import Question, search
 from vila_data.explore.whatif.answer import whatif
 from vila_data.export.exporting import export
 from vila_data.recipe.lock import FORM, LOCK
-from vila_data.runs.forecast import forecast
+from vila_data.runs.plan_summary import summarize_plan
 
 REPO = Path(__file__).parents[2]
 WAY_ON = "make the run again with another --out, or use the version that made it"
 OPENERS: dict[str, Callable[[Path, Path], object]] = {
     "run": lambda run, recipe: vd.run(recipe, out=run, runner="local"),
-    "plan": lambda run, recipe: forecast(recipe, run),
+    "plan": lambda run, recipe: summarize_plan(recipe, run),
     "check": lambda run, recipe: list(check(run)),
     "inspect": lambda run, recipe: inspect(run),
     "preview": lambda run, recipe: preview(str(run), str(run.parent / "page.html")),

@@ -17,7 +17,7 @@ from vila_data.explore.preview import Choice, preview
 from vila_data.explore.whatif.answer import whatif
 from vila_data.explore.whatif.sweep import sweep
 from vila_data.recipe.recipe import Recipe
-from vila_data.runs.forecast import forecast
+from vila_data.runs.plan_summary import summarize_plan
 from vila_data.score.kinds import KINDS
 
 LIMIT = 40
@@ -61,7 +61,7 @@ def test_a_scorer_is_added_and_nothing_else_is_done_again(sample_recipe: Path, t
     scorers = [f"score.shade.model={model}", "score.words={}", "score.form={kind: shape}"]
     added = run(recipe(sample_recipe, *scorers), out)
     assert added.funnel == first.funnel
-    stages = forecast(recipe(sample_recipe, *scorers), str(out), LIMIT)["children"][0]["children"]
+    stages = summarize_plan(recipe(sample_recipe, *scorers), str(out), LIMIT)["children"][0]["children"]
     names = {node["name"] for node in stages if node["stage"] == "score"}
     assert names == {f"score {name}" for name in ("shade", "words", "form", "clip")}
     assert {
@@ -137,11 +137,11 @@ def test_what_may_not_change_of_a_scorer(sample_recipe: Path, tmp_path: Path, mo
     other = write_graph(tmp_path / "other.onnx", 300.0)
     for settings, said in (
         ((f"score.dusk={{kind: shade, model: {other}}}",), r"score\.dusk\.model: the weights differ"),
-        ((), r"score\.dusk: there, and not here"),
-        (("score.dusk={kind: words}",), r"score\.dusk\.kind: 'shade' there, 'words' here"),
+        ((), r"score\.dusk: in the run, but not in this recipe"),
+        (("score.dusk={kind: words}",), r"score\.dusk\.kind: 'shade' in the run, 'words' now"),
         (
             (f"score.dusk={{kind: shade, model: {model}}}", "score.clip.revision=x"),
-            r"score\.clip\.revision: None there",
+            r"score\.clip\.revision: None in the run",
         ),
     ):
         with pytest.raises(vd.UsageError, match=said):
@@ -151,18 +151,18 @@ def test_what_may_not_change_of_a_scorer(sample_recipe: Path, tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["score.x={kind: shad, model: m}"], r"score\.x\.kind: found 'shad'; nearest: shade"),
-        (["score.x={model: m}"], r"score\.x\.kind: missing: 'kind' is required here"),
-        (["score.shade={modle: m}"], r"score\.shade\.modle: unknown key 'modle'; nearest: model"),
+        (["score.x={kind: shad, model: m}"], r"score\.x\.kind: found 'shad'; did you mean shade"),
+        (["score.x={model: m}"], r"score\.x\.kind: missing required key 'kind'"),
+        (["score.shade={modle: m}"], r"score\.shade\.modle: unknown key 'modle'; did you mean model"),
         (["score.shade={model: 3}"], r"score\.shade\.model: input should be a valid string"),
-        (["score.shade={model: nothing.onnx}"], r"score\.shade\.model: 'nothing\.onnx' is no file or folder"),
+        (["score.shade={model: nothing.onnx}"], r"score\.shade\.model: 'nothing\.onnx' does not exist"),
         (["score.x-y={kind: words}"], r"'x-y': the name of a scorer is 1 to 48 letters"),
         (["score.not={kind: words}"], r"'not': the name of a scorer"),
-        (["score.clip.backnd=onnx"], r"score\.clip\.backnd: unknown key 'backnd'; nearest: backend"),
+        (["score.clip.backnd=onnx"], r"score\.clip\.backnd: unknown key 'backnd'; did you mean backend"),
         (["score.clip=null"], r"filter\.images\.min_similarity: needs score\.clip, which is not set"),
         (
             ["score.clip=null", "score.a={kind: clip, model: x/y}", "score.b={kind: clip, model: x/y}"],
-            r"min_similarity: means the scorer named clip, or the only one of kind clip; there are a, b",
+            r"min_similarity: uses the scorer named clip, or the only one of kind clip; the recipe has a, b",
         ),
         (
             ['filter.rules=["clip.similarty > 0.2"]'],

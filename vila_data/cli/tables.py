@@ -13,7 +13,7 @@ from rich.tree import Tree
 from vila_data.cli.search_table import plain
 from vila_data.core.readable import many, share
 from vila_data.explore.shares import SHARE_HEADINGS, share_rows
-from vila_data.runs.token_rows import changes, left_out
+from vila_data.runs.report import keys_to_change, omissions
 
 _WIDTH_ELSEWHERE = 200
 
@@ -136,7 +136,7 @@ def _print_tokens(console: Console, sets: dict[str, Any]) -> None:
     for name, counts in sets.items():
         table.add_row(name, *(f"{counts[column]:,}" for column in columns))
     console.print(table)
-    found = [(name, row) for name, counts in sets.items() for row in left_out(counts)]
+    found = [(name, row) for name, counts in sets.items() for row in omissions(counts)]
     if not found:
         console.print("encoding cut nothing: every sample is in a sequence, with all its tokens and images")
         return
@@ -147,7 +147,7 @@ def _print_tokens(console: Console, sets: dict[str, Any]) -> None:
     for name, row in found:
         table.add_row(name, plain(row.what), share(row.count, row.of), f"{row.count:,}", many(row.of, row.unit))
     console.print(table)
-    for what, keys in changes(row for _, row in found):
+    for what, keys in keys_to_change(row for _, row in found):
         console.print(f"to change {what}: {keys}", highlight=False, markup=False)
 
 

@@ -19,7 +19,7 @@ from vila_data.explore.flow import stages
 from vila_data.explore.hosts import only_files
 from vila_data.explore.recipe_text import shown_recipe
 from vila_data.explore.shares import SHARE_HEADINGS, SHARE_NOTE, share_rows
-from vila_data.runs.token_rows import left_out
+from vila_data.runs.report import omissions
 
 _TASKS: Final = {
     "interleaved": ("image-text-to-text", "text-generation"),
@@ -234,7 +234,7 @@ def _left_out(totals: Mapping[str, Any]) -> list[str]:
     rows = [
         (words(name), words(row.what), words(row.change), share(row.count, row.of), f"{row.count:,}", f"{row.of:,}")
         for name, counts in totals["tokens"].items()
-        for row in left_out(counts)
+        for row in omissions(counts)
     ]
     if not rows:
         return ["Encoding cut nothing: every sample is in a sequence, with all its tokens and images."]

@@ -16,7 +16,7 @@ from vila_data.core.store import Store
 from vila_data.core.tarcodec import TarFault, sample_key, walk_foreign
 from vila_data.encode.check import check_tokens
 from vila_data.export.format import RECEIPTS
-from vila_data.runs.forecast import forecast
+from vila_data.runs.plan_summary import summarize_plan
 from vila_data.runs.run import Kind, Run, kind_of, open_run
 from vila_data.shard.check import check_set, check_tar
 from vila_data.shard.manifest import parse_manifest
@@ -32,7 +32,7 @@ def inspect(path: str | os.PathLike[str]) -> tuple[Kind, dict[str, Any]]:
         return "export", _inspect_export(Store(text))
     kind = kind_of(text)
     if kind == "recipe":
-        return kind, forecast(text, None)
+        return kind, summarize_plan(text, None)
     if kind == "run":
         return kind, _inspect_run(open_run(text))
     if kind == "set":

@@ -18,7 +18,7 @@ from vila_data.explore.page import page
 from vila_data.explore.recipe_text import shown_recipe
 from vila_data.explore.shares import share_rows, shares
 from vila_data.explore.speed_rows import speed_rows
-from vila_data.runs.token_rows import left_out
+from vila_data.runs.report import omissions
 
 _TITLES: Final = {
     "shorter_side": "Picture size",
@@ -52,7 +52,7 @@ def report_page(totals: Mapping[str, Any], lock: Mapping[str, Any]) -> str:
         totals=totals,
         tiles=_tiles(totals),
         overview=overview(totals),
-        left_out=[(name, row) for name, counts in totals["tokens"].items() for row in left_out(counts)],
+        left_out=[(name, row) for name, counts in totals["tokens"].items() for row in omissions(counts)],
         corpora=[_corpus(name, totals, lock) for name in totals["funnel"]],
         lengths=[_histogram(value["tokens"], f"Tokens a sequence: {name}") for name, value in measures["sets"].items()],
         blend=_blend(totals["blend"]) if totals["blend"] else [],

@@ -19,7 +19,7 @@ from vila_data.export.format import RECEIPTS
 from vila_data.export.formats import formats_for, open_format, views_of
 from vila_data.export.frame import SetExport
 from vila_data.export.metadataset import NotExpressible, SetTotals, metadataset_yaml, sample_blend
-from vila_data.runs.progress import Silence, Watch
+from vila_data.runs.progress import NoProgress, Progress
 from vila_data.runs.run import Run, kind_of, open_run
 from vila_data.shard.manifest import parse_manifest
 
@@ -94,7 +94,7 @@ def export(
     *,
     only: Sequence[str] = (),
     shards: int | None = None,
-    watch: Watch | None = None,
+    watch: Progress | None = None,
 ) -> ExportReport:
     """Write a shard set, or those of a run that the format takes, below `out`; the same call resumes.
 
@@ -110,7 +110,7 @@ def export(
             export is writing there.
         DataError: a shard is not what its manifest says.
     """
-    watch = watch or Silence()
+    watch = watch or NoProgress()
     store = Store(os.fspath(out))
     chosen = _choose(os.fspath(path), to, store, only, shards)
     request = {
@@ -265,7 +265,7 @@ def _remove_blend(out: Store) -> None:
         out.remove(path)
 
 
-def _export_set(one: SetExport, watch: Watch) -> SetReport:
+def _export_set(one: SetExport, watch: Progress) -> SetReport:
     name, parts = one.manifest.name, one.parts
     start, samples = time.monotonic(), 0
     receipt = one.finished()

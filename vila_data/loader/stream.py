@@ -31,10 +31,10 @@ from vila_data.mix.rank_share import RankShare
 from vila_data.mix.released import released_blend, rows_at_most
 from vila_data.mix.sequence import PackSequence
 from vila_data.mix.shard_sets import read_blended_sets
-from vila_data.recipe.marked_yaml import nearest, walk
 from vila_data.recipe.recipe import Recipe, load_recipe
-from vila_data.runs.encoding import ready_tokenizer
+from vila_data.recipe.yaml_lines import suggestion, walk
 from vila_data.runs.run import Run, open_run
+from vila_data.runs.set_stages import ready_tokenizer
 
 _MOST_WORKERS = 8
 log = logging.getLogger("vila_data.loader")
@@ -189,7 +189,7 @@ def _sentence(problem: Any) -> str:
     """What pydantic found wrong, as "NAME must be …, found …"."""
     where, kind = [str(step) for step in problem["loc"]], problem["type"]
     if kind == "extra_forbidden":
-        return f"{'.'.join(where[:-1])}: unknown key {where[-1]!r}{nearest(where[-1], walk(_Call, where)[1])}"
+        return f"{'.'.join(where[:-1])}: unknown key {where[-1]!r}{suggestion(where[-1], walk(_Call, where)[1])}"
     wanted = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     if kind == "model_type":
         wanted = f"a mapping of {', '.join(walk(_Call, [*where, ''])[1])}"

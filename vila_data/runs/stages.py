@@ -1,4 +1,4 @@
-"""The stages of a run, in order. A new one is its value in this list, and the function that it names."""
+"""The stages of a run, in order. To add one, add its value to `stages_of`, with the functions that it names."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from vila_data.filter.named import revisions
 from vila_data.filter.part import filter_part, part_digests, rows_worth_scoring
 from vila_data.filter.rules import asks_for, scorers_read
 from vila_data.recipe.recipe import Recipe
-from vila_data.runs.encoding import EncodeStage
-from vila_data.runs.sharding import ShardStage
+from vila_data.runs.set_stages import EncodeStage, ShardStage
 from vila_data.runs.stage import Gather, PartJob, PartStage, Report, SetStage, Work
 from vila_data.score.part import covers, score_part
 from vila_data.score.scorer import Scorer, Task

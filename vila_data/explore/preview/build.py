@@ -20,7 +20,7 @@ from vila_data.explore.preview.source import Source
 from vila_data.explore.preview.values import FATES, ROOMS, CorpusLine, PreviewPage, ShownRecord
 from vila_data.explore.preview.write import Written, check_target, write_page
 from vila_data.explore.recipe_text import shown_message
-from vila_data.runs.progress import Silence, Watch
+from vila_data.runs.progress import NoProgress, Progress
 from vila_data.runs.run import Run, kind_of, open_run
 
 __all__ = ["Choice", "Listed", "PreviewReport", "preview"]
@@ -76,7 +76,7 @@ def preview(
     out: str | os.PathLike[str],
     choice: Choice | None = None,
     *,
-    watch: Watch | None = None,
+    watch: Progress | None = None,
 ) -> PreviewReport:
     """Write a page of the records that `choice` means, at `out`: one file of HTML that needs nothing else.
 
@@ -91,7 +91,7 @@ def preview(
         DataError: a file of it is damaged, or a listed record is not there. Token files apart: what they hold is left
             out, and the page and a warning say so.
     """
-    choice, watch = choice or Choice(), watch or Silence()
+    choice, watch = choice or Choice(), watch or NoProgress()
     where, target = path.url if isinstance(path, Run) else os.fspath(path), os.fspath(out)
     check_target(target)
     source = RunSource(path) if isinstance(path, Run) else _source(where)

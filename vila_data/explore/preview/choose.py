@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vila_data.core.errors import DataError, UsageError
 from vila_data.explore.preview.choice import Choice, Listed
 from vila_data.explore.preview.source import Asked, Columns, Place, Source
-from vila_data.recipe.marked_yaml import nearest
+from vila_data.recipe.yaml_lines import suggestion
 
 Advance = Callable[[int], None]
 """Told, after each part, how many records it has."""
@@ -108,7 +108,9 @@ def _corpora(source: Source, choice: Choice) -> list[int]:
     if choice.corpus is None:
         return list(range(len(source.corpora)))
     if choice.corpus not in source.corpora:
-        raise UsageError(f"--corpus {choice.corpus}: there is no such corpus{nearest(choice.corpus, source.corpora)}")
+        raise UsageError(
+            f"--corpus {choice.corpus}: there is no such corpus{suggestion(choice.corpus, source.corpora)}"
+        )
     return [list(source.corpora).index(choice.corpus)]
 
 

@@ -19,7 +19,7 @@ from vila_data.explore.search.hits import Hit, Kept, hits_of
 from vila_data.explore.search.query import check_model, image_vector, text_vector
 from vila_data.explore.search.ranking import Ranking
 from vila_data.explore.search.vectors import EmbeddedPart, Kind, find_parts
-from vila_data.runs.progress import Silence, Watch
+from vila_data.runs.progress import NoProgress, Progress
 from vila_data.runs.run import Run, open_run
 from vila_data.score.scorer import Scorer
 
@@ -130,7 +130,7 @@ def fate_of(name: str) -> Fate:
     raise UsageError(f"search: --fate {name}: give any or kept")
 
 
-def search(run: str | os.PathLike[str] | Run, question: Question, watch: Watch | None = None) -> SearchReport:
+def search(run: str | os.PathLike[str] | Run, question: Question, watch: Progress | None = None) -> SearchReport:
     """The images of a run that are most like a text or a picture.
 
     Through the indexes that are there and of these vectors; what has none is searched exactly. Scores and their order
@@ -153,14 +153,14 @@ def search(run: str | os.PathLike[str] | Run, question: Question, watch: Watch |
                 f"{store.location(part.path)}: vectors of {part.dim} values, the model gives {len(query_D)}; "
                 "the embeddings are of another model: score this run again"
             )
-    searcher = _Searcher(store, parts, query_D, question, watch or Silence())
+    searcher = _Searcher(store, parts, query_D, question, watch or NoProgress())
     ranking = searcher.rank(found)
     hits = tuple(hits_of(store, parts, ranking))
     return SearchReport(question, hits, tuple(searcher.searched), tuple(searcher.notes))
 
 
 def build_index(
-    run: str | os.PathLike[str] | Run, kind: Kind = "images", corpora: Sequence[str] = (), watch: Watch | None = None
+    run: str | os.PathLike[str] | Run, kind: Kind = "images", corpora: Sequence[str] = (), watch: Progress | None = None
 ) -> list[Built]:
     """Make the index of every corpus that is large enough; segments that are there and fresh are passed over.
 
@@ -169,7 +169,7 @@ def build_index(
     """
     if not index.has_faiss():
         raise UsageError('search: an index needs faiss: pip install "vila-data[search]"')
-    run, watch = open_run(run), watch or Silence()
+    run, watch = open_run(run), watch or NoProgress()
     store = run.store
     store.clear_scratch()
     result = []
@@ -211,7 +211,7 @@ class _Searcher:
     """One search: which segments go through an index, and what is said of it."""
 
     def __init__(
-        self, store: Store, parts: list[EmbeddedPart], query_D: NDArray[np.float32], question: Question, watch: Watch
+        self, store: Store, parts: list[EmbeddedPart], query_D: NDArray[np.float32], question: Question, watch: Progress
     ) -> None:
         self._store = store
         self._parts = parts

@@ -15,7 +15,7 @@ from vila_data.filter.config import Rules
 from vila_data.filter.rules import KEPT, UNKNOWN
 from vila_data.filter.whatif import PartTable, Settled, Tally, tally
 from vila_data.recipe.recipe import Recipe
-from vila_data.runs.progress import Silence, Watch
+from vila_data.runs.progress import NoProgress, Progress
 from vila_data.runs.run import Run
 from vila_data.shard.config import ShardSet, View
 from vila_data.shard.layout import count_shards, member_bytes_of, pair_bound, record_bound
@@ -71,7 +71,7 @@ class Answer:
     notes: tuple[str, ...] = ()
 
 
-def whatif(run: str | os.PathLike[str] | Run, settings: Sequence[str], watch: Watch | None = None) -> Answer:
+def whatif(run: str | os.PathLike[str] | Run, settings: Sequence[str], watch: Progress | None = None) -> Answer:
     """What a run with ``filter.…=value`` settings over its recipe would keep; nothing is written.
 
     Without unknown images the counts are those that relaunching the run with these settings gives.
@@ -82,7 +82,7 @@ def whatif(run: str | os.PathLike[str] | Run, settings: Sequence[str], watch: Wa
     """
     if not settings:
         raise UsageError("whatif: nothing is asked: give --set filter.images.min_similarity=0.26, or --sweep")
-    watch = watch or Silence()
+    watch = watch or NoProgress()
     found = FilteredRun(run)
     asked = found.asked(settings)
     corpora: dict[str, CorpusAnswer] = {}
@@ -114,7 +114,7 @@ def _notes(asked: Recipe, sets: dict[str, SetAnswer]) -> tuple[str, ...]:
 
 
 def _tally(
-    found: FilteredRun, corpus: CorpusFates, rules: Sequence[Rules], sizes: SampleSizes, watch: Watch
+    found: FilteredRun, corpus: CorpusFates, rules: Sequence[Rules], sizes: SampleSizes, watch: Progress
 ) -> list[Tally]:
     watch.stage(f"columns {corpus.name}", len(corpus.scope.parts), 0)
     return tally(

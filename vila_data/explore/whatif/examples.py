@@ -11,7 +11,7 @@ from vila_data.core.records import Record
 from vila_data.explore.sweep import CutExamples, Example
 from vila_data.explore.thumbnail import Thumbnail, data_uri
 from vila_data.filter.whatif_cuts import AtCut, NearestToCuts
-from vila_data.runs.progress import Watch
+from vila_data.runs.progress import Progress
 from vila_data.runs.run import Run
 from vila_data.shard.evidence import Evidence
 
@@ -43,7 +43,7 @@ def examples_a_side(cuts: int, corpora: int) -> int:
 
 
 def examples_of(
-    run: Run, key: str, nearest: Mapping[str, NearestToCuts], shown: Sequence[int], watch: Watch
+    run: Run, key: str, nearest: Mapping[str, NearestToCuts], shown: Sequence[int], watch: Progress
 ) -> list[CutExamples]:
     """The examples of each corpus at each shown cut, their pictures made small."""
     if not nearest:

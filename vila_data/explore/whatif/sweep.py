@@ -17,9 +17,9 @@ from vila_data.filter.config import Rules
 from vila_data.filter.rules import UNKNOWN
 from vila_data.filter.whatif import Tally, tally
 from vila_data.filter.whatif_cuts import Measure, NearestToCuts, measure_of
-from vila_data.recipe.marked_yaml import MarkedValue
 from vila_data.recipe.recipe import Recipe
-from vila_data.runs.progress import Silence, Watch
+from vila_data.recipe.yaml_lines import ValueWithLines
+from vila_data.runs.progress import NoProgress, Progress
 from vila_data.runs.run import Run
 
 _MOST: Final = 1000
@@ -88,7 +88,7 @@ def sweep(
     settings: Sequence[str] = (),
     *,
     out: str | None = None,
-    watch: Watch | None = None,
+    watch: Progress | None = None,
 ) -> SweepAnswer:
     """What a run would keep at each value of ``key=START:STOP:STEP`` (or ``key=a,b,c``).
 
@@ -103,7 +103,7 @@ def sweep(
         UsageError: the sweep is written wrongly, changes nothing, or as `whatif`; no folder for the page.
         DataError: as `whatif`.
     """
-    watch = watch or Silence()
+    watch = watch or NoProgress()
     key, texts = parse_sweep(text)
     if out is not None:
         check_target(out)
@@ -111,7 +111,7 @@ def sweep(
     base = found.asked(settings)
     steps = [found.asked([*settings, f"{key}={one}"]) for one in texts]
     in_force = found.value_in_force(key, settings)
-    values = [MarkedValue(key, one).value for one in texts]
+    values = [ValueWithLines(key, one).value for one in texts]
     measure = measure_of(key) if out is not None else None
     shown = cuts_to_show(values, in_force, len(found.recipe.corpora)) if measure is not None else []
     plans = _plans(found, base, steps)
@@ -217,7 +217,7 @@ def _why_nothing(found: FilteredRun, base: Recipe, steps: Sequence[Recipe], key:
     return "; ".join(reasons)
 
 
-def _sweep_corpus(found: FilteredRun, plan: _Plan, measure: Measure | None, watch: Watch) -> CorpusSweep:
+def _sweep_corpus(found: FilteredRun, plan: _Plan, measure: Measure | None, watch: Progress) -> CorpusSweep:
     corpus, name = plan.corpus, f"columns {plan.corpus.name}"
     watch.stage(name, len(corpus.scope.parts), 0)
     counts = tally(

@@ -1,4 +1,4 @@
-"""The blend of a run, planned through one epoch: shares, packs, and the length that would waste least."""
+"""Plan one epoch of a run's blend: shares, packs, and the sequence length that wastes the fewest tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vila_data.mix.sequence import PackSequence
 from vila_data.mix.shard_sets import BlendedSets, read_blended_sets
 from vila_data.mix.share_warnings import share_warnings
 from vila_data.recipe.recipe import Recipe
-from vila_data.runs.encoding import ready_tokenizer
+from vila_data.runs.set_stages import ready_tokenizer
 
 
 def plan_epoch(store: Store, recipe: Recipe) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def plan_epoch(store: Store, recipe: Recipe) -> dict[str, Any]:
     "current", "fill": {length: share}}.
 
     Raises:
-        UsageError: a shard set is not there or not encoded, or the blend cannot be made of it.
+        UsageError: a shard set is missing or not encoded, or the blend cannot be built from it.
     """
     assert recipe.pack is not None and recipe.blend is not None
     sets = read_blended_sets(store, recipe.blend, recipe.pack, ready_tokenizer(recipe.pack))
@@ -42,7 +42,7 @@ def plan_epoch(store: Store, recipe: Recipe) -> dict[str, Any]:
         "subsets": [asdict(counts) for counts in sets.subsets],
         "warnings": _warnings(recipe, sets, report),
     }
-    if recipe.pack.semantics != "improved":  # room is left by rule there, not for want of samples
+    if recipe.pack.semantics != "improved":  # the rules leave tokens unfilled there, not a lack of samples
         del value["packs"]["unfilled_tokens"]
     if best is not None:
         fill = {str(length): round(share, 6) for length, share in best.fill}

@@ -1,6 +1,6 @@
-"""YAML with line numbers, and validation messages that use them.
+"""Parse YAML with line numbers, and validate it with errors that name file, line and key.
 
-An error names file, line and key, what was found, and the nearest right name.
+An error also says what was found, and suggests the nearest valid name.
 """
 
 from __future__ import annotations
@@ -26,17 +26,15 @@ from vila_data.score.kinds import COLUMN_STAGES, SCORERS
 Location = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 NAME: typing.Final = r"^[A-Za-z0-9_-]{1,48}$"
-"""Of a recipe, a corpus or a shard set."""
+"""Pattern of the names of recipes, corpora and shard sets."""
 _KINDS: typing.Final[dict[Any, ModelRegistry[Any]]] = {
     kinds.base: kinds for kinds in (CORPORA, SCORERS, COLUMN_STAGES, POLICIES)
 }
+_MAX_DEPTH: typing.Final = 60
 
 
-_DEPTH: typing.Final = 60
-
-
-class MarkedValue:
-    """A YAML file's value, and the line on which each key or list entry stands."""
+class ValueWithLines:
+    """The value of a YAML file, and the line number of each key and list entry."""
 
     def __init__(self, file: str, text: str) -> None:
         self.file = file
@@ -46,36 +44,38 @@ class MarkedValue:
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             line = mark.line + 1 if mark else 1
-            raise RecipeError(f"{file}:{line}", f"not YAML: {getattr(error, 'problem', error)}") from error
+            raise RecipeError(f"{file}:{line}", f"not valid YAML: {getattr(error, 'problem', error)}") from error
         self.value: Any = self._build(node, ()) if node is not None else None
 
     def where(self, location: Location) -> str:
-        """``file:line dotted.key`` of a location, or of the nearest one above it that is there."""
+        """``file:line dotted.key`` of a location; the line is that of the nearest enclosing key in the file."""
         known = location
         while known not in self._lines:
             known = known[:-1]
         key = ".".join(str(step) for step in location)
         return f"{self.file}:{self._lines[known]} {key}".rstrip()
 
-    def below(self, key: str) -> MarkedValue:
-        """The value of one key as a file's value of its own; a value of its own too, to be changed at will."""
+    def error(self, location: Location, problem: str) -> RecipeError:
+        """A RecipeError at a location."""
+        return RecipeError(self.where(location), problem)
+
+    def below(self, key: str) -> ValueWithLines:
+        """A copy of the value of one key; locations are relative to it."""
         inner = copy.copy(self)
         inner.value = copy.deepcopy(self.value[key])
         inner._lines = {(): self._lines[(key,)]}
         inner._lines |= {where[1:]: line for where, line in self._lines.items() if where[:1] == (key,)}
         return inner
 
-    def again(self) -> MarkedValue:
-        """The same, to be changed without this one."""
+    def copy(self) -> ValueWithLines:
+        """A copy whose value can be changed independently."""
         other = copy.copy(self)
         other.value = copy.deepcopy(self.value)
         return other
 
     def _build(self, node: yaml.Node, location: Location) -> Any:
-        if len(location) > _DEPTH:
-            raise RecipeError(
-                self.where(location), f"nested more than {_DEPTH} levels deep (an alias that contains itself?)"
-            )
+        if len(location) > _MAX_DEPTH:
+            raise self.error(location, f"nested more than {_MAX_DEPTH} levels deep (an alias that contains itself?)")
         if isinstance(node, yaml.MappingNode):
             result: dict[str, Any] = {}
             for key_node, value_node in node.value:
@@ -83,7 +83,7 @@ class MarkedValue:
                 here = (*location, key)
                 self._lines[here] = key_node.start_mark.line + 1
                 if key in result:
-                    raise RecipeError(self.where(here), "this key stands here a second time")
+                    raise self.error(here, "duplicate key")
                 result[key] = self._build(value_node, here)
             return result
         if isinstance(node, yaml.SequenceNode):
@@ -97,26 +97,26 @@ class MarkedValue:
         try:
             return loader.construct_object(node)
         except ValueError as error:
-            raise RecipeError(self.where(location), f"{node.value!r} cannot be read: {error}") from error
+            raise self.error(location, f"cannot read {node.value!r}: {error}") from error
 
 
-def validate(marked: MarkedValue, model: type[Model]) -> Model:
-    """The value as `model`.
+def validate(lines: ValueWithLines, model: type[Model]) -> Model:
+    """Parse the value as `model`.
 
     Raises:
         RecipeError: the first problem in the file's order, and how many more there are.
     """
-    if not isinstance(marked.value, dict):
-        found = "nothing" if marked.value is None else f"a {type(marked.value).__name__}"
-        raise RecipeError(f"{marked.file}:1", f"a recipe is a mapping of keys; found {found}")
+    if not isinstance(lines.value, dict):
+        found = "nothing" if lines.value is None else f"a {type(lines.value).__name__}"
+        raise RecipeError(f"{lines.file}:1", f"a recipe must be a mapping; found {found}")
     try:
         # JSON mode is strict on types and still takes lists for tuples.
-        return model.model_validate_json(json.dumps(marked.value, default=str))
+        return model.model_validate_json(json.dumps(lines.value, default=str))
     except ValidationError as error:
         details = _causes([dict(detail) for detail in error.errors(include_url=False)])
         problems = sorted(
-            ((detail["type"] != "extra_forbidden", *_describe(marked, model, detail)) for detail in details),
-            key=lambda problem: (problem[0], _line(problem[1])),  # a misspelt key explains a missing one
+            ((detail["type"] != "extra_forbidden", *_describe(lines, model, detail)) for detail in details),
+            key=lambda problem: (problem[0], _line(problem[1])),  # a misspelled key explains a missing one
         )
         _, where, text = problems[0]
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -124,7 +124,7 @@ def validate(marked: MarkedValue, model: type[Model]) -> Model:
 
 
 def _causes(details: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without lists that are too short for the reason that an entry of theirs is wrong."""
+    """Drop "too short" errors of lists that also have an invalid entry."""
 
     def inside(outer: dict[str, Any]) -> bool:
         size = len(outer["loc"])
@@ -133,38 +133,38 @@ def _causes(details: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [detail for detail in details if detail["type"] != "too_short" or not inside(detail)]
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """``; nearest: x`` for the most similar of `names`, or all of them if none is near."""
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """``; did you mean x?`` for the most similar of `names`, or a list of all of them if none is similar."""
     names = list(names)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:
-        return f"; nearest: {close[0]}"
+        return f"; did you mean {close[0]}?"
     return f"; one of: {', '.join(names)}" if names else ""
 
 
-def _describe(marked: MarkedValue, model: type[BaseModel], detail: dict[str, Any]) -> tuple[str, str]:
+def _describe(lines: ValueWithLines, model: type[BaseModel], detail: dict[str, Any]) -> tuple[str, str]:
     location, names = walk(model, detail["loc"])
-    where = marked.where(location)
+    where = lines.where(location)
     kind, found = detail["type"], detail.get("input")
     if kind == "extra_forbidden":
-        return where, f"unknown key {location[-1]!r}{nearest(str(location[-1]), names)}"
+        return where, f"unknown key {location[-1]!r}{suggestion(str(location[-1]), names)}"
     if kind == "missing":
         kinds = detail.get("ctx", {}).get("expected")
         among = "" if kinds is None else f"; one of: {kinds}"
-        return where, f"missing: {location[-1]!r} is required here{among}"
+        return where, f"missing required key {location[-1]!r}{among}"
     if kind == "literal_error":
         expected = [name.strip().strip("'") for name in detail["ctx"]["expected"].replace(" or ", ", ").split(",")]
-        return where, f"found {found!r}{nearest(str(found), expected)}"
+        return where, f"found {found!r}{suggestion(str(found), expected)}"
     if kind == "string_pattern_mismatch" and detail["ctx"]["pattern"] == NAME:
-        if location[-1] == "[key]":  # pydantic's name of a key among the steps to it
-            where = marked.where(location[:-1])
-        return where, f"a name is 1 to 48 characters long, of letters (A-Z, a-z), digits, - and _; found {found!r}"
+        if location[-1] == "[key]":  # pydantic's last step for an invalid key
+            where = lines.where(location[:-1])
+        return where, f"names must have 1 to 48 characters from A-Z, a-z, 0-9, - and _; found {found!r}"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     return where, f"{message[0].lower()}{message[1:]}; found {found!r}" if kind != "value_error" else message
 
 
 def walk(annotation: Any, location: Iterable[str | int]) -> tuple[Location, list[str]]:
-    """A pydantic location without union tags, and the keys that are right at its last step."""
+    """Remove union tags from a pydantic location; also return the keys that are valid at its last step."""
     clean: list[str | int] = []
     names: list[str] = []
     for step in location:
@@ -208,14 +208,14 @@ def _line(where: str) -> int:
     return int(number) if number.isdigit() else 0
 
 
-def read_marked(path: Path) -> MarkedValue:
-    """Parse a file.
+def read_yaml(path: Path) -> ValueWithLines:
+    """Parse a YAML file.
 
     Raises:
-        RecipeError: it is not there, not UTF-8, or not YAML.
+        RecipeError: it does not exist, or is not UTF-8 or not YAML.
     """
     try:
-        return MarkedValue(str(path), path.read_text(encoding="utf-8"))
+        return ValueWithLines(str(path), path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RecipeError(str(path), "no such file") from error
     except (OSError, UnicodeDecodeError) as error:
