@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from vila_data.core.layout import Part
 from vila_data.core.schemas import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS, FATES, SCORE_IMAGES
 from vila_data.core.store import Store
-from vila_data.explore.measures.corpus import CorpusMeasures
+from vila_data.explore.measures import CorpusMeasures
 from vila_data.filter.config import ImageRules, Rules
 
 RECORDS_A_PART, IMAGES_A_RECORD, HOSTS = 10_000, 4, 20_000

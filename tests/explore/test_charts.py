@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from markupsafe import Markup
 
 from vila_data.core.readable import many, share, short, size_text
-from vila_data.explore.axes import above, ticks
-from vila_data.explore.charts import WIDTH, Mark, bars, curve, histogram
+from vila_data.explore.charts import WIDTH, Mark, above, bars, curve, histogram, shares, ticks
 from vila_data.explore.flow import Stage, flow, stages
-from vila_data.explore.shares import ShareRow, share_rows, shares
+from vila_data.explore.rows import ShareRow, share_rows
 
 COUNTS = st.lists(st.integers(0, 10**15) | st.sampled_from([0, 0, 1]), min_size=1, max_size=40)
 NAMES = st.text(max_size=80) | st.sampled_from(

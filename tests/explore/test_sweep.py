@@ -13,7 +13,7 @@ import pytest
 
 from tests.browser import DESK, PHONE, chromium, opened
 from tests.made_run import drawn
-from vila_data.explore.sweep import CutExamples, Example, sweep_page
+from vila_data.explore.sweep_page import CutExamples, Example, sweep_page
 from vila_data.explore.thumbnail import data_uri
 
 HOSTILE = (

@@ -16,10 +16,9 @@ import vila_data as vd
 from vila_data.build import run
 from vila_data.cli import app
 from vila_data.core.errors import DataError, UsageError, VilaDataError
-from vila_data.explore.whatif import examples as whatif_examples
-from vila_data.explore.whatif.answer import whatif
-from vila_data.explore.whatif.run import FilteredRun
-from vila_data.explore.whatif.sweep import parse_sweep, sweep
+from vila_data.explore import sweep_page as whatif_examples
+from vila_data.explore.sweep import parse_sweep, sweep
+from vila_data.explore.whatif import FilteredRun, whatif
 from vila_data.recipe.lock import LOCK
 from vila_data.recipe.recipe import Recipe
 

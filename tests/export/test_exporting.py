@@ -16,7 +16,7 @@ from rich.console import Console
 
 from tests.export.reading import tree
 from tests.made_run import SETS, MadeRun, make_run, write_lock_of
-from vila_data.cli.export_table import print_export
+from vila_data.cli.result_tables import print_export
 from vila_data.core.errors import UsageError
 from vila_data.core.store import Store
 from vila_data.explore.inspection import check

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.mix.made_lengths import blend, lengths
-from vila_data.explore.shares import named_sources
+from vila_data.explore.rows import named_sources
 from vila_data.mix import tree as tree_module
 from vila_data.mix.labels import labels
 from vila_data.mix.planner import BlendPlanner

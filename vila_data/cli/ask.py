@@ -70,9 +70,9 @@ def whatif(
     """Show what other rules would keep, beside what the run keeps: from columns only, nothing is written to the run."""
     from rich.console import Console
 
+    from vila_data.cli.result_tables import print_sweep, print_whatif
     from vila_data.cli.tables import console
     from vila_data.core.errors import UsageError
-    from vila_data.explore.whatif_table import print_sweep, print_whatif
     from vila_data.runs.progress import ConsoleWatch
 
     if sweeps and len(sweeps) > 1:
@@ -82,11 +82,11 @@ def whatif(
         raise UsageError("whatif: --out is the page of a --sweep, which is not given")
     with ConsoleWatch(Console(stderr=True)) as watch:
         if sweep is None:
-            from vila_data.explore.whatif.answer import whatif as ask
+            from vila_data.explore.whatif import whatif as ask
 
             value = asdict(ask(run, settings or (), watch))
         else:
-            from vila_data.explore.whatif.sweep import sweep as ask_each
+            from vila_data.explore.sweep import sweep as ask_each
 
             value = ask_each(run, sweep, settings or (), out=out, watch=watch).as_dict()
     if as_json:

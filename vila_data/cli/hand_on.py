@@ -30,7 +30,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write shard sets in the form that another program reads."""
-    from vila_data.cli.export_table import print_export
+    from vila_data.cli.result_tables import print_export
     from vila_data.cli.tables import console
     from vila_data.export.exporting import export as hand_on
     from vila_data.runs.progress import ConsoleWatch

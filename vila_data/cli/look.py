@@ -13,9 +13,8 @@ from vila_data.cli.options import Json, On, PathArgument, Settings, app, print_j
 @app.command()
 def inspect(path: PathArgument, as_json: Json = False) -> None:
     """Show what lies at a path."""
-    from vila_data.cli.export_table import print_export
-    from vila_data.cli.measure_tables import print_measures
-    from vila_data.cli.tables import console, print_run, print_set, print_shard, print_tree
+    from vila_data.cli.result_tables import print_export
+    from vila_data.cli.tables import console, print_measures, print_run, print_set, print_shard, print_tree
     from vila_data.explore.inspection import inspect as look
 
     kind, value = look(path)
@@ -108,7 +107,7 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Stream a finished run: samples, images and tokens a second, the slowest stage, what a training step would wait."""
-    from vila_data.cli.bench_table import print_bench
+    from vila_data.cli.result_tables import print_bench
     from vila_data.cli.tables import console
     from vila_data.loader.bench import bench as measure
     from vila_data.loader.bench import opened

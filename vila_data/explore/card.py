@@ -16,9 +16,8 @@ import yaml
 
 from vila_data.core.readable import plain, share, short, size_text
 from vila_data.explore.flow import stages
-from vila_data.explore.hosts import only_files
 from vila_data.explore.recipe_text import shown_recipe
-from vila_data.explore.shares import SHARE_HEADINGS, SHARE_NOTE, share_rows
+from vila_data.explore.rows import SHARE_HEADINGS, SHARE_NOTE, only_files, share_rows
 from vila_data.runs.token_rows import left_out
 
 _TASKS: Final = {

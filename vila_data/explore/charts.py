@@ -1,7 +1,7 @@
-"""Charts as SVG in HTML, drawn without a script: every value is escaped, every colour is a class of charts.css.
+"""Charts as SVG in HTML, drawn without a script: every value is escaped, every color is a class of charts.css.
 
-A chart is a <figure>: its title, the picture (role="img", with a sentence as its label), and the numbers as a table that
-can be opened. Sizes are in the picture's own units, chosen so that its text can be read at a phone's width.
+A chart is a <figure>: its title, the drawing (role="img", with a sentence as its label), and the numbers as a table that
+can be opened. Sizes are in SVG units, chosen so that the text is readable at a phone's width.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 from markupsafe import Markup
 
 from vila_data.core.readable import cut, plain, share, short
-from vila_data.explore.axes import above, ticks
+from vila_data.explore.rows import SHARE_HEADINGS, SHARE_NOTE, ShareRow
 
 WIDTH: Final = 360
 _HEIGHT: Final = 210
@@ -358,3 +358,73 @@ def _exact(value: float) -> str:
 def _n(value: float) -> str:
     """A coordinate: two digits after the point at most."""
     return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+_SHARE_ROW: Final = 60
+_INDENT: Final = 18
+
+
+def shares(rows: Sequence[ShareRow], *, title: str) -> Markup:
+    """Three bars a source: actual, and below it target and recipe."""
+    parts = [_share_bars(row, 4 + index * _SHARE_ROW) for index, row in enumerate(rows)]
+    said = f"{title}: " + "; ".join(f"{row.name} {_said_shares(row)}" for row in rows)
+    table = [(row.name, row.unit, *row.percents()) for row in rows]
+    return figure(
+        title,
+        svg(max(30, 6 + _SHARE_ROW * len(rows)), said, parts),
+        SHARE_HEADINGS,
+        table,
+        note=SHARE_NOTE,
+        legend=[("f0", "actual"), ("f7", "target"), ("f5", "recipe")],
+    )
+
+
+def _share_bars(row: ShareRow, y: int) -> Markup:
+    x = row.depth * _INDENT
+    wide = WIDTH - x
+    bars = [("f0", 33, 9, row.actual), ("f7", 44, 4, row.target), ("f5", 49, 4, row.recipe or 0.0)]
+    return Markup(
+        '<g><title>{}</title><text x="{}" y="{}"><tspan class="strong">{}</tspan> of the {}</text>'
+        '<text class="soft" x="{}" y="{}">{}</text><rect class="groove" x="{}" y="{}" width="{}" height="20" rx="3"/>{}</g>'
+    ).format(
+        plain(f"{row.name}, of the {row.unit}: {_said_shares(row, 2)}"),
+        *(x, y + 12, cut(row.name, 34), plain(row.unit), x, y + 27, _said_shares(row), x, y + 33, wide),
+        Markup("").join(
+            Markup('<rect class="{}" x="{}" y="{}" width="{}" height="{}" rx="2"/>').format(
+                tone, x, y + top, round(wide * min(1.0, share), 2), height
+            )
+            for tone, top, height, share in bars
+        ),
+    )
+
+
+def _said_shares(row: ShareRow, digits: int = 1) -> str:
+    recipe, target, actual = row.percents(digits)
+    return f"actual {actual}, target {target}" + f", recipe {recipe}" * bool(recipe)
+
+
+def ticks(low: float, high: float, about: int = 5, *, whole: bool = False) -> list[float]:
+    """Round numbers from `low` to `high`, both included where they are round: steps of 1, 2 or 5 times a power of ten.
+
+    whole: whole numbers only.
+    """
+    span = high - low
+    if not math.isfinite(span) or span <= 0:
+        return [low]
+    step = _step(span, about, whole)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def above(value: float, about: int = 5, *, whole: bool = False) -> float:
+    """The first round number that is not below `value`: where an axis from zero ends."""
+    if value <= 0:
+        return 1.0
+    step = _step(value, about, whole)
+    return math.ceil(value / step - 1e-9) * step
+
+
+def _step(span: float, about: int, whole: bool) -> float:
+    step = 10.0 ** math.floor(math.log10(span / about))
+    step *= next(factor for factor in (1, 2, 5, 10, 20) if span / (step * factor) <= about)
+    return max(1.0, step) if whole else step

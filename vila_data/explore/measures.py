@@ -1,20 +1,114 @@
-"""What the columns of one corpus say, part by part: similarity, sizes, hosts, failures, images and text a record."""
+"""The measures of a run, for run.json, report.html, card.md and `inspect`: one pass over columns, in bounded memory."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike, NDArray
 
 from vila_data.core.errors import DataError
-from vila_data.core.layout import Part
+from vila_data.core.layout import Part, tokens_folder
+from vila_data.core.receipts import Receipt, fingerprint
 from vila_data.core.store import Store
 from vila_data.core.tables import read_table
-from vila_data.explore.measures.counts import Binned, TopNames
+from vila_data.explore.languages import identifier_version, languages
 from vila_data.filter.config import Rules
+from vila_data.recipe.recipe import Recipe
+from vila_data.shard.manifest import Manifest
+
+VERSION: Final = 1
+"""Raised when the same columns would give other measures."""
+_TOKEN_COLUMNS: Final = 32
+_ROWS_A_BATCH: Final = 1 << 18
+
+Corpora = Mapping[str, tuple[Sequence[Part], Sequence[Receipt]]]
+"""Parts and filter receipts of each corpus whose fates are decided."""
+
+
+def measure(
+    store: Store,
+    recipe: Recipe,
+    corpora: Corpora,
+    sets: Mapping[str, Manifest],
+    tokens: Mapping[str, Mapping[str, Any]],
+    earlier: Mapping[str, Any] | None = None,
+    advance: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """JSON of the measures: {"inputs", "corpora": {name: ...}, "sets": {name: ...}, "languages": {set: ...}}.
+
+    tokens:  the sets' entries of run.json: tokenizer, encoding, counts.
+    earlier: measures of an earlier launch; taken as they are where they were made from the same files.
+    advance: told of each part that is read.
+    """
+    inputs = _inputs(recipe, corpora, sets, tokens)
+    if earlier is not None and earlier.get("inputs") == inputs:
+        for parts, _ in corpora.values():
+            for _ in parts:
+                advance()
+        return dict(earlier)
+    found: dict[str, Any] = {"inputs": inputs, "corpora": {}, "sets": {}, "languages": {}}
+    for name, (parts, _) in corpora.items():
+        measured = CorpusMeasures(recipe.rules_for(name))
+        for part in parts:
+            measured.add(store, part, recipe.scores().similarity)
+            advance()
+        found["corpora"][name] = measured.value()
+    for name, counts in tokens.items():
+        found["sets"][name] = _token_lengths(store, recipe, name, counts)
+    for name in _first_of_each_corpus(sets):
+        found["languages"][name] = languages(store, sets[name], recipe.seed)
+    return found
+
+
+def parts_to_measure(corpora: Corpora) -> int:
+    """How often `measure` calls `advance`."""
+    return sum(len(parts) for parts, _ in corpora.values())
+
+
+def _inputs(recipe: Recipe, corpora: Corpora, sets: Mapping[str, Manifest], tokens: Mapping[str, Any]) -> str:
+    return fingerprint(
+        [
+            VERSION,
+            {
+                name: [[receipt.inputs, receipt.fingerprint()] for receipt in receipts]
+                for name, (_, receipts) in corpora.items()
+            },
+            {name: recipe.rules_for(name).model_dump(mode="json") for name in corpora},
+            {name: manifest.inputs for name, manifest in sets.items()},
+            {name: [counts["tokenizer"], counts["encoding"]] for name, counts in tokens.items()},
+            [recipe.seed, identifier_version()],
+        ]
+    )
+
+
+def _first_of_each_corpus(sets: Mapping[str, Manifest]) -> list[str]:
+    """One set a corpus: two views of it hold the same texts."""
+    first: dict[str, str] = {}
+    for name, manifest in sets.items():
+        first.setdefault(manifest.corpus, name)
+    return list(first.values())
+
+
+def _token_lengths(store: Store, recipe: Recipe, name: str, counts: Mapping[str, Any]) -> dict[str, Any]:
+    """Lengths of a set's sequences, images expanded."""
+    assert recipe.pack is not None
+    length = recipe.pack.sequence_length
+    binned = Binned(np.unique(np.linspace(0, length, _TOKEN_COLUMNS + 1).round()))
+    path = f"{tokens_folder(counts['tokenizer'], name, counts['encoding'])}/lengths.parquet"
+    with store.open_read(path) as stream, pq.ParquetFile(stream, pre_buffer=False) as file:
+        for batch in file.iter_batches(_ROWS_A_BATCH, columns=["tokens"], use_threads=False):
+            values = batch.column(0).to_numpy().astype(np.float64)
+            values = values[values > 0]
+            binned.add(values, np.ones(len(values), bool))
+    return {"tokens": binned.value("tokens of a sequence", "sequences", [("sequence_length", float(length))])}
+
 
 NO_HOST: Final = "(no host)"
 """Stands for images that are files, or lie in the metadata, and for what is no URL."""
@@ -185,3 +279,99 @@ def _floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
     """float64, NaN for null."""
     values: NDArray[np.float64] = column.cast(pa.float64()).to_numpy().astype(np.float64)
     return values
+
+
+NAMES_BOUND: Final = 100_000
+_LEAST_COLUMNS: Final = 8
+
+
+class Binned:
+    """A histogram of all values and of the kept ones, between edges that are fixed beforehand.
+
+    What lies below the first edge, or above a finite last one, is counted in the first or last column.
+    Edges are compared as float32, as the rules compare similarities.
+    """
+
+    def __init__(self, edges: ArrayLike) -> None:
+        self._edges: NDArray[np.float64] = np.asarray(edges, np.float64)
+        self._all = np.zeros(len(self._edges) - 1, np.int64)
+        self._kept = np.zeros_like(self._all)
+        self._sums = [0.0, 0.0]
+
+    def add(self, values: NDArray[Any], kept: NDArray[np.bool_]) -> None:
+        """Count values; NaN is not counted. kept: bool, one a value."""
+        known = ~np.isnan(values)
+        values, kept = values[known], kept[known]
+        places = np.searchsorted(self._edges.astype(np.float32), values.astype(np.float32), side="right") - 1
+        places = np.clip(places, 0, len(self._all) - 1)
+        self._all += np.bincount(places, minlength=len(self._all))
+        self._kept += np.bincount(places[kept], minlength=len(self._all))
+        self._sums[0] += float(values.sum(dtype=np.float64))
+        self._sums[1] += float(values[kept].sum(dtype=np.float64))
+
+    def value(self, unit: str, of: str, marks: Iterable[tuple[str, float]] = ()) -> dict[str, Any] | None:
+        """JSON of what was counted, without the empty columns at both ends; None where nothing was.
+
+        {"unit", "of", "edges" (null: without end), "counts", "kept", "mean", "mean_kept", "marks": [[label, value]]}
+        """
+        filled = np.flatnonzero(self._all)
+        if not len(filled):
+            return None
+        first, last = int(filled[0]), int(filled[-1]) + 1
+        for _, mark in marks:  # a threshold is shown with what it parts
+            if math.isfinite(mark) and self._edges[0] <= mark <= self._edges[-1]:
+                place = int(np.searchsorted(self._edges, mark, side="right")) - 1
+                first, last = min(first, max(0, place)), max(last, min(place + 1, len(self._all)))
+        while last - first < min(_LEAST_COLUMNS, len(self._all)):
+            first, last = (first, last + 1) if last < len(self._all) else (first - 1, last)
+        total, kept = int(self._all.sum()), int(self._kept.sum())
+        return {
+            "unit": unit,
+            "of": of,
+            "edges": [float(edge) if math.isfinite(edge) else None for edge in self._edges[first : last + 1]],
+            "counts": self._all[first:last].tolist(),
+            "kept": self._kept[first:last].tolist(),
+            "mean": _six(self._sums[0] / total),
+            "mean_kept": _six(self._sums[1] / kept) if kept else None,
+            "marks": [[label, at] for label, at in marks],
+        }
+
+
+@dataclass
+class TopNames:
+    """Counts by name, exact up to `bound` names; beyond that the rare ones give way (Misra and Gries, 1982).
+
+    Then a count may be short of the true one, by at most `short_by`, and is never above it.
+    """
+
+    bound: int = NAMES_BOUND
+    total: int = 0
+    short_by: int = 0
+
+    def __post_init__(self) -> None:
+        self._counts: dict[str, int] = {}
+
+    def add(self, names: Iterable[str], counts: Iterable[int]) -> None:
+        """Count names, each once in a call or more often."""
+        mine = self._counts
+        for name, count in zip(names, counts, strict=True):
+            mine[name] = mine.get(name, 0) + count
+            self.total += count
+        if len(mine) > self.bound:
+            keep = max(1, self.bound // 2)
+            less = sorted(mine.values(), reverse=True)[keep]
+            self._counts = {name: count - less for name, count in mine.items() if count > less}
+            self.short_by += less
+
+    @property
+    def distinct(self) -> int | None:
+        """How many names there are; None where more than are held."""
+        return None if self.short_by else len(self._counts)
+
+    def top(self, count: int | None = None) -> list[tuple[str, int]]:
+        """The most frequent first, equal ones by name."""
+        return sorted(self._counts.items(), key=lambda entry: (-entry[1], entry[0]))[:count]
+
+
+def _six(value: float) -> float:
+    return float(f"{value:.6g}")

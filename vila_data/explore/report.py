@@ -1,23 +1,25 @@
-"""report.html: a finished run on one page, drawn from run.json and recipe.lock.yaml."""
+"""report.html and card.md of a finished run, made from run.json and recipe.lock.yaml alone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from jinja2 import TemplateError
 from markupsafe import Markup
 
 from vila_data.core.readable import many, share, short, size_text
-from vila_data.explore.charts import Mark, bars, histogram
-from vila_data.explore.flow import flow, stages
-from vila_data.explore.hosts import only_files
-from vila_data.explore.overview import overview
+from vila_data.core.store import Store
+from vila_data.explore.card import card
+from vila_data.explore.charts import Mark, bars, histogram, shares
+from vila_data.explore.flow import flow, overview, stages
 from vila_data.explore.page import page
 from vila_data.explore.recipe_text import shown_recipe
-from vila_data.explore.shares import share_rows, shares
-from vila_data.explore.speed_rows import speed_rows
+from vila_data.explore.rows import only_files, share_rows, speed_rows
+from vila_data.runs.run import Run
 from vila_data.runs.token_rows import left_out
 
 _TITLES: Final = {
@@ -205,3 +207,40 @@ def _pack_histogram(counted: Mapping[int, int], title: str, mean: float) -> Mark
     edges: Sequence[int] = range(low, high + step, step)
     counts = [sum(counted.get(number, 0) for number in range(edge, edge + step)) for edge in edges[:-1]]
     return histogram(edges, counts, title=title, unit=title.lower(), of="packs", note=f"mean {mean:.1f}")
+
+
+REPORT_HTML: Final = "report.html"
+CARD_MD: Final = "card.md"
+PAGES: Final[Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any]], str]]] = {
+    CARD_MD: card,
+    REPORT_HTML: report_page,
+}
+"""Each is drawn from run.json and recipe.lock.yaml alone, so it can be drawn again at any time."""
+
+
+def write_pages(store: Store, totals: Mapping[str, Any]) -> None:
+    """Draw and commit the pages of a finished run.
+
+    Everything that they show is committed before. A page that cannot be drawn is told in a warning and an old one of
+    that name removed: the run is whole without it, and days of work shall not end in an error for the sake of a chart.
+
+    Raises:
+        StorageError: the store cannot be written.
+    """
+    lock = Run(store).lock
+    for path, draw in PAGES.items():
+        try:
+            text = draw(totals, lock)
+        except (ArithmeticError, LookupError, TypeError, ValueError, TemplateError) as error:
+            store.remove(path)
+            warnings.warn(f"{store.location(path)}: not drawn: {error!r}; the run is finished and whole", stacklevel=2)
+            continue
+        data = text.encode()
+        if store.size(path) != len(data) or store.read(path) != data:
+            store.commit_bytes(data, path)
+
+
+def remove_pages(store: Store) -> None:
+    """Delete the pages of a run that is finished no more."""
+    for path in PAGES:
+        store.remove(path)
