@@ -303,7 +303,7 @@ def test_a_page_that_cannot_be_drawn_does_not_cost_the_run(
         raise ZeroDivisionError("a chart")
 
     monkeypatch.setattr(pages, "PAGES", {**pages.PAGES, "report.html": broken})
-    with pytest.warns(UserWarning, match="report.html: not drawn: ZeroDivisionError.*finished and whole"):
+    with pytest.warns(UserWarning, match="report.html: could not be written: ZeroDivisionError.*finished and complete"):
         assert vd.run(sample_recipe, out, runner="local").finished
     assert (out / "card.md").exists() and not (out / "report.html").exists()
 

@@ -295,7 +295,7 @@ def test_inspect_shows_the_same(facts: tuple[dict[str, Any], dict[str, Any]]) ->
         if found["similarity"] is not None:
             counted = sum(found["similarity"]["counts"])
             assert re.search(rf"{name} +│ similarity +│ +{counted} ", text)
-    assert "min_similarity 0.5" in text and "http_status" in text and "this launch" in text
+    assert "min_similarity 0.5" in text and "http_status" in text and "this run" in text
 
 
 def test_bar_lines() -> None:

@@ -16,8 +16,10 @@ _UNKNOWN = "unknown:not_scored"
 
 
 def print_whatif(console: Console, value: Mapping[str, Any]) -> None:
-    """The JSON of `whatif`: a table a corpus that the setting touches, the others in a line, then the sets."""
-    console.print(f"[bold]{escape(', '.join(value['asked']))}[/bold] beside the run's own rules", highlight=False)
+    """The JSON of `whatif`: a table per corpus that the setting touches, the others in a line, then the sets."""
+    console.print(
+        f"[bold]{escape(', '.join(value['asked']))}[/bold] compared with the run's current rules", highlight=False
+    )
     same = [name for name, corpus in value["corpora"].items() if corpus["old"] == corpus["new"]]
     for name, corpus in value["corpora"].items():
         if name not in same:
@@ -25,7 +27,7 @@ def print_whatif(console: Console, value: Mapping[str, Any]) -> None:
         if corpus["unscored"]:
             console.print(_unscored(name, corpus["unscored"]), highlight=False, soft_wrap=True)
     if same:
-        console.print(f"as before: {', '.join(same)}", highlight=False)
+        console.print(f"unchanged: {', '.join(same)}", highlight=False)
     if value["sets"]:
         console.print(_compared_sets(value["sets"]))
     for note in value["notes"]:
@@ -33,10 +35,10 @@ def print_whatif(console: Console, value: Mapping[str, Any]) -> None:
 
 
 def print_sweep(console: Console, value: Mapping[str, Any]) -> None:
-    """The JSON of a sweep: a row a value, with what each corpus keeps."""
+    """The JSON of a sweep: a row per value, with what each corpus keeps."""
     beside = f", with {escape(', '.join(value['asked']))}" if value["asked"] else ""
     console.print(
-        f"[bold]{value['key']}[/bold]{beside}; in force: {show_value(value['in_force'])}",
+        f"[bold]{value['key']}[/bold]{beside}; current value: {show_value(value['in_force'])}",
         highlight=False,
         soft_wrap=True,
     )
@@ -47,9 +49,9 @@ def print_sweep(console: Console, value: Mapping[str, Any]) -> None:
         if most:
             console.print(_unscored(name, most, "up to "), highlight=False, soft_wrap=True)
     if flat:
-        console.print(f"the same at every value: {', '.join(flat)}", highlight=False)
+        console.print(f"constant over the sweep: {', '.join(flat)}", highlight=False)
     if value["untouched"]:
-        console.print(f"not touched by this key: {', '.join(value['untouched'])}", highlight=False)
+        console.print(f"not affected by this key: {', '.join(value['untouched'])}", highlight=False)
 
 
 def _compared_funnel(name: str, corpus: Mapping[str, Any]) -> Table:
@@ -79,7 +81,7 @@ def _ordered(old: Mapping[str, int], new: Mapping[str, int]) -> list[str]:
 
 
 def _compared_sets(sets: Mapping[str, Any]) -> Table:
-    table = Table(title="shard sets, now and then", title_justify="left")
+    table = Table(title="shard sets, current and new", title_justify="left")
     for heading in ("set", "samples", "then", "images", "then", "shards", "then"):
         table.add_column(heading, justify="left" if heading == "set" else "right")
     for name, found in sets.items():
@@ -106,7 +108,7 @@ def _sweep_table(name: str, corpus: Mapping[str, Any], value: Mapping[str, Any])
     if unknown:
         table.add_column("images unknown", justify="right")
     for place, step in enumerate(value["values"]):
-        cells = [show_value(step) + (" < in force" if step == value["in_force"] else "")]
+        cells = [show_value(step) + (" < current" if step == value["in_force"] else "")]
         for unit in ("images", "records"):
             kept = corpus["kept"][unit][place]
             cells += [f"{kept:,}", share(kept, corpus["entered"][unit])]
@@ -116,8 +118,8 @@ def _sweep_table(name: str, corpus: Mapping[str, Any], value: Mapping[str, Any])
 
 def _unscored(name: str, count: int, up_to: str = "") -> str:
     return (
-        f"{name}: {up_to}{count:,} images are not scored, since an earlier rule dropped them before: a run would score them "
-        "first; here they, and what hangs on them, are counted as unknown where the rules ask for a score"
+        f"{name}: {up_to}{count:,} images have no score because an earlier rule dropped them; a run would score them "
+        "first. Here they, and everything that depends on them, count as unknown wherever a rule needs a score."
     )
 
 
@@ -126,11 +128,11 @@ def _range(low: int, high: int) -> str:
 
 
 def print_export(console: Console, value: dict[str, Any]) -> None:
-    """An export: a row a set, then what was left out or adapted, then sets that are not in it.
+    """An export: a row per set, then what was left out or adapted, then sets that are not in it.
 
     One that is only looked at has no speed.
     """
-    state = "" if value.get("finished", True) else " (not finished: run it again)"
+    state = "" if value.get("finished", True) else " (not finished: rerun it)"
     table = Table(title=escape(f"{value['to']}: {value['out']}{state}"), title_justify="left")
     launched = any("launch_samples" in one for one in value["sets"])
     headings = ("set", "view", "samples", "exported", "left out", "images", "files", "MB")
@@ -171,7 +173,7 @@ def print_export(console: Console, value: dict[str, Any]) -> None:
 
 
 def _speed(one: dict[str, Any]) -> str:
-    return f"{one['launch_samples'] / one['launch_seconds']:,.0f}" if one["launch_samples"] else "there already"
+    return f"{one['launch_samples'] / one['launch_seconds']:,.0f}" if one["launch_samples"] else "already done"
 
 
 def print_bench(console: Console, value: dict[str, Any]) -> None:
@@ -179,7 +181,7 @@ def print_bench(console: Console, value: dict[str, Any]) -> None:
     table = Table(title=f"{value['seconds']:.1f} s of streaming", title_justify="left")
     table.add_column("what")
     table.add_column("count", justify="right")
-    table.add_column("a second", justify="right")
+    table.add_column("per second", justify="right")
     for name in ("batches", "packs", "samples", "images", "tokens"):
         table.add_row(name, f"{value[name]:,}", f"{value[f'{name}_per_s']:,.1f}")
     table.add_row("MB read", f"{value['read_bytes'] / 1e6:,.1f}", f"{value['read_bytes_per_s'] / 1e6:,.1f}")
@@ -200,8 +202,8 @@ def print_bench(console: Console, value: dict[str, Any]) -> None:
     for line in (
         f"the consumer, {step}, waited {value['waited_share']:.2%} of the time; slowest stage: {value['slowest_stage']}",
         f"fill {value['fill']:.2%}; tokens: {shares}",
-        f"cache hits {value['cache_hits']:,} of {value['reads']:,} reads; retries {value['retries']:,}; faults "
-        f"{sum(value['faults'].values()):,}; workers replaced {value['replaced_workers']:,}",
+        f"cache hits {value['cache_hits']:,} of {value['reads']:,} reads; retries {value['retries']:,}; broken images or samples "
+        f"{sum(value['faults'].values()):,}; workers restarted {value['replaced_workers']:,}",
     ):
         console.print(line, highlight=False, soft_wrap=True)
     slowest = value["slowest_read"]

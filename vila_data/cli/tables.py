@@ -27,7 +27,7 @@ def console() -> Console:
 
 
 def print_run(console: Console, value: dict[str, Any]) -> None:
-    """A run: its funnel a corpus, and its sets."""
+    """A run: its funnel per corpus, and its sets."""
     state = "finished" if value["finished"] else "not finished"
     console.print(f"[bold]{value['name']}[/bold] ({state}, recipe {value['recipe']})", highlight=False)
     for corpus, stages in value["funnel"].items():
@@ -40,11 +40,11 @@ def print_run(console: Console, value: dict[str, Any]) -> None:
         _print_blend(console, value["blend"])
     if value.get("seconds"):
         times = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in value["seconds"].items())
-        console.print(f"last launch: {times}", highlight=False, markup=False)
+        console.print(f"last run: {times}", highlight=False, markup=False)
 
 
 def print_set(console: Console, value: dict[str, Any]) -> None:
-    """A shard set: a row a shard."""
+    """A shard set: a row per shard."""
     table = Table(title=f"{value['set']}: {value['view']} of {value['corpus']}", title_justify="left")
     for heading in ("shard", "samples", "images", "MB", "sha256"):
         table.add_column(heading, justify="left" if heading in ("shard", "sha256") else "right")
@@ -58,7 +58,7 @@ def print_set(console: Console, value: dict[str, Any]) -> None:
 
 
 def print_shard(console: Console, value: dict[str, Any]) -> None:
-    """A shard: a row a sample."""
+    """A shard: a row per sample."""
     table = Table(title=escape(value["shard"]), title_justify="left")
     for heading in ("key", "record", "members", "bytes", "text"):
         table.add_column(heading, justify="right" if heading in ("members", "bytes") else "left", overflow="ellipsis")
@@ -76,11 +76,11 @@ def print_shard(console: Console, value: dict[str, Any]) -> None:
     for fault in value["faults"]:
         console.print(plain(fault), highlight=False, markup=False)
     if value["n_faults"] > len(value["faults"]):
-        console.print(f"… and {value['n_faults'] - len(value['faults']):,} more faults", highlight=False, markup=False)
+        console.print(f"… and {value['n_faults'] - len(value['faults']):,} more errors", highlight=False, markup=False)
 
 
 def print_recipes(console: Console, value: list[dict[str, str]]) -> None:
-    """The catalogue of recipes: a line each."""
+    """The catalog of recipes, one line each."""
     table = Table.grid(padding=(0, 2))
     for recipe in value:
         table.add_row(recipe["name"], recipe["summary"])
@@ -175,7 +175,7 @@ def _print_blend(console: Console, value: dict[str, Any]) -> None:
     for warning in value.get("warnings", ()):
         console.print(Text.assemble(("warning: ", "bold yellow"), plain(warning["text"])))
     for subset in value["subsets"]:
-        strangers = f"; {subset['ids_not_met']:,} listed ids are not in it" if subset["ids_not_met"] else ""
+        strangers = f"; {subset['ids_not_met']:,} listed ids are not in the set" if subset["ids_not_met"] else ""
         kept = f"{subset['kept']:,} of {subset['samples']:,} samples"
         console.print(f"subset of {subset['name']}: {kept}{strangers}", highlight=False, markup=False)
     for event in value["events"]:
@@ -185,13 +185,13 @@ def _print_blend(console: Console, value: dict[str, Any]) -> None:
             markup=False,
         )
     for name, count in value["unlisted"].items():
-        console.print(f"and {count:,} times more: {name}", highlight=False, markup=False)
+        console.print(f"and {count:,} more times: {name}", highlight=False, markup=False)
     packs = value["packs"]
     unfilled = packs.get("unfilled_tokens", {})
     reasons = "; tokens not filled: " * bool(unfilled) + ", ".join(f"{name} {n:,}" for name, n in unfilled.items())
     console.print(
         f"{packs['packs']:,} packs, {packs['fill']:.2%} full, {packs['samples_a_pack']['mean']:.1f} samples and "
-        f"{packs['images_a_pack']['mean']:.1f} images a pack{reasons}",
+        f"{packs['images_a_pack']['mean']:.1f} images per pack{reasons}",
         highlight=False,
         markup=False,
     )
@@ -199,7 +199,7 @@ def _print_blend(console: Console, value: dict[str, Any]) -> None:
     if length:
         fill = length["fill"]
         console.print(
-            f"a sequence of {length['best']:,} tokens would waste least: {fill[str(length['best'])]:.2%} full, beside "
+            f"best sequence length: {length['best']:,} tokens: {fill[str(length['best'])]:.2%} full, compared with "
             f"{fill[str(length['current'])]:.2%} at {length['current']:,}",
             highlight=False,
             markup=False,
@@ -218,7 +218,7 @@ _KEYS: Final = {
     "shorter_side": "shorter side, px",
     "aspect_ratio": "width / height",
     "image_bytes": "image bytes",
-    "images_a_record": "images a record",
+    "images_a_record": "images per record",
     "text_chars": "text characters",
 }
 
@@ -236,7 +236,7 @@ def print_measures(console: Console, value: Mapping[str, Any]) -> None:
 
 
 def bar_line(counts: list[int], widest: int = _WIDEST) -> str:
-    """Counts as a line of bars, a character a column; what is counted at all can be seen. Wide ones are summed."""
+    """Counts as a line of bars, one character per column; what is counted at all can be seen. Wide ones are summed."""
     step = max(1, -(-len(counts) // widest))
     sums = [sum(counts[at : at + step]) for at in range(0, len(counts), step)]
     most = max(sums, default=0) or 1
@@ -244,7 +244,7 @@ def bar_line(counts: list[int], widest: int = _WIDEST) -> str:
 
 
 def _distributions(measures: Mapping[str, Any]) -> Table:
-    """A row a histogram: of all that was measured, from the first filled column to the last."""
+    """A row per histogram: of all that was measured, from the first filled column to the last."""
     table = Table(title="distributions", title_justify="left")
     for heading in ("of", "what", "counted", "kept", "from", "", "to", "mean", "of kept", "marks"):
         left = heading in ("of", "what", "", "to", "marks")
@@ -270,7 +270,7 @@ def _histograms(measures: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, An
         yield name, {what: found[key] for key, what in _KEYS.items() if found[key] is not None}
     for name, found in measures["sets"].items():
         if found["tokens"] is not None:
-            yield f"set {name}", {"tokens a sequence": found["tokens"]}
+            yield f"set {name}", {"tokens per sequence": found["tokens"]}
 
 
 def _names_table(measures: Mapping[str, Any]) -> Table:
@@ -312,7 +312,7 @@ def _counts(rows: list[tuple[str, int]], total: int) -> Text:
 
 
 def _speed_table(value: Mapping[str, Any]) -> Table:
-    table = Table(title="speed of one task at work", title_justify="left")
+    table = Table(title="speed of a single task", title_justify="left")
     for heading in ("stage", "tasks", "work", "task seconds", "rate", "done in"):
         table.add_column(heading, justify="right" if heading in ("tasks", "task seconds") else "left")
     for row in speed_rows(value):

@@ -29,7 +29,7 @@ _GLYPH: Final = 6.4
 
 @dataclass(frozen=True)
 class Mark:
-    """A value to be drawn as a line across the chart, with what it is: the threshold in force."""
+    """A value to be drawn as a line across the chart, with its label, such as the current threshold."""
 
     label: str
     at: float
@@ -53,7 +53,7 @@ def histogram(
     """Counts between `edges` (one more than counts, rising; the last may be infinite) as columns of equal width.
 
     unit: what the edges measure. of: what is counted. note: a sentence beneath.
-    kept: how many of each count were kept; the others stand on them in the colour of what was dropped.
+    kept: how many of each count were kept; the others stand on them in the color of what was dropped.
 
     Raises:
         ValueError: the edges do not rise, or are not one more than the counts.
@@ -89,7 +89,7 @@ def histogram(
 
 
 def _columns(edges: Sequence[float], counts: Sequence[int], kept: Sequence[int] | None, top: float) -> Iterator[Markup]:
-    """A rectangle a count; with `kept`, that many at its foot in the colour of the kept."""
+    """A rectangle per count; with `kept`, that many at its foot in the color of the kept."""
     total, width = sum(counts), _PLOT_W / max(1, len(counts))
     for index, count in enumerate(counts):
         tip = f"{_between(edges[index], edges[index + 1])}: {count:,}"
@@ -110,7 +110,7 @@ def bars(
 ) -> Markup:
     """Counts by name as rows, in the order given.
 
-    tone: class of the bars' colour. total: what the shares are of; the rows' sum where it is None.
+    tone: class of the bars' color. total: what the shares are of; the rows' sum where it is None.
     """
     whole = sum(count for _, count in rows) if total is None else total
     most = max((count for _, count in rows), default=0) or 1
@@ -144,7 +144,7 @@ def curve(
     y_unit: str,
     mark: Marks = None,
 ) -> Markup:
-    """Lines over `xs`, one a series, from zero up; what is not finite is left out.
+    """Lines over `xs`, one per series, from zero up; what is not finite is left out.
 
     mark: where on the x axis the value in force lies.
 
@@ -187,7 +187,7 @@ def curve(
 
 
 def svg(height: float, said: str, parts: Sequence[Markup], width: int = WIDTH) -> Markup:
-    """A picture that a screen reader says as one sentence."""
+    """A drawing that a screen reader reads as one sentence."""
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         width, _n(height), plain(said), Markup("").join(parts)
     )
@@ -201,7 +201,7 @@ def figure(
     note: str = "",
     legend: Sequence[tuple[str, str]] = (),
 ) -> Markup:
-    """A chart with its title, its key and its numbers. legend: class of the colour, and what it stands for."""
+    """A chart with its title, its key and its numbers. legend: class of the color, and what it stands for."""
     key = Markup("").join(
         Markup(
             '<li><svg class="swatch" viewBox="0 0 12 12" aria-hidden="true"><rect class="{}" width="12" height="12" '
@@ -365,7 +365,7 @@ _INDENT: Final = 18
 
 
 def shares(rows: Sequence[ShareRow], *, title: str) -> Markup:
-    """Three bars a source: actual, and below it target and recipe."""
+    """Three bars per source: actual, and below it target and recipe."""
     parts = [_share_bars(row, 4 + index * _SHARE_ROW) for index, row in enumerate(rows)]
     said = f"{title}: " + "; ".join(f"{row.name} {_said_shares(row)}" for row in rows)
     table = [(row.name, row.unit, *row.percents()) for row in rows]

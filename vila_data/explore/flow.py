@@ -171,7 +171,7 @@ _TOP: Final = 44
 _TALL: Final = 280
 _GAP: Final = 26
 _LINES: Final = 4
-_COLOURS: Final = 8
+_COLORS: Final = 8
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class _Lane:
     """One corpus: what was named, fetched and kept, and its sets."""
 
     name: str
-    colour: str
+    color: str
     stages: Sequence[Stage]
     sets: Sequence[tuple[str, int]]
 
@@ -195,7 +195,7 @@ def overview(totals: Mapping[str, Any]) -> Markup | None:
         found = [stage for stage in stages(funnel, "images") if stage.name in ("download", "filter")]
         if len(found) == 2 and found[0].entered:
             sets = [(key, entry["images"]) for key, entry in totals["sets"].items() if entry["corpus"] == name]
-            lanes.append(_Lane(name, f"f{number % _COLOURS}", found, sets))
+            lanes.append(_Lane(name, f"f{number % _COLORS}", found, sets))
     if not lanes:
         return None
     made = [(key, count, lane) for lane in lanes for key, count in lane.sets]
@@ -213,7 +213,7 @@ def overview(totals: Mapping[str, Any]) -> Markup | None:
         parts.append(_lane(lane, top, scale, ends))
     height = bottom + 62 + 15 * _LINES
     twice = [", ".join(key for key, _ in lane.sets) for lane in lanes if len(lane.sets) > 1]
-    note = f"The same pictures lie in {'; and in '.join(twice)}. " if twice else ""
+    note = f"The same images are in {'; and in '.join(twice)}. " if twice else ""
     bare = sorted(set(totals["funnel"]) - {lane.name for lane in lanes})
     note += f"Without images: {', '.join(bare)}." if bare else ""
     return figure(
@@ -271,19 +271,19 @@ def _lane(lane: _Lane, top: float, scale: float, ends: Mapping[str, float]) -> M
     heights = [round(count * scale, 2) for count in lane.heights()]
     for at in range(2):
         parts.append(
-            _ribbon_across(_COLUMNS[at] + _LANE_BAR, top, _COLUMNS[at + 1], top, heights[at + 1], f"on {lane.colour}")
+            _ribbon_across(_COLUMNS[at] + _LANE_BAR, top, _COLUMNS[at + 1], top, heights[at + 1], f"on {lane.color}")
         )
     for key, count in lane.sets:
         tall = round(count * scale, 2)
         parts.append(
             _ribbon_across(
-                _COLUMNS[2] + _LANE_BAR, top, _COLUMNS[3], ends[key], min(tall, heights[2]), f"on {lane.colour}"
+                _COLUMNS[2] + _LANE_BAR, top, _COLUMNS[3], ends[key], min(tall, heights[2]), f"on {lane.color}"
             )
         )
-        parts.append(_bar(_COLUMNS[3], ends[key], tall, lane.colour))
+        parts.append(_bar(_COLUMNS[3], ends[key], tall, lane.color))
         parts.append(_label(_COLUMNS[3] + _LANE_BAR + 8, ends[key] + tall / 2 + 4, f"{count:,}", f"set {key}"))
     for at, tall in enumerate(heights):
-        parts.append(_bar(_COLUMNS[at], top, tall, lane.colour))
+        parts.append(_bar(_COLUMNS[at], top, tall, lane.color))
         parts.append(_label(_COLUMNS[at], top - 5, f"{lane.heights()[at]:,}", lane.name if at == 0 else ""))
     return Markup("").join(parts)
 

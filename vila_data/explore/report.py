@@ -23,11 +23,11 @@ from vila_data.runs.run import Run
 from vila_data.runs.token_rows import left_out
 
 _TITLES: Final = {
-    "shorter_side": "Picture size",
-    "aspect_ratio": "Picture shape",
-    "image_bytes": "Bytes of a picture",
-    "images_a_record": "Images a record",
-    "text_chars": "Text a record",
+    "shorter_side": "Image size",
+    "aspect_ratio": "Image aspect ratio",
+    "image_bytes": "Bytes per image",
+    "images_a_record": "Images per record",
+    "text_chars": "Text per record",
 }
 _PACK_COLUMNS: Final = 64
 
@@ -56,7 +56,9 @@ def report_page(totals: Mapping[str, Any], lock: Mapping[str, Any]) -> str:
         overview=overview(totals),
         left_out=[(name, row) for name, counts in totals["tokens"].items() for row in left_out(counts)],
         corpora=[_corpus(name, totals, lock) for name in totals["funnel"]],
-        lengths=[_histogram(value["tokens"], f"Tokens a sequence: {name}") for name, value in measures["sets"].items()],
+        lengths=[
+            _histogram(value["tokens"], f"Tokens per sequence: {name}") for name, value in measures["sets"].items()
+        ],
         blend=_blend(totals["blend"]) if totals["blend"] else [],
         share_warnings=totals["blend"].get("warnings", []) if totals["blend"] else [],
         speed=speed_rows(totals),
@@ -90,11 +92,11 @@ def _tiles(totals: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if tokens:
         images = sum(counts["images"] for counts in tokens)
         tiles.append(
-            (short(sum(counts["tokens"] for counts in tokens)), "tokens", f"{many(images, 'images')} among them")
+            (short(sum(counts["tokens"] for counts in tokens)), "tokens", f"including {many(images, 'images')}")
         )
     if totals["blend"]:
         packs = totals["blend"]["packs"]
-        tiles.append((f"{packs['packs']:,}", "packs an epoch", f"{packs['fill']:.1%} full"))
+        tiles.append((f"{packs['packs']:,}", "packs per epoch", f"{packs['fill']:.1%} full"))
     return tiles
 
 
@@ -140,17 +142,17 @@ def _names(measured: Mapping[str, Any]) -> list[Markup]:
     if hosts["images"] and not only_files(hosts):
         rows = [(host, count) for host, count, _ in hosts["top"][:10]]
         of = f"{hosts['distinct']:,}" if hosts["distinct"] is not None else "very many"
-        about = "Hosts" if hosts["distinct"] == len(rows) else f"Hosts, the largest of {of}"
+        about = "Hosts" if hosts["distinct"] == len(rows) else f"Most frequent hosts (of {of})"
         about += f" (counts short by {hosts['short_by']:,} at most)" * bool(hosts["short_by"])
         found.append(bars(rows, title=about, of="images", total=hosts["images"]))
     if failed["images"]:
         found.append(bars(list(failed["classes"].items()), title="Failures by class", tone="failed-fill", of="images"))
     if failed.get("formats"):
         rows = list(failed["formats"].items())[:8]
-        found.append(bars(rows, title="Formats that are not decoded", tone="failed-fill", of="images"))
+        found.append(bars(rows, title="Unsupported formats", tone="failed-fill", of="images"))
     if failed["http_codes"]:
         codes = [(f"HTTP {code}", count) for code, count in failed["http_codes"].items()]
-        found.append(bars(codes[:8], title="Answers of failed downloads", tone="failed-fill", of="images"))
+        found.append(bars(codes[:8], title="HTTP status of failed downloads", tone="failed-fill", of="images"))
     return found
 
 
@@ -165,12 +167,12 @@ def _duplicates(measured: Mapping[str, Any], funnel: Mapping[str, Any]) -> str:
     if not measured["hosts"]["images"]:
         return ""
     if measured["duplicates"]["rule"] != "drop":
-        return "Exact duplicates were not looked for (filter.images.exact_duplicates: keep)."
+        return "Exact duplicates were not checked (filter.images.exact_duplicates: keep)."
     images = funnel.get("filter", {}).get("images", {})
     count, total = images.get("dropped:exact_duplicate", 0), sum(images.values())
     if not total:
         return ""
-    return f"Exact duplicates: {count:,} of {total:,} pictures ({share(count, total)}) were dropped; near duplicates were not looked for."
+    return f"Exact duplicates: {count:,} of {total:,} images ({share(count, total)}) were dropped; near duplicates were not checked."
 
 
 def _histogram(value: Mapping[str, Any] | None, title: str, kept: bool = False) -> Markup:
@@ -194,7 +196,7 @@ def _histogram(value: Mapping[str, Any] | None, title: str, kept: bool = False) 
 def _blend(blend: Mapping[str, Any]) -> list[Markup]:
     """Shares, and how full the packs are."""
     found = [shares(share_rows(blend), title="Shares of an epoch")]
-    for key, title in (("samples_a_pack", "Samples a pack"), ("images_a_pack", "Images a pack")):
+    for key, title in (("samples_a_pack", "Samples per pack"), ("images_a_pack", "Images per pack")):
         counted = {int(number): count for number, count in blend["packs"][key]["histogram"].items()}
         if counted:
             found.append(_pack_histogram(counted, title, blend["packs"][key]["mean"]))
@@ -219,10 +221,10 @@ PAGES: Final[Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any]], str]]
 
 
 def write_pages(store: Store, totals: Mapping[str, Any]) -> None:
-    """Draw and commit the pages of a finished run.
+    """Write the pages of a finished run.
 
-    Everything that they show is committed before. A page that cannot be drawn is told in a warning and an old one of
-    that name removed: the run is whole without it, and days of work shall not end in an error for the sake of a chart.
+    Everything that they show is already committed. If a page cannot be made, a warning says so and an old page of
+    that name is removed: the run is complete without it, and days of work must not end in an error because of a chart.
 
     Raises:
         StorageError: the store cannot be written.
@@ -233,7 +235,10 @@ def write_pages(store: Store, totals: Mapping[str, Any]) -> None:
             text = draw(totals, lock)
         except (ArithmeticError, LookupError, TypeError, ValueError, TemplateError) as error:
             store.remove(path)
-            warnings.warn(f"{store.location(path)}: not drawn: {error!r}; the run is finished and whole", stacklevel=2)
+            warnings.warn(
+                f"{store.location(path)}: could not be written: {error!r}; the run itself is finished and complete",
+                stacklevel=2,
+            )
             continue
         data = text.encode()
         if store.size(path) != len(data) or store.read(path) != data:
@@ -241,6 +246,6 @@ def write_pages(store: Store, totals: Mapping[str, Any]) -> None:
 
 
 def remove_pages(store: Store) -> None:
-    """Delete the pages of a run that is finished no more."""
+    """Delete the pages of a run that is no longer finished."""
     for path in PAGES:
         store.remove(path)

@@ -24,7 +24,7 @@ class SpeedRow:
 
 
 def speed_rows(totals: Mapping[str, Any]) -> list[SpeedRow]:
-    """A row a stage that has done something."""
+    """A row per stage that did something."""
     rows = []
     for stage, found in totals.get("speed", {}).items():
         seconds = found["task_seconds"]
@@ -38,7 +38,7 @@ def speed_rows(totals: Mapping[str, Any]) -> list[SpeedRow]:
                 rates += [f"{amount / seconds:,.1f} {name}/s" if scale > 1 else f"{amount / seconds:,.0f} {name}/s"] * (
                     seconds > 0
                 )
-        launch = "this launch" if found["launch"] == "this" else "an earlier launch"
+        launch = "this run" if found["launch"] == "this" else "an earlier run"
         rows.append(
             SpeedRow(stage, launch, f"{int(found['tasks']):,}", ", ".join(work), f"{seconds:,.2f}", ", ".join(rates))
         )
@@ -49,7 +49,7 @@ _NO_HOST: Final = "(no host)"
 
 
 def only_files(hosts: Mapping[str, Any]) -> bool:
-    """Whether no address of a corpus's images names a host. hosts: as run.json has them."""
+    """Whether no URL of a corpus's images names a host. hosts: as run.json has them."""
     return bool(hosts["images"]) and [name for name, *_ in hosts["top"]] == [_NO_HOST]
 
 
@@ -80,7 +80,7 @@ class ShareRow:
 
 
 def share_rows(blend: Mapping[str, Any]) -> list[ShareRow]:
-    """A row a source. blend: that of run.json."""
+    """A row per source. blend: that of run.json."""
     rows: dict[str, ShareRow] = {}
     for name, source in named_sources(blend):
         whole = source.get("of_whole")

@@ -29,7 +29,7 @@ _MOST: Final = 1000
 class CorpusSweep:
     """A corpus at each value of the sweep. Keys of the mappings: images, records.
 
-    entered: what the filter is asked about; in_force: what it keeps at the value in force; kept, unknown: a count a
+    entered: what the filter is asked about; in_force: what it keeps at the value in force; kept, unknown: a count per
     value; unscored: images that a run with that value would score first.
     """
 
@@ -96,7 +96,7 @@ def sweep(
         text: the key, one of `filter`, and its values; STOP is one of them where a step ends there.
         settings: ``filter.…=value`` beside it.
         out: write a page there, with curves and examples at each cut.
-        watch: is told how far it is.
+        watch: receives progress.
 
     Raises:
         UsageError: the sweep is written wrongly, changes nothing, or as `whatif`; no folder for the page.
@@ -116,7 +116,7 @@ def sweep(
     plans = _plans(found, base, steps)
     if not plans:
         raise UsageError(
-            f"--sweep {key}: changes nothing for {found.store.url}: {_why_nothing(found, base, steps, key)}"
+            f"--sweep {key}: this changes nothing for {found.store.url}: {_why_nothing(found, base, steps, key)}"
         )
     corpora: dict[str, CorpusSweep] = {}
     for plan in plans:
@@ -146,11 +146,11 @@ def parse_sweep(text: str) -> tuple[str, list[str]]:
     check_key(text)
     values = [one.strip() for one in _entries(right)]
     if "" in values:
-        raise UsageError(f"--sweep {text}: there is no value between two commas, or beside one (null is none)")
+        raise UsageError(f"--sweep {text}: a value is empty (write null for none)")
     if ":" in right and not {"[", "{"} & set(right):
         values = _steps(text, right.split(":"))
     if len(values) > _MOST:
-        raise UsageError(f"--sweep {text}: {len(values):,} values; at most {_MOST:,}: take a larger STEP")
+        raise UsageError(f"--sweep {text}: {len(values):,} values, the limit is {_MOST:,}; use a larger STEP")
     return key, values
 
 
@@ -200,18 +200,18 @@ def _why_nothing(found: FilteredRun, base: Recipe, steps: Sequence[Recipe], key:
     section, _, name = key.removeprefix("filter.").rpartition(".")
     rule = key.removeprefix("filter.")
     if key.startswith("filter.per_corpus.") or all(step.filter == base.filter for step in steps):
-        value = "value is the one" if len(steps) == 1 else "values are all the one"
-        return f"its {value} in force: give others"
+        value = "value is" if len(steps) == 1 else "values are all"
+        return f"its {value} already set; try others"
     reasons = []
     for corpus in found.corpora():
         own = base.filter.per_corpus.get(corpus.name)
         if own is not None and name in getattr(own, section or "none", own).model_fields_set:
-            reasons.append(f"{corpus.name}: per_corpus sets its own: sweep filter.per_corpus.{corpus.name}.{rule}")
+            reasons.append(f"{corpus.name}: per_corpus overrides it; sweep filter.per_corpus.{corpus.name}.{rule}")
         elif not sum(corpus.funnel["filter"].get("images", {}).values()):
             reasons.append(f"{corpus.name}: has no images")
         else:
             reasons.append(
-                f"{corpus.name}: are conversations, for which it holds only as filter.per_corpus.{corpus.name}.{rule}"
+                f"{corpus.name}: contains conversations; the rule applies to them only as filter.per_corpus.{corpus.name}.{rule}"
             )
     return "; ".join(reasons)
 

@@ -48,7 +48,7 @@ class CutExamples:
 
 @dataclass(frozen=True)
 class Row:
-    """One corpus at one value, as shown. change: kept images and records, less those at the value in force."""
+    """One corpus at one value, as shown. change: kept images and records, less those at the current value."""
 
     corpus: str
     kept: dict[str, int]
@@ -83,7 +83,7 @@ def sweep_page(value: Mapping[str, Any], examples: Sequence[CutExamples]) -> str
     examples = [one for one in examples if one.corpus in shown]
     return page(
         "sweep.html",
-        title=f"What if {value['key'].rsplit('.', 1)[1]} were another?",
+        title=f"Sweep: {value['key'].rsplit('.', 1)[1]}",
         scripts=["sweep.js"],
         styles=["charts.css", "sweep.css"],
         run=value["run"].rstrip("/").rsplit("/", 1)[-1],
@@ -109,7 +109,7 @@ def _charts(value: Mapping[str, Any]) -> list[tuple[str, list[Markup]]]:
     if len(values) < 2 or not all(_is_number(one) for one in values):
         return []
     key = value["key"].rsplit(".", 1)[1]
-    mark = Mark("in force", value["in_force"]) if _is_number(value["in_force"]) else None
+    mark = Mark("current", value["in_force"]) if _is_number(value["in_force"]) else None
     if mark is not None and not min(values) <= mark.at <= max(values):
         mark = None
     found = []
@@ -131,7 +131,7 @@ def _lines(value: Mapping[str, Any], unit: str, kind: str) -> dict[str, list[flo
         unknown = corpus["unknown"][unit]
         if any(unknown):
             most = zip(corpus["kept"][unit], unknown, strict=True)
-            lines[f"{name}, if all unknown pass"] = [round((kept + more) * scale, 3) for kept, more in most]
+            lines[f"{name}, if every unscored image passes"] = [round((kept + more) * scale, 3) for kept, more in most]
     return lines
 
 
@@ -170,7 +170,7 @@ def _row(name: str, corpus: Mapping[str, Any], place: int) -> Row:
 
 
 def _start(value: Mapping[str, Any], examples: Sequence[CutExamples]) -> int:
-    """The value that is shown first: the one in force, else the nearest to it, else the middle one."""
+    """The value that is shown first: the current one, else the nearest to it, else the middle one."""
     values, in_force = value["values"], value["in_force"]
     if in_force in values:
         return int(values.index(in_force))
@@ -197,7 +197,7 @@ _BYTES: Final = 3_600_000
 
 
 def cuts_to_show(values: Sequence[Any], in_force: Any, corpora: int) -> list[int]:
-    """Places of the values at which examples are shown: all that are numbers, or some spread evenly, among them that in force."""
+    """Places of the values at which examples are shown: all that are numbers, or some spread evenly, including the current one."""
     places = [place for place, value in enumerate(values) if _is_number(value)]
     most = max(2, min(_CUTS, _EXAMPLES // (2 * max(1, corpora))))
     if len(places) <= most:
@@ -261,7 +261,9 @@ class _Reader:
         """An item with its words and pictures."""
         record = self._evidence.record(item.part, item.row)
         if record is None:
-            raise DataError(f"part {item.part}, row {item.row}: is no record, and has an image: run check on the run")
+            raise DataError(
+                f"part {item.part}, row {item.row}: is not a record but has an image; run vila-data check on the run"
+            )
         of_record = item.image_index < 0
         images = range(min(len(record.images), _PICTURES_OF_A_RECORD)) if of_record else (item.image_index,)
         pictures = (self._thumbnail(item.part, item.row, index) for index in images)

@@ -84,7 +84,7 @@ def whatif(run: str | os.PathLike[str] | Run, settings: Sequence[str], watch: Wa
         DataError: the run's fates are not those of its own rules; a table is not what a run leaves.
     """
     if not settings:
-        raise UsageError("whatif: nothing is asked: give --set filter.images.min_similarity=0.26, or --sweep")
+        raise UsageError("whatif: nothing to try; pass --set filter.images.min_similarity=0.26, or --sweep")
     watch = watch or Silence()
     found = FilteredRun(run)
     asked = found.asked(settings)
@@ -107,10 +107,10 @@ def whatif(run: str | os.PathLike[str] | Run, settings: Sequence[str], watch: Wa
 
 
 def _notes(asked: Recipe, sets: dict[str, SetAnswer]) -> tuple[str, ...]:
-    """A sentence a blended set that would surely be empty."""
+    """A sentence per blended set that would surely be empty."""
     return tuple(
-        f"set {name} would be empty, so the blend could not be planned and the run would end there: ask for a looser rule, "
-        "or take the set out of the blend"
+        f"set {name} would be empty, so a run would fail while planning the blend; use a looser rule, "
+        "or remove the set from the blend"
         for name in asked.blended_sets()
         if sets[name].new.samples_at_most == 0
     )
@@ -131,7 +131,7 @@ def _tally(
 
 
 class SampleSizes:
-    """Bounds of the sizes of the samples that each set would have under each setting: 8 bytes a sample and setting."""
+    """Bounds of the sizes of the samples that each set would have under each setting: 8 bytes per sample and setting."""
 
     def __init__(self, sets: dict[str, ShardSet], settings: int) -> None:
         self._sets = sets
@@ -176,15 +176,15 @@ def _bounds(table: PartTable, outcome: Settled, view: View) -> NDArray[np.int64]
 _WHY_NOT: Final = {
     "corpora": "other records would have to be downloaded",
     "download": "other bytes would have to be downloaded",
-    "score": "scores would have to be made afresh",
-    "stages": "their columns would have to be made afresh",
-    "shards": "it decides how kept records are laid down, not which are kept",
+    "score": "new scores would have to be computed",
+    "stages": "their columns would have to be computed again",
+    "shards": "it controls how kept records are written, not which are kept",
     "seed": "it shuffles what is kept",
     "pack": "it decides how kept samples become sequences",
-    "blend": "it weighs what is kept",
+    "blend": "it weights what is kept",
     "resources": "it decides where work is done",
-    "name": "it is a name",
-    "version": "it is the recipe's form",
+    "name": "it only names the run",
+    "version": "it is the recipe's format version",
 }
 
 
@@ -219,8 +219,8 @@ class CorpusFates:
         """
         if self.funnel_with(tally)["filter"] != self.funnel["filter"]:
             raise DataError(
-                f"{where}: corpus {self.name!r}: its fates are not those that its {LOCK} gives on its columns: the rules "
-                "or the scores have changed since, or an earlier version of vila-data wrote it; relaunch vila-data run "
+                f"{where}: corpus {self.name!r}: the stored fates differ from what {LOCK} gives for the stored columns. The rules "
+                "or scores have changed since, or an earlier version of vila-data wrote them. Rerun vila-data run "
                 "with its recipe and this --out"
             )
 
@@ -269,7 +269,7 @@ class FilteredRun:
     def _corpus(self, name: str) -> CorpusFates:
         parts = self.run.parts(name)
         if not parts:
-            raise UsageError(f"{self.run.url}: corpus {name!r} is not downloaded: {self.run.finish()}")
+            raise UsageError(f"{self.run.url}: corpus {name!r} is not downloaded; {self.run.finish()}")
         stages = stages_of(self.recipe, "").deciding()
         funnel = self.run.funnel(name)
         for stage in stages:
@@ -294,9 +294,9 @@ def check_key(setting: str) -> None:
     if first == "filter":
         return
     images, documents = (", ".join(model.model_fields) for model in (ImageRules, DocumentRules))
-    why = f"{first}: {_WHY_NOT[first]}" if first in _WHY_NOT else f"a recipe has no key {first!r}"
+    why = f"{first}: {_WHY_NOT[first]}" if first in _WHY_NOT else f"recipes have no key {first!r}"
     raise UsageError(
-        f"{key}: whatif answers for keys of `filter` alone, since they need no more than the columns that are there "
-        f"({why}); ask filter.rules, filter.images.{{{images}}}, filter.documents.{{{documents}}}, or the same under "
+        f"{key}: whatif only supports keys under `filter`, which can be evaluated from stored columns "
+        f"({why}). Use filter.rules, filter.images.{{{images}}}, filter.documents.{{{documents}}}, or the same under "
         "filter.per_corpus.CORPUS"
     )
