@@ -329,7 +329,7 @@ def test_the_command_gives_json_and_a_page(finished: Path, tmp_path: Path) -> No
 
 
 def test_a_page_of_many_pictures_stays_small(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(whatif_examples, "_BYTES", 30_000)
+    monkeypatch.setattr(whatif_examples, "_MAX_IMAGE_BYTES", 30_000)
     sweep(str(finished), "filter.images.min_side_px=16:400:4", out=str(tmp_path / "sweep.html"))
     html = (tmp_path / "sweep.html").read_text()
     pictures = [entry.partition('"')[0] for entry in html.split('src="data:image')[1:]]

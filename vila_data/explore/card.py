@@ -266,7 +266,7 @@ def _removed(totals: Mapping[str, Any]) -> list[str]:
             for stage in stages(funnel, unit):
                 rows += [
                     (f"{words(name)}, {stage.name}", _fate(fate), unit, f"{count:,}", share(count, stage.entered))
-                    for fate, count in sorted(stage.left.items(), key=lambda entry: (-entry[1], entry[0]))
+                    for fate, count in stage.fates_by_count()
                 ]
     if not rows:
         return [*lines, "Nothing."]

@@ -28,15 +28,15 @@ _GLYPH: Final = 6.4
 
 
 @dataclass(frozen=True)
-class Mark:
+class Marker:
     """A value to be drawn as a line across the chart, with its label, such as the current threshold."""
 
     label: str
     at: float
 
 
-Marks = Mark | float | Sequence[Mark] | None
-"""What may be marked: nothing, a value in force, or named values."""
+Markers = Marker | float | Sequence[Marker] | None
+"""What may be marked: nothing, the current value, or named values."""
 
 
 def histogram(
@@ -45,7 +45,7 @@ def histogram(
     *,
     title: str,
     unit: str,
-    mark: Marks = None,
+    marker: Markers = None,
     of: str = "count",
     note: str = "",
     kept: Sequence[int] | None = None,
@@ -67,12 +67,12 @@ def histogram(
     parts += _columns(edges, counts, kept, top)
     middle = 0.5 * width if _whole_numbers(edges) else 0.0
     places = [
-        (_LEFT + _place(edges, at) * width + middle, short(at))
+        (_LEFT + _column_position(edges, at) * width + middle, short(at))
         for at in _edge_ticks(edges)
         if at < edges[-1] or not middle
     ]
     parts.append(_x_axis(places, unit))
-    parts.append(_mark(mark, lambda at: _LEFT + _place(edges, at) * width))
+    parts.append(_draw_markers(marker, lambda at: _LEFT + _column_position(edges, at) * width))
     if not total:
         parts.append(_nothing())
     said = f"{title}: {total:,} counted"
@@ -85,7 +85,7 @@ def histogram(
     ]
     headings = (unit, of, *(("kept",) if kept is not None else ()), "share")
     legend = (("kept-fill", "kept"), ("dropped-fill", "dropped")) if kept is not None else ()
-    return figure(title, svg(_HEIGHT, said + _said_mark(mark), parts), headings, rows, note, legend)
+    return figure(title, svg(_HEIGHT, said + _said_markers(marker), parts), headings, rows, note, legend)
 
 
 def _columns(edges: Sequence[float], counts: Sequence[int], kept: Sequence[int] | None, top: float) -> Iterator[Markup]:
@@ -142,11 +142,11 @@ def curve(
     title: str,
     x_unit: str,
     y_unit: str,
-    mark: Marks = None,
+    marker: Markers = None,
 ) -> Markup:
     """Lines over `xs`, one per series, from zero up; what is not finite is left out.
 
-    mark: where on the x axis the value in force lies.
+    marker: where the current value is on the x axis.
 
     Raises:
         ValueError: a line has not one value for each x.
@@ -177,10 +177,10 @@ def curve(
                     number % _SERIES, _n(px), _n(py), tip
                 )
             )
-    parts.append(_mark(mark, across))  # above the lines: its words are read
+    parts.append(_draw_markers(marker, across))  # above the lines: its words are read
     if not values:
         parts.append(_nothing())
-    said = f"{title}: {len(series)} lines over {len(known)} values of {x_unit}" + _said_mark(mark)
+    said = f"{title}: {len(series)} lines over {len(known)} values of {x_unit}" + _said_markers(marker)
     rows = [(_exact(x), *(_exact(line[i]) for line in series.values())) for i, x in enumerate(xs)]
     legend = [(f"f{number % _SERIES}", name) for number, name in enumerate(series)]
     return figure(title, svg(_HEIGHT, said, parts), (x_unit, *series), rows, legend=legend)
@@ -195,7 +195,7 @@ def svg(height: float, said: str, parts: Sequence[Markup], width: int = WIDTH) -
 
 def figure(
     title: str,
-    picture: Markup,
+    drawing: Markup,
     headings: Sequence[str],
     rows: Sequence[Sequence[str]],
     note: str = "",
@@ -211,7 +211,7 @@ def figure(
     )
     return Markup('<figure class="chart"><figcaption>{}</figcaption>{}{}{}{}</figure>').format(
         plain(title),
-        picture,
+        drawing,
         Markup('<ul class="legend">{}</ul>').format(key) if legend else "",
         Markup('<p class="soft">{}</p>').format(plain(note)) if note else "",
         numbers(headings, rows, title),
@@ -254,7 +254,7 @@ def _y_axis(bottom: float, top: float, unit: str, *, whole: bool = False) -> Mar
 
 
 def _fits(x: float, text: str) -> bool:
-    """Whether a text with its middle at `x` ends within the picture."""
+    """Whether a text with its middle at `x` ends within the drawing."""
     return x + _GLYPH * len(text) / 2 <= WIDTH
 
 
@@ -283,9 +283,9 @@ def _x_axis(places: Sequence[tuple[float, str]], unit: str) -> Markup:
     return Markup("").join(parts)
 
 
-def _mark(mark: Marks, across: Callable[[float], float]) -> Markup:
+def _draw_markers(marker: Markers, across: Callable[[float], float]) -> Markup:
     drawn = []
-    for found in _as_marks(mark):
+    for found in _as_markers(marker):
         x = across(found.at)
         left = x > _LEFT + _PLOT_W * 0.6
         drawn.append(
@@ -294,32 +294,32 @@ def _mark(mark: Marks, across: Callable[[float], float]) -> Markup:
                 '<text class="mark" x="{}" y="{}" text-anchor="{}">{}</text>'
             ).format(
                 *(_n(x), _n(x), _TOP - 6, _TOP + _PLOT_H, _n(x - 5 if left else x + 5), _TOP + 4),
-                *("end" if left else "start", cut(_mark_text(found), 40)),
+                *("end" if left else "start", cut(_marker_text(found), 40)),
             )
         )
     return Markup("").join(drawn)
 
 
-def _as_marks(mark: Marks) -> Sequence[Mark]:
-    if mark is None or isinstance(mark, Mark):
-        return () if mark is None else (mark,)
-    return (Mark("now", float(mark)),) if isinstance(mark, int | float) else mark
+def _as_markers(marker: Markers) -> Sequence[Marker]:
+    if marker is None or isinstance(marker, Marker):
+        return () if marker is None else (marker,)
+    return (Marker("now", float(marker)),) if isinstance(marker, int | float) else marker
 
 
-def _mark_text(mark: Mark) -> str:
-    return f"{mark.label} {_exact(mark.at)}"
+def _marker_text(marker: Marker) -> str:
+    return f"{marker.label} {_exact(marker.at)}"
 
 
-def _said_mark(mark: Marks) -> str:
-    return "".join(f"; line at {_mark_text(found)}" for found in _as_marks(mark))
+def _said_markers(marker: Markers) -> str:
+    return "".join(f"; line at {_marker_text(found)}" for found in _as_markers(marker))
 
 
 def _nothing(y: float = _TOP + _PLOT_H / 2) -> Markup:
     return Markup('<text x="{}" y="{}" text-anchor="middle">nothing counted</text>').format(WIDTH / 2, _n(y))
 
 
-def _place(edges: Sequence[float], value: float) -> float:
-    """Where a value lies among the columns, in columns from the left."""
+def _column_position(edges: Sequence[float], value: float) -> float:
+    """Position of a value among the columns, in columns from the left."""
     if value <= edges[0]:
         return 0.0
     for index, (low, high) in enumerate(pairwise(edges)):

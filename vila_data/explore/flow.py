@@ -32,6 +32,10 @@ class Stage:
     went_on: int
     left: Mapping[str, int]
 
+    def fates_by_count(self) -> list[tuple[str, int]]:
+        """What left, the most frequent fate first."""
+        return sorted(self.left.items(), key=lambda entry: (-entry[1], entry[0]))
+
 
 def stages(funnel: Mapping[str, Mapping[str, Mapping[str, int]]], unit: str) -> list[Stage]:
     """The stages of one corpus's funnel (run.json) that count `unit`, in order."""
@@ -50,14 +54,14 @@ def flow(
     """A flow down through the stages; widths are counts, and the numbers beside it sum.
 
     sets: (name, items of `unit` in it, samples made of them) of the shard sets at its end.
-    made: what a set's line under the picture counts where `unit` is records.
+    made: what a set's line under the drawing counts where `unit` is records.
     """
     entered = found[0].entered if found else 0
     parts, y = [_node(0, entered, entered, "in the metadata", unit)], 26.0
     for stage in found:
         if stage.name == "select" and not stage.left:
             continue
-        gone = sorted(stage.left.items(), key=lambda entry: (-entry[1], entry[0]))
+        gone = stage.fates_by_count()
         height = max(58.0, 26.0 + _LINE * min(len(gone), _SHOWN + 1))
         parts.append(_ribbon(y, height, stage, entered))
         parts.append(_branches(y + 14, gone, stage.entered))
@@ -80,7 +84,7 @@ def flow(
 def _rows(found: Sequence[Stage]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for stage in found:
-        fates = [("kept", stage.went_on), *sorted(stage.left.items(), key=lambda entry: (-entry[1], entry[0]))]
+        fates = [("kept", stage.went_on), *stage.fates_by_count()]
         for fate, count in fates:
             rows.append((stage.name, fate.replace(":", ": ", 1), f"{count:,}", share(count, stage.entered)))
     return rows
@@ -120,11 +124,18 @@ def _ribbon(y: float, height: float, stage: Stage, whole: int) -> Markup:
 def _branch(x: float, wide: float, y: float, thick: float, tone: str) -> Markup:
     """A turn to the right: from `wide` units of the bar above to `thick` units at the list."""
     end, low = _LIST - 8.0, y + 8.0
-    right = round(min(x + wide, end), 2)
-    return Markup('<path class="off {}" d="M{} {}C{} {} {} {} {} {}V{}C{} {} {} {} {} {}Z"/>').format(
-        *(tone, round(x, 2), y, round(x, 2), round(low + thick, 2), round(x, 2), round(low + thick, 2)),
-        *(end, round(low + thick, 2), low, right, low, right, low, right, y),
+    right = min(x + wide, end)
+    return _band(
+        f"off {tone}",
+        [(x, y), (x, low + thick), (x, low + thick), (end, low + thick)],
+        [(end, low), (right, low), (right, low), (right, y)],
     )
+
+
+def _band(classes: str, there: Sequence[tuple[float, float]], back: Sequence[tuple[float, float]]) -> Markup:
+    """A filled band between two Bézier curves of four points each: along `there`, then along `back`."""
+    a, b, c, d, e, f, g, h = (f"{round(x, 2)} {round(y, 2)}" for x, y in (*there, *back))
+    return Markup('<path class="{}" d="M{}C{} {} {}L{}C{} {} {}Z"/>').format(classes, a, b, c, d, e, f, g, h)
 
 
 def _branches(y: float, gone: Sequence[tuple[str, int]], entered: int) -> Markup:
@@ -339,20 +350,18 @@ def _label(x: float, y: float, figure_text: str, words: str) -> Markup:
     )
 
 
-def _ribbon_across(x0: float, y0: float, x1: float, y1: float, tall: float, tone: str) -> Markup:
-    if not tall:
-        return Markup("")
-    middle = round((x0 + x1) / 2, 2)
-    return Markup('<path class="{}" d="M{} {}C{} {} {} {} {} {}V{}C{} {} {} {} {} {}Z"/>').format(
-        *(tone, x0, y0, middle, y0, middle, y1, x1, y1, round(y1 + tall, 2)),
-        *(middle, round(y1 + tall, 2), middle, round(y0 + tall, 2), x0, round(y0 + tall, 2)),
-    )
+def _ribbon_across(x0: float, y0: float, x1: float, y1: float, tall: float, classes: str) -> Markup:
+    """A ribbon from one column to the next."""
+    middle = (x0 + x1) / 2
+    there = [(x0, y0), (middle, y0), (middle, y1), (x1, y1)]
+    return _band(classes, there, [(x, y + tall) for x, y in reversed(there)]) if tall else Markup("")
 
 
 def _bend(x0: float, y0: float, wide: float, x1: float, y1: float, tone: str) -> Markup:
     """A ribbon that leaves to the right and turns down."""
-    right = round(x1 + wide, 2)
-    return Markup('<path class="off {}-fill" d="M{} {}C{} {} {} {} {} {}H{}C{} {} {} {} {} {}Z"/>').format(
-        *(tone, x0, y0, right, y0, right, y0, right, y1, x1),
-        *(x1, round(y0 + wide, 2), x1, round(y0 + wide, 2), x0, round(y0 + wide, 2)),
+    right, low = x1 + wide, y0 + wide
+    return _band(
+        f"off {tone}-fill",
+        [(x0, y0), (right, y0), (right, y0), (right, y1)],
+        [(x1, y1), (x1, low), (x1, low), (x0, low)],
     )

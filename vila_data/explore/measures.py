@@ -26,7 +26,7 @@ from vila_data.shard.manifest import Manifest
 VERSION: Final = 1
 """Raised when the same columns would give other measures."""
 _TOKEN_COLUMNS: Final = 32
-_ROWS_A_BATCH: Final = 1 << 18
+_ROWS_PER_BATCH: Final = 1 << 18
 
 Corpora = Mapping[str, tuple[Sequence[Part], Sequence[Receipt]]]
 """Parts and filter receipts of each corpus whose fates are decided."""
@@ -44,8 +44,8 @@ def measure(
     """JSON of the measures: {"inputs", "corpora": {name: ...}, "sets": {name: ...}, "languages": {set: ...}}.
 
     tokens:  the sets' entries of run.json: tokenizer, encoding, counts.
-    earlier: measures of an earlier launch; taken as they are where they were made from the same files.
-    advance: told of each part that is read.
+    earlier: measures of an earlier run of the recipe; reused where they were made from the same files.
+    advance: called after each part that is read.
     """
     inputs = _inputs(recipe, corpora, sets, tokens)
     if earlier is not None and earlier.get("inputs") == inputs:
@@ -89,7 +89,7 @@ def _inputs(recipe: Recipe, corpora: Corpora, sets: Mapping[str, Manifest], toke
 
 
 def _first_of_each_corpus(sets: Mapping[str, Manifest]) -> list[str]:
-    """One set a corpus: two views of it hold the same texts."""
+    """One set per corpus: two views of it contain the same texts."""
     first: dict[str, str] = {}
     for name, manifest in sets.items():
         first.setdefault(manifest.corpus, name)
@@ -103,7 +103,7 @@ def _token_lengths(store: Store, recipe: Recipe, name: str, counts: Mapping[str,
     binned = Binned(np.unique(np.linspace(0, length, _TOKEN_COLUMNS + 1).round()))
     path = f"{tokens_folder(counts['tokenizer'], name, counts['encoding'])}/lengths.parquet"
     with store.open_read(path) as stream, pq.ParquetFile(stream, pre_buffer=False) as file:
-        for batch in file.iter_batches(_ROWS_A_BATCH, columns=["tokens"], use_threads=False):
+        for batch in file.iter_batches(_ROWS_PER_BATCH, columns=["tokens"], use_threads=False):
             values = batch.column(0).to_numpy().astype(np.float64)
             values = values[values > 0]
             binned.add(values, np.ones(len(values), bool))
@@ -111,9 +111,9 @@ def _token_lengths(store: Store, recipe: Recipe, name: str, counts: Mapping[str,
 
 
 NO_HOST: Final = "(no host)"
-"""Stands for images that are files, or lie in the metadata, and for what is no URL."""
+"""For images that are files or in the metadata, and for text that is not a URL."""
 TOP_HOSTS: Final = 20
-HOSTS_A_CLASS: Final = 5
+HOSTS_PER_CLASS: Final = 5
 
 _STEPS: Final = (1, 1.5, 2, 3, 5, 7)
 SIMILARITY: Final = np.arange(-50, 51) / 50
@@ -126,7 +126,7 @@ ASPECT: Final = (
     np.inf,
 )
 IMAGE_BYTES: Final = (0, *(step * power for power in (1e2, 1e3, 1e4, 1e5, 1e6, 1e7) for step in _STEPS), np.inf)
-IMAGES_A_RECORD: Final = (*range(17), 20, 24, 32, 64, np.inf)
+IMAGES_PER_RECORD: Final = (*range(17), 20, 24, 32, 64, np.inf)
 TEXT_CHARS: Final = (0, 1, *(step * power for power in (10, 1e2, 1e3, 1e4, 1e5) for step in _STEPS), np.inf)
 
 _HOST: Final = r"^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#\\]*@)?(?P<host>\[[^\]/?#]*\]|[^/?#:\\]+)"
@@ -142,13 +142,13 @@ def hosts_of(urls: pa.ChunkedArray) -> pa.ChunkedArray:
 class CorpusMeasures:
     """The measures of one corpus; `add` each part once, in order. Memory does not grow with the parts.
 
-    rules: as in force; they name the column of similarities, and their thresholds are marked.
+    rules: the current ones; they name the column of similarities, and their thresholds are marked.
     """
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
         self._similarity, self._side, self._aspect = Binned(SIMILARITY), Binned(SIDE_PX), Binned(ASPECT)
-        self._bytes, self._images, self._chars = Binned(IMAGE_BYTES), Binned(IMAGES_A_RECORD), Binned(TEXT_CHARS)
+        self._bytes, self._images, self._chars = Binned(IMAGE_BYTES), Binned(IMAGES_PER_RECORD), Binned(TEXT_CHARS)
         self._hosts, self._failed_hosts = TopNames(), TopNames()
         self._errors: dict[str, int] = {}
         self._codes: dict[str, int] = {}
@@ -257,7 +257,7 @@ class CorpusMeasures:
         found: dict[str, list[list[Any]]] = {}
         for name, count in self._failed_hosts.top():
             error, _, host = name.partition("\t")
-            if len(found.setdefault(error, [])) < HOSTS_A_CLASS:
+            if len(found.setdefault(error, [])) < HOSTS_PER_CLASS:
                 found[error].append([host, count])
         return {error: found[error] for error in sorted(found)}
 
@@ -288,7 +288,7 @@ _LEAST_COLUMNS: Final = 8
 class Binned:
     """A histogram of all values and of the kept ones, between edges that are fixed beforehand.
 
-    What lies below the first edge, or above a finite last one, is counted in the first or last column.
+    What is below the first edge, or above a finite last one, is counted in the first or last column.
     Edges are compared as float32, as the rules compare similarities.
     """
 
@@ -299,7 +299,7 @@ class Binned:
         self._sums = [0.0, 0.0]
 
     def add(self, values: NDArray[Any], kept: NDArray[np.bool_]) -> None:
-        """Count values; NaN is not counted. kept: bool, one a value."""
+        """Count values; NaN is not counted. kept: bool, one per value."""
         known = ~np.isnan(values)
         values, kept = values[known], kept[known]
         places = np.searchsorted(self._edges.astype(np.float32), values.astype(np.float32), side="right") - 1

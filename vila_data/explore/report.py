@@ -14,7 +14,7 @@ from markupsafe import Markup
 from vila_data.core.readable import many, share, short, size_text
 from vila_data.core.store import Store
 from vila_data.explore.card import card
-from vila_data.explore.charts import Mark, bars, histogram, shares
+from vila_data.explore.charts import Marker, bars, histogram, shares
 from vila_data.explore.flow import flow, overview, stages
 from vila_data.explore.page import page
 from vila_data.explore.recipe_text import shown_recipe
@@ -187,7 +187,7 @@ def _histogram(value: Mapping[str, Any] | None, title: str, kept: bool = False) 
         title=title,
         unit=value["unit"],
         of=value["of"],
-        mark=[Mark(label, at) for label, at in value["marks"]],
+        marker=[Marker(label, at) for label, at in value["marks"]],
         kept=value["kept"] if kept else None,
         note=note,
     )

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from vila_data.core.errors import UsageError
 from vila_data.explore.preview.write import check_target
-from vila_data.explore.sweep_page import cuts_to_show, examples_a_side, examples_of, write_sweep
+from vila_data.explore.sweep_page import cuts_to_show, examples_of, examples_per_side, write_sweep
 from vila_data.explore.whatif import CorpusFates, FilteredRun, check_key
 from vila_data.filter.config import Rules
 from vila_data.filter.rules import UNKNOWN
@@ -107,9 +107,9 @@ def sweep(
     if out is not None:
         check_target(out)
     found = FilteredRun(run)
-    base = found.asked(settings)
-    steps = [found.asked([*settings, f"{key}={one}"]) for one in texts]
-    in_force = found.value_in_force(key, settings)
+    base = found.recipe_with(settings)
+    steps = [found.recipe_with([*settings, f"{key}={one}"]) for one in texts]
+    in_force = found.current_value(key, settings)
     values = [MarkedValue(key, one).value for one in texts]
     measure = measure_of(key) if out is not None else None
     shown = cuts_to_show(values, in_force, len(found.recipe.corpora)) if measure is not None else []
@@ -123,7 +123,9 @@ def sweep(
         if measure is not None:
             rules = measure.without(plan.rules[1])
             cuts = [values[place] for place in shown]
-            plan.nearest = NearestToCuts(measure, rules, len(plan.rules), cuts, examples_a_side(len(cuts), len(plans)))
+            plan.nearest = NearestToCuts(
+                measure, rules, len(plan.rules), cuts, examples_per_side(len(cuts), len(plans))
+            )
         corpora[plan.corpus.name] = _sweep_corpus(found, plan, measure, watch)
     untouched = [name for name in found.recipe.corpora if name not in corpora]
     sets = _sets(base, corpora)

@@ -14,7 +14,7 @@ from vila_data.core.errors import DataError
 from vila_data.core.readable import share
 from vila_data.core.records import Record
 from vila_data.core.store import Store
-from vila_data.explore.charts import Mark, curve
+from vila_data.explore.charts import Marker, curve
 from vila_data.explore.page import page
 from vila_data.explore.thumbnail import Thumbnail, data_uri
 from vila_data.filter.whatif_cuts import AtCut, NearestToCuts
@@ -33,7 +33,7 @@ class Example:
     image_index: int | None
     value: str
     words: str
-    pictures: tuple[Thumbnail, ...]
+    images: tuple[Thumbnail, ...]
 
 
 @dataclass(frozen=True)
@@ -109,16 +109,18 @@ def _charts(value: Mapping[str, Any]) -> list[tuple[str, list[Markup]]]:
     if len(values) < 2 or not all(_is_number(one) for one in values):
         return []
     key = value["key"].rsplit(".", 1)[1]
-    mark = Mark("current", value["in_force"]) if _is_number(value["in_force"]) else None
-    if mark is not None and not min(values) <= mark.at <= max(values):
-        mark = None
+    marker = Marker("current", value["in_force"]) if _is_number(value["in_force"]) else None
+    if marker is not None and not min(values) <= marker.at <= max(values):
+        marker = None
     found = []
     for kind in ("share", "count"):
         charts = []
         for unit in _UNITS:
             title = f"{unit.capitalize()} kept"
             y_unit = f"% of {unit}" if kind == "share" else unit
-            charts.append(curve(values, _lines(value, unit, kind), title=title, x_unit=key, y_unit=y_unit, mark=mark))
+            charts.append(
+                curve(values, _lines(value, unit, kind), title=title, x_unit=key, y_unit=y_unit, marker=marker)
+            )
         found.append((kind, charts))
     return found
 
@@ -186,14 +188,14 @@ def _is_number(value: Any) -> bool:
 
 _EXAMPLES: Final = 320
 """Of a page, about."""
-_A_SIDE: Final = 4
+_PER_SIDE: Final = 4
 _CUTS: Final = 60
 """Cuts with examples."""
 _SIDE_PX: Final = 160
-_PICTURES_OF_A_RECORD: Final = 3
+_IMAGES_PER_RECORD: Final = 3
 _TEXT: Final = 220
-_BYTES: Final = 3_600_000
-"""Of pictures on a page; what comes after them is shown by its words alone."""
+_MAX_IMAGE_BYTES: Final = 3_600_000
+"""Size limit of the images on a page; later examples show their text alone."""
 
 
 def cuts_to_show(values: Sequence[Any], in_force: Any, corpora: int) -> list[int]:
@@ -206,19 +208,19 @@ def cuts_to_show(values: Sequence[Any], in_force: Any, corpora: int) -> list[int
     return sorted(chosen | {place for place in places if values[place] == in_force})
 
 
-def examples_a_side(cuts: int, corpora: int) -> int:
-    """How many examples a side of a cut, so that a page stays small."""
-    return max(1, min(_A_SIDE, _EXAMPLES // max(1, 2 * cuts * corpora)))
+def examples_per_side(cuts: int, corpora: int) -> int:
+    """How many examples per side of a threshold, so that a page stays small."""
+    return max(1, min(_PER_SIDE, _EXAMPLES // max(1, 2 * cuts * corpora)))
 
 
 def examples_of(
     run: Run, key: str, nearest: Mapping[str, NearestToCuts], shown: Sequence[int], watch: Watch
 ) -> list[CutExamples]:
-    """The examples of each corpus at each shown cut, their pictures made small."""
+    """The examples of each corpus at each shown cut, their images made small."""
     if not nearest:
         return []
-    readers = {corpus: _Reader(run.evidence(corpus), key) for corpus in nearest}
-    budget = _Budget(_BYTES)
+    readers = {corpus: _ExampleReader(run.evidence(corpus), key) for corpus in nearest}
+    budget = _ImageBudget(_MAX_IMAGE_BYTES)
     watch.stage("examples", len(shown), 0)
     result = []
     for number, place in enumerate(shown):
@@ -232,24 +234,24 @@ def examples_of(
     return result
 
 
-class _Budget:
-    """Bytes that may still be spent on pictures."""
+class _ImageBudget:
+    """Bytes left for images on the page."""
 
     def __init__(self, size: int) -> None:
         self._left = size
 
-    def spend(self, pictures: Iterator[Thumbnail]) -> tuple[Thumbnail, ...]:
-        """The pictures that fit."""
+    def spend(self, images: Iterator[Thumbnail]) -> tuple[Thumbnail, ...]:
+        """The images that fit."""
         taken = []
-        for picture in pictures:
-            if len(picture.uri) > self._left:
+        for image in images:
+            if len(image.uri) > self._left:
                 break
-            self._left -= len(picture.uri)
-            taken.append(picture)
+            self._left -= len(image.uri)
+            taken.append(image)
         return tuple(taken)
 
 
-class _Reader:
+class _ExampleReader:
     """Examples of one corpus, read by range."""
 
     def __init__(self, evidence: Evidence, key: str) -> None:
@@ -257,23 +259,23 @@ class _Reader:
         self._thumbnail = lru_cache(maxsize=256)(self._read_thumbnail)
         self._unit = {"min_similarity": "similarity", "min_side_px": "px"}.get(key.rsplit(".", 1)[1], "images kept")
 
-    def example(self, item: AtCut, budget: _Budget) -> Example:
-        """An item with its words and pictures."""
+    def example(self, item: AtCut, budget: _ImageBudget) -> Example:
+        """An item with its words and images."""
         record = self._evidence.record(item.part, item.row)
         if record is None:
             raise DataError(
                 f"part {item.part}, row {item.row}: is not a record but has an image; run vila-data check on the run"
             )
         of_record = item.image_index < 0
-        images = range(min(len(record.images), _PICTURES_OF_A_RECORD)) if of_record else (item.image_index,)
-        pictures = (self._thumbnail(item.part, item.row, index) for index in images)
+        indexes = range(min(len(record.images), _IMAGES_PER_RECORD)) if of_record else (item.image_index,)
+        thumbnails = (self._thumbnail(item.part, item.row, index) for index in indexes)
         value = f"{item.value:.4f}" if self._unit == "similarity" else f"{item.value:,.0f} {self._unit}"
         return Example(
             record.record_id,
             None if of_record else item.image_index,
             value,
             _words(record, item.text_index),
-            budget.spend(picture for picture in pictures if picture is not None),
+            budget.spend(image for image in thumbnails if image is not None),
         )
 
     def _read_thumbnail(self, part: int, row: int, image_index: int) -> Thumbnail | None:

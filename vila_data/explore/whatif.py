@@ -81,13 +81,13 @@ def whatif(run: str | os.PathLike[str] | Run, settings: Sequence[str], watch: Wa
 
     Raises:
         UsageError: no settings, keys other than those of `filter`, a wrong value, or a run that is not filtered.
-        DataError: the run's fates are not those of its own rules; a table is not what a run leaves.
+        DataError: the run's fates differ from what its rules give; a table is not one that a run writes.
     """
     if not settings:
         raise UsageError("whatif: nothing to try; pass --set filter.images.min_similarity=0.26, or --sweep")
     watch = watch or Silence()
     found = FilteredRun(run)
-    asked = found.asked(settings)
+    asked = found.recipe_with(settings)
     corpora: dict[str, CorpusAnswer] = {}
     sets: dict[str, SetAnswer] = {}
     for corpus in found.corpora():
@@ -167,9 +167,9 @@ def _bounds(table: PartTable, outcome: Settled, view: View) -> NDArray[np.int64]
         return pair_bound(sizes.json_bytes[row[kept]], sizes.image_bytes[kept])
     records = np.flatnonzero(outcome.records == KEPT)
     count = np.bincount(row[kept], minlength=len(outcome.records))
-    pictures = np.bincount(row[kept], member_bytes_of(sizes.image_bytes[kept]), minlength=len(outcome.records))
+    image_sizes = np.bincount(row[kept], member_bytes_of(sizes.image_bytes[kept]), minlength=len(outcome.records))
     own = record_bound(sizes.json_bytes[records], sizes.n_texts[records], count[records])
-    total: NDArray[np.int64] = own + pictures[records].astype(np.int64)
+    total: NDArray[np.int64] = own + image_sizes[records].astype(np.int64)
     return total
 
 
@@ -212,7 +212,7 @@ class CorpusFates:
         return funnel.as_dict()
 
     def check(self, tally: Tally, where: str) -> None:
-        """Assert that the rules in force give what the run's receipts say.
+        """Assert that the current rules give what the run's receipts say.
 
         Raises:
             DataError: they do not: the rules or the scores have changed since the run was filtered.
@@ -236,7 +236,7 @@ class FilteredRun:
         self.run = open_run(run)
         self.store, self.recipe = self.run.store, self.run.recipe
 
-    def asked(self, settings: Sequence[str]) -> Recipe:
+    def recipe_with(self, settings: Sequence[str]) -> Recipe:
         """The run's recipe with ``filter.…=value`` settings over it.
 
         Raises:
@@ -246,10 +246,10 @@ class FilteredRun:
             check_key(setting)
         return self.run.recipe_with(settings)
 
-    def value_in_force(self, key: str, settings: Sequence[str]) -> Any:
+    def current_value(self, key: str, settings: Sequence[str]) -> Any:
         """What the run's recipe, with settings over it, has at a dotted key of a rule, defaults included; None
         for a key that is none of a rule."""
-        recipe = self.asked(settings)
+        recipe = self.recipe_with(settings)
         way = key.split(".")[1:]
         value: Any = recipe.filter
         if len(way) > 1 and way[0] == "per_corpus":
