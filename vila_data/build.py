@@ -10,8 +10,8 @@ from typing import Any
 from vila_data.core.errors import UsageError
 from vila_data.core.store import Store
 from vila_data.corpora.source import FileScan
-from vila_data.explore.measures.run import measure, parts_to_measure
-from vila_data.explore.pages import remove_pages, write_pages
+from vila_data.explore.measures import measure, parts_to_measure
+from vila_data.explore.report import remove_pages, write_pages
 from vila_data.recipe import lock
 from vila_data.recipe.recipe import Recipe, load_recipe
 from vila_data.runs.completed_work import all_bases, find_valid_sets

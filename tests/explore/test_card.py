@@ -92,7 +92,7 @@ def test_nothing_is_said_of_no_texts_and_no_hosts(facts: tuple[dict[str, Any], d
     totals["measures"]["languages"]["docs"] |= {"sampled": 0, "of": 0, "counts": {}}
     text = card(totals, lock)
     assert "Languages of docs" not in text and "Languages of pairs" in text
-    assert "The images of chat are files, fetched from no host." in text and "(no host)" not in text
+    assert "The images of chat are local files; nothing was downloaded." in text and "(no host)" not in text
 
 
 def test_its_code_runs(sample_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -23,12 +23,11 @@ from tests.faults.kills import tree
 from tests.made_requests import counted_ranges
 from vila_data.core.receipts import Receipt
 from vila_data.core.store import Store
-from vila_data.explore import pages
+from vila_data.explore import languages as measures_language
+from vila_data.explore import report as pages
 from vila_data.explore.inspection import inspect
-from vila_data.explore.measures import language as measures_language
-from vila_data.explore.measures.corpus import NO_HOST, hosts_of
-from vila_data.explore.measures.counts import Binned, TopNames
-from vila_data.explore.measures.language import SAMPLED, sampled_texts
+from vila_data.explore.languages import SAMPLED, sampled_texts
+from vila_data.explore.measures import NO_HOST, Binned, TopNames, hosts_of
 from vila_data.recipe.lock import read_lock
 from vila_data.runs.report import Speeds
 from vila_data.shard.manifest import read_manifest
@@ -304,7 +303,7 @@ def test_a_page_that_cannot_be_drawn_does_not_cost_the_run(
         raise ZeroDivisionError("a chart")
 
     monkeypatch.setattr(pages, "PAGES", {**pages.PAGES, "report.html": broken})
-    with pytest.warns(UserWarning, match="report.html: not drawn: ZeroDivisionError.*finished and whole"):
+    with pytest.warns(UserWarning, match="report.html: could not be written: ZeroDivisionError.*finished and complete"):
         assert vd.run(sample_recipe, out, runner="local").finished
     assert (out / "card.md").exists() and not (out / "report.html").exists()
 

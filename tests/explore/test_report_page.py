@@ -16,10 +16,9 @@ import yaml
 from rich.console import Console
 
 from tests.browser import DESK, PHONE, chromium, opened
-from vila_data.cli.measure_tables import bar_line, print_measures
-from vila_data.cli.tables import print_run
+from vila_data.cli.tables import bar_line, print_measures, print_run
 from vila_data.explore.recipe_text import shown_message, shown_recipe, shown_value
-from vila_data.explore.report_page import report_page
+from vila_data.explore.report import report_page
 from vila_data.recipe.recipe import Recipe
 
 HOSTILE = (
@@ -296,7 +295,7 @@ def test_inspect_shows_the_same(facts: tuple[dict[str, Any], dict[str, Any]]) ->
         if found["similarity"] is not None:
             counted = sum(found["similarity"]["counts"])
             assert re.search(rf"{name} +│ similarity +│ +{counted} ", text)
-    assert "min_similarity 0.5" in text and "http_status" in text and "this launch" in text
+    assert "min_similarity 0.5" in text and "http_status" in text and "this run" in text
 
 
 def test_bar_lines() -> None:

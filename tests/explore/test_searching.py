@@ -146,7 +146,7 @@ def test_through_an_index(copy: Path, small_index: None, monkeypatch: pytest.Mon
     (one, *_) = sorted((copy / "search/docs/images").glob("*.faiss"))
     one.write_bytes(one.read_bytes()[:-1] + b"?")
     (problem,) = check(copy)
-    assert "search/docs/images/segment-00000.faiss: sha256 is not its receipt's" in problem
+    assert "search/docs/images/segment-00000.faiss: sha256 does not match its receipt" in problem
     captions = search(copy, Question("two red cups", kind="captions"))
     assert all(entry.indexed == 0 for entry in captions.searched) and captions.notes == ()
 
@@ -301,7 +301,7 @@ def test_a_shard_of_texts_of_the_web() -> None:
     faults = {"faults": ["a[/b].tar: byte 512:\x1b[32m [green]no header"], "n_faults": 3}
     print_shard(screen, {"shard": "a[/b].tar", "samples": [sample], "more": 0, **faults})
     text = screen.export_text(styles=True)
-    assert "[32m [green]no header" in text and "… and 2 more faults" in text and "\x1b[32m" not in text
+    assert "[32m [green]no header" in text and "… and 2 more errors" in text and "\x1b[32m" not in text
     assert "r[/b]" in text and "[/bold] and [31m [red]" in text and "a[/b].tar" in text and "\x1b[31m" not in text
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from tests.export.reading import tree
 from tests.made_run import SETS, MadeRun, make_run, write_lock_of
-from vila_data.cli.export_table import print_export
+from vila_data.cli.result_tables import print_export
 from vila_data.core.errors import UsageError
 from vila_data.core.store import Store
 from vila_data.explore.inspection import check
@@ -152,10 +152,10 @@ def test_the_blend_is_checked(run: MadeRun, tmp_path: Path) -> None:
     before = tree(tmp_path)
     (tmp_path / "blend.yaml").write_text("other")
     assert list(check(tmp_path)) == [
-        f"{tmp_path}/blend.yaml: bytes are not its receipt's; delete it and run the export again"
+        f"{tmp_path}/blend.yaml: does not match its receipt; delete it and rerun the export"
     ]
     (tmp_path / "blend.yaml").unlink()
-    assert list(check(tmp_path)) == [f"{tmp_path}/blend.yaml: missing; delete it and run the export again"]
+    assert list(check(tmp_path)) == [f"{tmp_path}/blend.yaml: missing; delete it and rerun the export"]
     export(run.store.url, "energon", tmp_path)
     assert tree(tmp_path) == before
     assert list(check(tmp_path)) == []

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from tests.mix.made_lengths import blend, cases, lengths
 from vila_data.core.errors import RecipeError
-from vila_data.explore.shares import named_sources
+from vila_data.explore.rows import named_sources
 from vila_data.mix import tree as tree_module
 from vila_data.mix.config import BlendConfig, parent_path, recipe_shares, source_labels
 from vila_data.mix.planner import BlendPlanner

@@ -20,7 +20,7 @@ from tests.faults.kills import TIMED, Launches, finish, tree
 from tests.score.made_stages import MADE
 from vila_data.cli import app
 from vila_data.explore.inspection import check, inspect
-from vila_data.explore.whatif.answer import whatif
+from vila_data.explore.whatif import whatif
 from vila_data.recipe.recipe import Recipe
 from vila_data.runs.plan_summary import summarize_plan
 from vila_data.runs.stages import stages_of

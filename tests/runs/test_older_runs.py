@@ -16,7 +16,7 @@ from vila_data.core.schemas import SCHEMA_VERSION
 from vila_data.explore.inspection import check, inspect
 from vila_data.explore.preview import preview
 from vila_data.explore.search.searching import Question, search
-from vila_data.explore.whatif.answer import whatif
+from vila_data.explore.whatif import whatif
 from vila_data.export.exporting import export
 from vila_data.recipe.lock import FORM, LOCK
 from vila_data.runs.plan_summary import summarize_plan

@@ -22,8 +22,8 @@ from vila_data.core.store import Store
 from vila_data.explore.inspection import check, inspect
 from vila_data.explore.preview import preview
 from vila_data.explore.search.searching import Question, build_index, search
-from vila_data.explore.whatif.answer import whatif
-from vila_data.explore.whatif.sweep import sweep
+from vila_data.explore.sweep import sweep
+from vila_data.explore.whatif import whatif
 from vila_data.export.exporting import export
 from vila_data.recipe.lock import FORM, LOCK
 from vila_data.runs.run import Run, run_above

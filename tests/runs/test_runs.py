@@ -177,7 +177,7 @@ def test_check_finds_a_flipped_byte_of_a_download(local_run: tuple[Path, vd.RunR
     data[len(data) // 2] ^= 1
     tar.write_bytes(data)
     found = cli("check", str(copy))
-    assert found.returncode == 1 and f"{tar.name}: sha256 is not its receipt's" in found.stdout
+    assert found.returncode == 1 and f"{tar.name}: sha256 does not match its receipt" in found.stdout
 
 
 def test_limit_is_the_corpus_cut_short(sample_recipe: Path, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from tests.faults.kills import tree
 from tests.score.made_scorers import MADE, write_graph
 from vila_data.explore.inspection import inspect
 from vila_data.explore.preview import Choice, preview
-from vila_data.explore.whatif.answer import whatif
-from vila_data.explore.whatif.sweep import sweep
+from vila_data.explore.sweep import sweep
+from vila_data.explore.whatif import whatif
 from vila_data.recipe.recipe import Recipe
 from vila_data.runs.plan_summary import summarize_plan
 from vila_data.score.kinds import KINDS

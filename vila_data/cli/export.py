@@ -36,7 +36,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Convert shard sets to another tool's format."""
-    from vila_data.cli.export_table import print_export
+    from vila_data.cli.result_tables import print_export
     from vila_data.cli.tables import console
     from vila_data.export.exporting import export as export_sets
     from vila_data.runs.progress import ConsoleProgress

@@ -13,9 +13,8 @@ from vila_data.cli.options import Corpora, Json, PathArgument, Settings, app, pr
 @app.command()
 def inspect(path: PathArgument, as_json: Json = False) -> None:
     """Describe a run, shard set, shard, export or recipe."""
-    from vila_data.cli.export_table import print_export
-    from vila_data.cli.measure_tables import print_measures
-    from vila_data.cli.tables import console, print_run, print_set, print_shard, print_tree
+    from vila_data.cli.result_tables import print_export
+    from vila_data.cli.tables import console, print_measures, print_run, print_set, print_shard, print_tree
     from vila_data.explore.inspection import inspect as describe
 
     kind, value = describe(path)
@@ -126,7 +125,7 @@ def bench(
 ) -> None:
     """Measure streaming from a finished run: samples, images and tokens per second, the slowest stage, and how long a
     training step would wait."""
-    from vila_data.cli.bench_table import print_bench
+    from vila_data.cli.result_tables import print_bench
     from vila_data.cli.tables import console
     from vila_data.loader.bench import bench as measure
     from vila_data.loader.bench import opened

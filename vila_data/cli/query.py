@@ -74,9 +74,9 @@ def whatif(
     """Compare other filter rules with the run's current ones. Reads stored columns only and writes nothing to the run."""
     from rich.console import Console
 
+    from vila_data.cli.result_tables import print_sweep, print_whatif
     from vila_data.cli.tables import console
     from vila_data.core.errors import UsageError
-    from vila_data.explore.whatif_table import print_sweep, print_whatif
     from vila_data.runs.progress import ConsoleProgress
 
     if sweeps and len(sweeps) > 1:
@@ -86,11 +86,11 @@ def whatif(
         raise UsageError("whatif: --out writes the page of a sweep and needs --sweep")
     with ConsoleProgress(Console(stderr=True)) as watch:
         if sweep is None:
-            from vila_data.explore.whatif.answer import whatif as ask
+            from vila_data.explore.whatif import whatif as ask
 
             value = asdict(ask(run, settings or (), watch))
         else:
-            from vila_data.explore.whatif.sweep import sweep as ask_each
+            from vila_data.explore.sweep import sweep as ask_each
 
             value = ask_each(run, sweep, settings or (), out=out, watch=watch).as_dict()
     if as_json:

@@ -1,4 +1,4 @@
-"""A picture small enough to stand in a page."""
+"""An image small enough to embed in a page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LONGEST: Final = 4.0  # long side / short side; what is beyond is cut off
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """A picture as a data: URI, and its size in pixels."""
+    """An image as a data: URI, and its size in pixels."""
 
     uri: str
     width: int
@@ -27,7 +27,7 @@ class Thumbnail:
 
 
 def data_uri(jpeg: bytes, side_px: int, quality: int = 70) -> Thumbnail:
-    """The picture as WebP with a longer side of at most `side_px`, never larger than it is.
+    """The image as WebP with a longer side of at most `side_px`, never larger than it is.
 
     A strip more than four times as long as it is high is cut at both ends, so that something can be seen of it.
     The same bytes give the same URI.
@@ -38,7 +38,7 @@ def data_uri(jpeg: bytes, side_px: int, quality: int = 70) -> Thumbnail:
     try:
         rgb = decode_rgb(jpeg, side_px)
     except ImageError as error:
-        raise DataError(f"a stored picture cannot be decoded: {error}; run check on the run") from error
+        raise DataError(f"a stored image cannot be decoded: {error}; run vila-data check on the run") from error
     rgb = _middle(rgb)
     height, width = rgb.shape[:2]
     longer = max(width, height)

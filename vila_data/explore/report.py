@@ -1,31 +1,32 @@
-"""report.html: a finished run on one page, drawn from run.json and recipe.lock.yaml."""
+"""report.html and card.md of a finished run, made from run.json and recipe.lock.yaml alone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from jinja2 import TemplateError
 from markupsafe import Markup
 
 from vila_data.core.readable import many, share, short, size_text
-from vila_data.explore.charts import Mark, bars, histogram
-from vila_data.explore.flow import flow, stages
-from vila_data.explore.hosts import only_files
-from vila_data.explore.overview import overview
+from vila_data.core.store import Store
+from vila_data.explore.card import card
+from vila_data.explore.charts import Marker, bars, histogram, shares
+from vila_data.explore.flow import flow, overview, stages
 from vila_data.explore.page import page
 from vila_data.explore.recipe_text import shown_recipe
-from vila_data.explore.shares import share_rows, shares
-from vila_data.explore.speed_rows import speed_rows
+from vila_data.explore.rows import only_files, share_rows, speed_rows
 from vila_data.runs.report import omissions
 
 _TITLES: Final = {
-    "shorter_side": "Picture size",
-    "aspect_ratio": "Picture shape",
-    "image_bytes": "Bytes of a picture",
-    "images_a_record": "Images a record",
-    "text_chars": "Text a record",
+    "shorter_side": "Image size",
+    "aspect_ratio": "Image aspect ratio",
+    "image_bytes": "Bytes per image",
+    "images_a_record": "Images per record",
+    "text_chars": "Text per record",
 }
 _PACK_COLUMNS: Final = 64
 
@@ -54,7 +55,9 @@ def report_page(totals: Mapping[str, Any], lock: Mapping[str, Any]) -> str:
         overview=overview(totals),
         left_out=[(name, row) for name, counts in totals["tokens"].items() for row in omissions(counts)],
         corpora=[_corpus(name, totals, lock) for name in totals["funnel"]],
-        lengths=[_histogram(value["tokens"], f"Tokens a sequence: {name}") for name, value in measures["sets"].items()],
+        lengths=[
+            _histogram(value["tokens"], f"Tokens per sequence: {name}") for name, value in measures["sets"].items()
+        ],
         blend=_blend(totals["blend"]) if totals["blend"] else [],
         share_warnings=totals["blend"].get("warnings", []) if totals["blend"] else [],
         speed=speed_rows(totals),
@@ -88,11 +91,11 @@ def _tiles(totals: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if tokens:
         images = sum(counts["images"] for counts in tokens)
         tiles.append(
-            (short(sum(counts["tokens"] for counts in tokens)), "tokens", f"{many(images, 'images')} among them")
+            (short(sum(counts["tokens"] for counts in tokens)), "tokens", f"including {many(images, 'images')}")
         )
     if totals["blend"]:
         packs = totals["blend"]["packs"]
-        tiles.append((f"{packs['packs']:,}", "packs an epoch", f"{packs['fill']:.1%} full"))
+        tiles.append((f"{packs['packs']:,}", "packs per epoch", f"{packs['fill']:.1%} full"))
     return tiles
 
 
@@ -138,17 +141,17 @@ def _names(measured: Mapping[str, Any]) -> list[Markup]:
     if hosts["images"] and not only_files(hosts):
         rows = [(host, count) for host, count, _ in hosts["top"][:10]]
         of = f"{hosts['distinct']:,}" if hosts["distinct"] is not None else "very many"
-        about = "Hosts" if hosts["distinct"] == len(rows) else f"Hosts, the largest of {of}"
+        about = "Hosts" if hosts["distinct"] == len(rows) else f"Most frequent hosts (of {of})"
         about += f" (counts short by {hosts['short_by']:,} at most)" * bool(hosts["short_by"])
         found.append(bars(rows, title=about, of="images", total=hosts["images"]))
     if failed["images"]:
         found.append(bars(list(failed["classes"].items()), title="Failures by class", tone="failed-fill", of="images"))
     if failed.get("formats"):
         rows = list(failed["formats"].items())[:8]
-        found.append(bars(rows, title="Formats that are not decoded", tone="failed-fill", of="images"))
+        found.append(bars(rows, title="Unsupported formats", tone="failed-fill", of="images"))
     if failed["http_codes"]:
         codes = [(f"HTTP {code}", count) for code, count in failed["http_codes"].items()]
-        found.append(bars(codes[:8], title="Answers of failed downloads", tone="failed-fill", of="images"))
+        found.append(bars(codes[:8], title="HTTP status of failed downloads", tone="failed-fill", of="images"))
     return found
 
 
@@ -163,12 +166,12 @@ def _duplicates(measured: Mapping[str, Any], funnel: Mapping[str, Any]) -> str:
     if not measured["hosts"]["images"]:
         return ""
     if measured["duplicates"]["rule"] != "drop":
-        return "Exact duplicates were not looked for (filter.images.exact_duplicates: keep)."
+        return "Exact duplicates were not checked (filter.images.exact_duplicates: keep)."
     images = funnel.get("filter", {}).get("images", {})
     count, total = images.get("dropped:exact_duplicate", 0), sum(images.values())
     if not total:
         return ""
-    return f"Exact duplicates: {count:,} of {total:,} pictures ({share(count, total)}) were dropped; near duplicates were not looked for."
+    return f"Exact duplicates: {count:,} of {total:,} images ({share(count, total)}) were dropped; near duplicates were not checked."
 
 
 def _histogram(value: Mapping[str, Any] | None, title: str, kept: bool = False) -> Markup:
@@ -183,7 +186,7 @@ def _histogram(value: Mapping[str, Any] | None, title: str, kept: bool = False) 
         title=title,
         unit=value["unit"],
         of=value["of"],
-        mark=[Mark(label, at) for label, at in value["marks"]],
+        marker=[Marker(label, at) for label, at in value["marks"]],
         kept=value["kept"] if kept else None,
         note=note,
     )
@@ -205,3 +208,42 @@ def _pack_histogram(counted: Mapping[int, int], title: str, mean: float) -> Mark
     edges: Sequence[int] = range(low, high + step, step)
     counts = [sum(counted.get(number, 0) for number in range(edge, edge + step)) for edge in edges[:-1]]
     return histogram(edges, counts, title=title, unit=title.lower(), of="packs", note=f"mean {mean:.1f}")
+
+
+REPORT_HTML: Final = "report.html"
+CARD_MD: Final = "card.md"
+PAGES: Final[Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any]], str]]] = {
+    CARD_MD: card,
+    REPORT_HTML: report_page,
+}
+"""Each is drawn from run.json and recipe.lock.yaml alone, so it can be drawn again at any time."""
+
+
+def write_pages(store: Store, totals: Mapping[str, Any], lock: Mapping[str, Any]) -> None:
+    """Write the pages of a finished run.
+
+    Everything that they show is already committed. If a page cannot be made, a warning says so and an old page of
+    that name is removed: the run is complete without it, and days of work must not end in an error because of a chart.
+
+    Raises:
+        StorageError: the store cannot be written.
+    """
+    for path, draw in PAGES.items():
+        try:
+            text = draw(totals, lock)
+        except (ArithmeticError, LookupError, TypeError, ValueError, TemplateError) as error:
+            store.remove(path)
+            warnings.warn(
+                f"{store.location(path)}: could not be written: {error!r}; the run itself is finished and complete",
+                stacklevel=2,
+            )
+            continue
+        data = text.encode()
+        if store.size(path) != len(data) or store.read(path) != data:
+            store.commit_bytes(data, path)
+
+
+def remove_pages(store: Store) -> None:
+    """Delete the pages of a run that is no longer finished."""
+    for path in PAGES:
+        store.remove(path)

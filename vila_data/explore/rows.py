@@ -1,18 +1,58 @@
-"""A blend's shares: those of the recipe, those in effect over an epoch, and those of its packs."""
+"""Rows of run.json that the report, the card and the terminal show: shares, speeds and hosts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from markupsafe import Markup
+from vila_data.core.readable import many
 
-from vila_data.core.readable import cut, plain
-from vila_data.explore.charts import WIDTH, figure, svg
+_FIRST: Final = ("images", "samples", "records")
 
-_ROW: Final = 60
-_INDENT: Final = 18
+
+@dataclass(frozen=True)
+class SpeedRow:
+    """A stage: what its tasks did. A rate is that of one task at work; several at a time add up."""
+
+    stage: str
+    launch: str
+    tasks: str
+    work: str
+    seconds: str
+    rates: str
+
+
+def speed_rows(totals: Mapping[str, Any]) -> list[SpeedRow]:
+    """A row per stage that did something."""
+    rows = []
+    for stage, found in totals.get("speed", {}).items():
+        seconds = found["task_seconds"]
+        unit = next((name for name in _FIRST if found.get(name)), "images")
+        work = [many(int(found.get(unit, 0)), unit)]
+        rates = [f"{found.get(unit, 0) / seconds:,.0f} {unit}/s"] if seconds else []
+        for key, name, scale in (("tokens", "tokens", 1.0), ("bytes", "MB", 1e6)):
+            if found.get(key):
+                amount = found[key] / scale
+                work.append(f"{amount:,.1f} {name}" if scale > 1 else f"{int(amount):,} {name}")
+                rates += [f"{amount / seconds:,.1f} {name}/s" if scale > 1 else f"{amount / seconds:,.0f} {name}/s"] * (
+                    seconds > 0
+                )
+        launch = "this run" if found["launch"] == "this" else "an earlier run"
+        rows.append(
+            SpeedRow(stage, launch, f"{int(found['tasks']):,}", ", ".join(work), f"{seconds:,.2f}", ", ".join(rates))
+        )
+    return rows
+
+
+_NO_HOST: Final = "(no host)"
+
+
+def only_files(hosts: Mapping[str, Any]) -> bool:
+    """Whether no URL of a corpus's images names a host. hosts: as run.json has them."""
+    return bool(hosts["images"]) and [name for name, *_ in hosts["top"]] == [_NO_HOST]
+
+
 SHARE_HEADINGS: Final = ("source", "weight counts", "recipe", "target", "actual")
 SHARE_NOTE: Final = (
     "Recipe: the weights as written, averaged over the epoch. Target: the weights in effect at each pack; when a source "
@@ -40,7 +80,7 @@ class ShareRow:
 
 
 def share_rows(blend: Mapping[str, Any]) -> list[ShareRow]:
-    """A row a source. blend: that of run.json."""
+    """A row per source. blend: that of run.json."""
     rows: dict[str, ShareRow] = {}
     for name, source in named_sources(blend):
         whole = source.get("of_whole")
@@ -50,45 +90,6 @@ def share_rows(blend: Mapping[str, Any]) -> list[ShareRow]:
             whole = {"recipe": None, "target": target * source["asked"], "actual": actual * source["realised"]}
         rows[source["path"]] = ShareRow(source["path"].count(".blend."), name, source["unit"], **whole)
     return list(rows.values())
-
-
-def shares(rows: Sequence[ShareRow], *, title: str) -> Markup:
-    """Three bars a source: actual, and below it target and recipe."""
-    parts = [_bars(row, 4 + index * _ROW) for index, row in enumerate(rows)]
-    said = f"{title}: " + "; ".join(f"{row.name} {_said(row)}" for row in rows)
-    table = [(row.name, row.unit, *row.percents()) for row in rows]
-    return figure(
-        title,
-        svg(max(30, 6 + _ROW * len(rows)), said, parts),
-        SHARE_HEADINGS,
-        table,
-        note=SHARE_NOTE,
-        legend=[("f0", "actual"), ("f7", "target"), ("f5", "recipe")],
-    )
-
-
-def _bars(row: ShareRow, y: int) -> Markup:
-    x = row.depth * _INDENT
-    wide = WIDTH - x
-    bars = [("f0", 33, 9, row.actual), ("f7", 44, 4, row.target), ("f5", 49, 4, row.recipe or 0.0)]
-    return Markup(
-        '<g><title>{}</title><text x="{}" y="{}"><tspan class="strong">{}</tspan> of the {}</text>'
-        '<text class="soft" x="{}" y="{}">{}</text><rect class="groove" x="{}" y="{}" width="{}" height="20" rx="3"/>{}</g>'
-    ).format(
-        plain(f"{row.name}, of the {row.unit}: {_said(row, 2)}"),
-        *(x, y + 12, cut(row.name, 34), plain(row.unit), x, y + 27, _said(row), x, y + 33, wide),
-        Markup("").join(
-            Markup('<rect class="{}" x="{}" y="{}" width="{}" height="{}" rx="2"/>').format(
-                tone, x, y + top, round(wide * min(1.0, share), 2), height
-            )
-            for tone, top, height, share in bars
-        ),
-    )
-
-
-def _said(row: ShareRow, digits: int = 1) -> str:
-    recipe, target, actual = row.percents(digits)
-    return f"actual {actual}, target {target}" + f", recipe {recipe}" * bool(recipe)
 
 
 def named_sources(blend: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
