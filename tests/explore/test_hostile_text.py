@@ -28,7 +28,7 @@ from vila_data.core.schemas import DOWNLOAD_RECORDS
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import TarWriter
 from vila_data.explore.page import page_pieces
-from vila_data.explore.preview import Choice, Listed, preview
+from vila_data.explore.preview import Choice, ListedRecord, preview
 from vila_data.explore.preview.drawn_packs import PackLegend
 from vila_data.explore.preview.values import PreviewPage, ShownImage, ShownRecord
 from vila_data.filter.part import filter_part
@@ -246,7 +246,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     tar = hostile_tar(folder / '"><img src=x onerror=alert(1)>{{ 7*7 }}.tar')
     texts = {"heading": MARKUP[1]}
     ids = [f"{number} {text[:300]}" for number, text in enumerate(HOSTILE[:20])]
-    listed = tuple(Listed("docs", record_id, 0, MARKUP[3]) for record_id in ids)
+    listed = tuple(ListedRecord("docs", record_id, 0, MARKUP[3]) for record_id in ids)
     made = {name: folder / f"{name}.html" for name in ("values", "run", "listed", "set", "tar", "worst")}
     made["values"].write_text(html(hostile_page(list(HOSTILE)), ROOM))
     report = preview(store.url, made["run"], Choice(count=1_000, text="", **texts))

@@ -19,7 +19,7 @@ from tests.made_requests import counted_ranges
 from vila_data.build import run as launch
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.store import Store
-from vila_data.explore.preview import Choice, Listed, build, preview
+from vila_data.explore.preview import Choice, ListedRecord, build, preview
 from vila_data.explore.preview.choose import choose
 from vila_data.explore.preview.run import RunSource
 from vila_data.explore.preview.source import Asked, Columns, Place
@@ -152,10 +152,10 @@ def test_by_text_at_an_object_store(
 
 def test_listed_records_in_their_order_with_their_notes(run: MadePreview, tmp_path: Path) -> None:
     listed = (
-        Listed("alt", "pair-0050", 0, "score 0.9"),
-        Listed("web", "doc-0003", 2, "image two"),
-        Listed("web", "bad-5"),
-        Listed("web", "doc-0003", 0, "again"),
+        ListedRecord("alt", "pair-0050", 0, "score 0.9"),
+        ListedRecord("web", "doc-0003", 2, "image two"),
+        ListedRecord("web", "bad-5"),
+        ListedRecord("web", "doc-0003", 0, "again"),
     )
     page = tmp_path / "page.html"
     report = preview(run.store.url, page, Choice(order="listed", listed=listed, heading="Found: “boat”", packs=3))
@@ -164,7 +164,7 @@ def test_listed_records_in_their_order_with_their_notes(run: MadePreview, tmp_pa
     assert "<h1>Found: “boat”</h1>" in text
     assert [text.count(note) for note in ("score 0.9", "image two", ">again<")] == [1, 1, 1]
     assert text.count(" asked") == 3
-    for entry in (Listed("web", "doc-9999"), Listed("none", "doc-0001")):
+    for entry in (ListedRecord("web", "doc-9999"), ListedRecord("none", "doc-0001")):
         with pytest.raises(DataError, match=r"doc-9999|none"):
             preview(run.store.url, page, Choice(order="listed", listed=(entry,)))
     assert preview(run.store.url, page, Choice(order="listed", count=0)).records == 0

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from vila_data.core.errors import UsageError
 from vila_data.core.store import Store
-from vila_data.explore.preview.choice import Choice, Listed
+from vila_data.explore.preview.choice import Choice, ListedRecord
 from vila_data.explore.preview.choose import Chosen, choose
 from vila_data.explore.preview.drawn_packs import PackLegend, ShownPack
 from vila_data.explore.preview.faults import TokenFaults
@@ -23,7 +23,7 @@ from vila_data.explore.recipe_text import shown_message
 from vila_data.runs.progress import Silence, Watch
 from vila_data.runs.run import Run, kind_of, open_run
 
-__all__ = ["Choice", "Listed", "PreviewReport", "preview"]
+__all__ = ["Choice", "ListedRecord", "PreviewReport", "preview"]
 
 _PAGE_BYTES: Final = 15_000_000
 _PAGE_RECORDS: Final = 200

@@ -12,7 +12,7 @@ FATES: Final = ("kept", "dropped", "failed")
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class ListedRecord:
     """One record to show, the image of it that is meant (None: all of it), and what to say of it."""
 
     corpus: str
@@ -45,7 +45,7 @@ class Choice:
     reason: str | None = None
     text: str | None = None
     packs: int = 0
-    listed: tuple[Listed, ...] = ()
+    listed: tuple[ListedRecord, ...] = ()
     heading: str = ""
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vila_data.core.errors import DataError, UsageError
-from vila_data.explore.preview.choice import Choice, Listed
+from vila_data.explore.preview.choice import Choice, ListedRecord
 from vila_data.explore.preview.source import Asked, Columns, Place, Source
 from vila_data.recipe.marked_yaml import nearest
 
@@ -144,7 +144,7 @@ def _drawn(first: int, count: int) -> NDArray[np.float64]:
     return (value >> np.uint64(11)).astype(np.float64) / float(1 << 53)
 
 
-def _listed(source: Source, listed: Sequence[Listed], advance: Advance) -> Chosen:
+def _listed(source: Source, listed: Sequence[ListedRecord], advance: Advance) -> Chosen:
     names = list(source.corpora)
     found: dict[tuple[str, str], Place] = {}
     counts = [0] * len(names)
