@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from vila_data.core.errors import UsageError
-from vila_data.explore.preview.write import check_target
+from vila_data.explore.preview.build import check_target
 from vila_data.explore.sweep import write_sweep
 from vila_data.explore.whatif.examples import cuts_to_show, examples_a_side, examples_of
 from vila_data.explore.whatif.run import CorpusFates, FilteredRun, check_key
