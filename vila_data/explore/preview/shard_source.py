@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.ranges.reader import Blocks, Span, read_spans
+from vila_data.core.readable import many
 from vila_data.core.samples import View, decode_foreign
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import Member, TarFault, sample_key, walk_foreign
@@ -246,7 +247,8 @@ class TarSource:
         if not self._samples:
             raise DataError(faults[-1])
         more = f"; and {len(faults) - _FAULTS_SHOWN:,} more" if len(faults) > _FAULTS_SHOWN else ""
-        note = f"{len(faults):,} damaged places in the file are not shown: {'; '.join(faults[:_FAULTS_SHOWN])}{more}"
+        lost = many(len(faults), "damaged or invalid samples")
+        note = f"{lost} not shown: {'; '.join(faults[:_FAULTS_SHOWN])}{more}"
         self.notes: Sequence[str] = (note,) if faults else ()
 
     def parts(self, corpus: int) -> Sequence[int]:
