@@ -41,7 +41,11 @@ def test_a_sample_that_is_none_costs_the_others_nothing(tmp_path: Path) -> None:
         "e",
     ]
     (note,) = report.notes
-    assert note.startswith("2 damaged or invalid samples") and "others.tar: b: not a sample" in note and "others.tar: d: " in note
+    assert (
+        note.startswith("2 damaged or invalid samples")
+        and "others.tar: b: not a sample" in note
+        and "others.tar: d: " in note
+    )
     assert "2 damaged or invalid samples" in page
     worst = preview(str(path), str(tmp_path / "page.html"), Choice(order="worst", count=2))
     assert [key for _, key in worst.ids] == ["a", "c"]
@@ -57,7 +61,9 @@ def test_many_that_are_none_are_counted_and_some_named(tmp_path: Path) -> None:
     bad = {f"n{number:03d}.json": b"\xff[/bold]" for number in range(70)}
     path = tar(tmp_path, {"a.txt": b"a word", "[red].txt": b"a word"} | bad)
     report, _ = shown(path)
-    assert report.records == 2 and report.notes[0].endswith("; and 67 more") and report.notes[0].startswith("70 damaged")
+    assert (
+        report.records == 2 and report.notes[0].endswith("; and 67 more") and report.notes[0].startswith("70 damaged")
+    )
     _, value = inspect(path)
     console = Console(width=400, record=True)
     print_shard(console, value)
