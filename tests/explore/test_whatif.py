@@ -171,7 +171,7 @@ def test_a_sweep_that_is_written_wrongly(text: str, said: str) -> None:
         ("filter.images.min_similarity=3", "less than or equal to 1"),
         ("filter.images.min_side_px=big", "found 'big'"),
         ("filter.per_corpus.dogs.images.min_side_px=3", "no corpus 'dogs'"),
-        ("filter.per_corpus.chat.documents.reassign=true", "has conversations"),
+        ("filter.per_corpus.chat.documents.reassign=true", "contains conversations"),
         ("filter.images.min_similarity", "dotted.key=value"),
     ],
 )

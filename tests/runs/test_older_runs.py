@@ -15,7 +15,7 @@ from vila_data.core.errors import DataError
 from vila_data.core.schemas import SCHEMA_VERSION
 from vila_data.explore.inspection import check, inspect
 from vila_data.explore.preview import preview
-from vila_data.explore.search.searching import Question, search
+from vila_data.explore.search.query import Query, search
 from vila_data.explore.whatif import whatif
 from vila_data.export.exporting import export
 from vila_data.recipe.lock import FORM, LOCK
@@ -31,7 +31,7 @@ OPENERS: dict[str, Callable[[Path, Path], object]] = {
     "preview": lambda run, recipe: preview(str(run), str(run.parent / "page.html")),
     "whatif": lambda run, recipe: whatif(str(run), ["filter.documents.max_images=3"]),
     "export": lambda run, recipe: export(str(run), "llava", run.parent / "out"),
-    "search": lambda run, recipe: search(str(run), Question(text="a boat")),
+    "search": lambda run, recipe: search(str(run), Query(text="a boat")),
     "stream": lambda run, recipe: vd.stream(vd.load_recipe(recipe), run, num_workers=0),
 }
 

@@ -21,7 +21,7 @@ from vila_data.core.schemas import DOWNLOAD_RECORDS
 from vila_data.core.store import Store
 from vila_data.explore.inspection import check, inspect
 from vila_data.explore.preview import preview
-from vila_data.explore.search.searching import Question, build_index, search
+from vila_data.explore.search.query import Query, build_index, search
 from vila_data.explore.sweep import sweep
 from vila_data.explore.whatif import whatif
 from vila_data.export.exporting import export
@@ -138,7 +138,7 @@ def test_what_is_not_a_run_is_refused_by_one_sentence(run_folder: Path, tmp_path
             with pytest.raises(UsageError, match=f"{path} {said}") as found:
                 vd.stream(path)
             assert "\n" not in str(found.value)
-        for ask in (vd.open_run, lambda path: whatif(path, ["x=1"]), lambda path: search(path, Question("x"))):
+        for ask in (vd.open_run, lambda path: whatif(path, ["x=1"]), lambda path: search(path, Query("x"))):
             with pytest.raises(UsageError, match=f"{path} {said}"):
                 ask(path)
 
@@ -153,7 +153,7 @@ VERBS: dict[str, Callable[[str], Any]] = {
     "preview of a set": lambda path: preview(f"{path}/shards/docs", f"{path}.html"),
     "whatif": lambda path: whatif(path, ["filter.images.min_side_px=3"]),
     "sweep": lambda path: sweep(path, "filter.images.min_side_px=3,4"),
-    "search": lambda path: search(path, Question("a boat")),
+    "search": lambda path: search(path, Query("a boat")),
     "index": build_index,
     "export": lambda path: export(path, "wids", f"{path}.wids"),
 }

@@ -32,16 +32,16 @@ def search(
 
     from vila_data.cli.search_table import print_built, print_search
     from vila_data.cli.tables import console
-    from vila_data.explore.search import searching
+    from vila_data.explore.search import query as searching
     from vila_data.runs.progress import ConsoleProgress
 
     names, kind = tuple(corpus or ()), searching.kind_of(within)
-    question = None
+    query = None
     if text is not None or image is not None or not build_index:
-        question = searching.Question(text, image, kind, names, count, searching.fate_of(fate), exact, model)
+        query = searching.Query(text, image, kind, names, count, searching.fate_of(fate), exact, model)
     with ConsoleProgress(Console(stderr=True)) as watch:
         built = [asdict(entry) for entry in searching.build_index(run, kind, names, watch)] if build_index else []
-        report = searching.search(run, question, watch) if question else None
+        report = searching.search(run, query, watch) if query else None
     if report and report.hits and out:
         searching.preview_hits(run, report, out)
     if as_json:

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from vila_data.core.errors import UsageError
-from vila_data.explore.preview.write import check_target
+from vila_data.explore.preview.build import check_target
 from vila_data.explore.sweep_page import cuts_to_show, examples_of, examples_per_side, write_sweep
 from vila_data.explore.whatif import CorpusFates, FilteredRun, check_key
 from vila_data.filter.config import Rules

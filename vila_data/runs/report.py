@@ -29,7 +29,7 @@ class RunReport:
     tokens:  counts of each encoded set: samples, sequences, tokens, images, what was cut, and fates.
     blend:   one epoch of the blend as planned (runs.epoch_plan.plan_epoch); None without a blend.
     seconds: wall time of this invocation by stage.
-    measures: what the columns say (explore.measures.run); None before there are sets.
+    measures: what the columns say (explore.measures); None before there are sets.
     speed:   what the stages did, and how fast (Speeds).
     made_from: {gathering stage, as filter: {corpus: fingerprint of its receipts and of what they were made from}}
               (runs.engine.Basis).

@@ -1,4 +1,4 @@
-"""Previews of what nobody meant to be looked at: odd tars of others, cut ones, similarities that are no numbers."""
+"""`preview` of shard sets and tars: in a run, copied alone, by other writers, odd and damaged."""
 
 from __future__ import annotations
 
@@ -11,17 +11,81 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from tests.made_run import drawn
-from vila_data.build import run
-from vila_data.core.errors import DataError
+from tests.made_preview import MadePreview, make, streamed_run
+from tests.made_run import SETS, drawn
+from vila_data.core.errors import DataError, UsageError
 from vila_data.explore.preview import Choice, PreviewReport, preview
-from vila_data.explore.preview.draw import draw
-from vila_data.explore.preview.run import RunSource
-from vila_data.explore.preview.values import ROOMS, CorpusLine, PreviewPage, ShownRecord, ShownTokens, Tally, TokenPiece
-from vila_data.explore.preview.why import image_value
-from vila_data.filter.config import Rules
-from vila_data.recipe.recipe import load_recipe
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> MadePreview:
+    return make(str(tmp_path_factory.mktemp("run")))
+
+
+@pytest.fixture(scope="module")
+def streamed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a run that has token files and a blend; not scored."""
+    return streamed_run(tmp_path_factory.mktemp("stream")).parent
+
+
+def test_a_set_in_its_run_copied_alone_and_its_shards(streamed: Path, tmp_path: Path) -> None:
+    inside = preview(streamed / "run" / "shards" / "chat", tmp_path / "inside.html", Choice(count=500))
+    shutil.copytree(streamed / "run" / "shards" / "chat", tmp_path / "alone")
+    alone = preview(tmp_path / "alone", tmp_path / "alone.html", Choice(count=500))
+    assert set(inside.ids) == set(alone.ids) and inside.records == alone.records > 30
+    assert "Training sequence:" in (tmp_path / "inside.html").read_text()
+    assert "Training sequence:" not in (tmp_path / "alone.html").read_text()
+    found: set[Any] = set()
+    shards = sorted((tmp_path / "alone").glob("*.tar"))
+    assert len(shards) > 1
+    for shard in shards:
+        shutil.copy(shard, tmp_path / "one.tar")
+        report = preview(tmp_path / "one.tar", tmp_path / "one.html", Choice(count=500))
+        assert not found & set(report.ids)
+        found |= set(report.ids)
+    assert found == set(alone.ids)
+
+
+@pytest.mark.parametrize("name", list(SETS))
+def test_samples_of_a_set_show_what_the_run_shows(run: MadePreview, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "page.html"
+    report = preview(run.store.location(f"shards/{name}"), path, Choice(count=1000))
+    manifest = json.loads(run.store.read(f"shards/{name}/manifest.json"))
+    assert report.records == manifest["samples"] and report.pictures == manifest["images"]
+    assert report.fates == {"kept": report.records}
+    if name in ("docs", "pairs"):
+        worst = preview(run.store.location(f"shards/{name}"), path, Choice(count=5, order="worst"))
+        assert worst.records == 5
+    for choice in (Choice(fate="dropped"), Choice(reason="min_similarity")):
+        with pytest.raises(UsageError, match="pass the run's directory"):
+            preview(run.store.location(f"shards/{name}"), path, choice)
+
+
+def test_tars_that_others_wrote(tmp_path: Path) -> None:
+    photo = io.BytesIO()
+    Image.new("RGB", (60, 40), (200, 10, 10)).save(photo, "JPEG")
+    with tarfile.open(tmp_path / "00000.tar", "w") as tar:
+        for name, data in (
+            ("a.jpg", photo.getvalue()),
+            ("a.txt", b"A red card \xff"),
+            ("a.json", b'{"caption": null, "url": "https://a.test/a.jpg"}'),
+            ("b.jpg", photo.getvalue()),
+            ("b.txt", b"Another"),
+            ("folder/c.d.txt", b"words alone"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    report = preview(tmp_path / "00000.tar", tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert (
+        report.records == 3 and report.pictures == 2 and "A red card" in text and 'href="https://a.test/a.jpg"' in text
+    )
+    (tmp_path / "bad.tar").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="contains no samples"):
+        preview(tmp_path / "bad.tar", tmp_path / "page.html")
 
 
 def tar(folder: Path, members: dict[str, bytes]) -> Path:
@@ -71,7 +135,7 @@ def test_json_that_cannot_be_taken_is_one_sentence(tmp_path: Path, text: bytes) 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
 @pytest.mark.parametrize("order", ["random", "worst", "best"])
-def test_a_similarity_that_is_no_number_is_none(tmp_path: Path, value: str, order: Any) -> None:
+def test_a_similarity_that_is_not_a_number_is_none(tmp_path: Path, value: str, order: Any) -> None:
     members = {"a.jpg": drawn(1), "a.json": b'{"similarity": %s}' % value.encode(), "b.jpg": drawn(2)}
     members |= {"b.json": b'{"similarity": 0.25}', "c.jpg": drawn(3), "c.json": b'{"similarity": 0.75}'}
     report, html = shown(tmp_path, members, Choice(order=order))
@@ -98,49 +162,3 @@ def test_the_name_of_a_page_may_be_as_long_as_a_name_can_be(tmp_path: Path) -> N
     page = tmp_path / f"{'x' * 250}.html"
     preview(str(tar(tmp_path, {"a.jpg": drawn(1)})), str(page))
     assert page.is_file()
-
-
-def test_texts_without_a_word_are_not_free() -> None:
-    tokens = ShownTokens("set", tuple(TokenPiece("", image=n) for n in range(50_000)), 1, 1)
-    records = [
-        ShownRecord("made", "texts", "document", texts=("",) * 50_000),
-        ShownRecord("made", "turns", "conversation", texts=("",) * 50_000, roles=("human",) * 50_000, tokens=tokens),
-    ]
-    page = PreviewPage("made", "2 of 2.", (CorpusLine("made", 2, 2, 2),), records)
-    bare = "".join(draw(PreviewPage("made", "", (), []), ROOMS[0], Tally()))
-    html = "".join(draw(page, ROOMS[0], Tally()))
-    assert len(html) - len(bare) < 6 * ROOMS[0].text_bytes
-    assert "more texts" in html and "the rest is not shown" in html
-
-
-def test_an_image_that_got_no_text_when_they_were_assigned_stands_by_none() -> None:
-    fact, fate = {"matched_text_index": 2}, {"fate": "dropped", "reason": "no_matched_text"}
-    score = {"similarity": 0.3, "assigned_text_index": None, "assigned_similarity": None}
-    assert RunSource._match(fact, fate, {"scored": True, **score}, True) == (None, None)
-    assert RunSource._match(fact, fate, {"scored": False, **score}, True) == (2, 0.3)
-    assert RunSource._match(fact, fate, {"scored": True, **score}, False) == (2, 0.3)
-    facts = {"original_width": 9, "original_height": 9, "http_code": None}
-    reassigned = Rules.model_validate({"documents": {"reassign": True}})
-    assert image_value("no_matched_text", facts, None, reassigned) == "no text was assigned to it"
-    assert image_value("no_matched_text", facts, None, Rules()) == "no text was published for it"
-
-
-def test_a_page_tells_no_folder_of_the_machine(tmp_path: Path) -> None:
-    folder = tmp_path / "it's: mine"
-    folder.mkdir()
-    (folder / "rows.jsonl").write_text('{"prompt":"","completion":""}\n{"prompt":"Yes?","completion":"No."}\n')
-    (folder / "recipe.yaml").write_text(
-        "version: 1\nname: words\ncorpora: {words: {kind: text, files: [rows.jsonl]}}\n"
-        "shards: {words: {corpus: words, view: conversations}}\n"
-        "pack: {tokenizer: ../tokenizer, sequence_length: 512, tokens_per_image: 4}\n"
-        "blend: {weight_unit: samples, sources: [{shards: words, weight: 1}]}\n"
-    )
-    shutil.copytree(Path(__file__).parents[2] / "shards" / "sample" / "tokenizer", tmp_path / "tokenizer")
-    run(load_recipe(folder / "recipe.yaml"), folder / "run", runner="local")
-    lock = folder / "run" / "recipe.lock.yaml"
-    lock.write_text(lock.read_text().replace(str(tmp_path / "tokenizer"), str(tmp_path / "gone")))
-    report = preview(folder / "run", tmp_path / "page.html", Choice(packs=1))
-    page = (tmp_path / "page.html").read_text()
-    assert "…/rows.jsonl: row 0: no answer" in page and "Tokens are not shown" in page
-    assert str(tmp_path) not in page and "mine" not in page
-    assert not any(str(tmp_path) in note for note in report.notes) and len(report.notes) == 2

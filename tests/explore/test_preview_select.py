@@ -19,11 +19,16 @@ from tests.made_requests import counted_ranges
 from vila_data.build import run as launch
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.store import Store
-from vila_data.explore.preview import Choice, Listed, build, preview
-from vila_data.explore.preview.choose import choose
-from vila_data.explore.preview.run import RunSource
-from vila_data.explore.preview.source import Asked, Columns, Place
-from vila_data.explore.preview.values import ShownRecord, ShownTokens
+from vila_data.explore.preview import Choice, ListedRecord, build, preview
+from vila_data.explore.preview.records import (
+    Columns,
+    Highlight,
+    PreviewRecord,
+    RecordLocation,
+    TrainingSequence,
+)
+from vila_data.explore.preview.run_source import RunSource
+from vila_data.explore.preview.select import select
 from vila_data.recipe.recipe import load_recipe
 
 
@@ -96,9 +101,9 @@ def test_by_fate_and_reason(run: MadePreview, fate: str | None, reason: str | No
 
 def test_a_reason_that_cannot_be_is_refused(finished: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    with pytest.raises(UsageError, match=r"min_imges: there is no such reason; this run has min_images, .*http_status"):
+    with pytest.raises(UsageError, match=r"min_imges: no such reason; this run has min_images, .*http_status"):
         preview(finished, page, Choice(reason="min_imges"))
-    with pytest.raises(UsageError, match="what is kept has no reason"):
+    with pytest.raises(UsageError, match="kept records have no reason"):
         Choice(fate="kept", reason="min_images")
     assert not page.exists()
     assert preview(finished, page, Choice(reason="max_images")).records == 0  # a reason, though nothing has it
@@ -143,19 +148,19 @@ def test_by_text_at_an_object_store(
     here = preview(f"{run.store.url}/{below}", tmp_path / "page.html", choice)
     source = build._source(f"{remote.url}/{below}")
     asked = counted_ranges(monkeypatch)
-    found = choose(source, choice, lambda records: None)
+    found = select(source, choice, lambda records: None)
     requests, files = len(asked), len({span.path for span in asked})
     assert 0 < requests <= 2 * files < here.of
-    shown = [source.record(place, about, None).record_id for place, about in found.places]
+    shown = [source.record(location, about, None).record_id for location, about in found.locations]
     assert shown == [record_id for _, record_id in here.ids] and 0 < here.matching < here.of
 
 
 def test_listed_records_in_their_order_with_their_notes(run: MadePreview, tmp_path: Path) -> None:
     listed = (
-        Listed("alt", "pair-0050", 0, "score 0.9"),
-        Listed("web", "doc-0003", 2, "image two"),
-        Listed("web", "bad-5"),
-        Listed("web", "doc-0003", 0, "again"),
+        ListedRecord("alt", "pair-0050", 0, "score 0.9"),
+        ListedRecord("web", "doc-0003", 2, "image two"),
+        ListedRecord("web", "bad-5"),
+        ListedRecord("web", "doc-0003", 0, "again"),
     )
     page = tmp_path / "page.html"
     report = preview(run.store.url, page, Choice(order="listed", listed=listed, heading="Found: “boat”", packs=3))
@@ -163,8 +168,8 @@ def test_listed_records_in_their_order_with_their_notes(run: MadePreview, tmp_pa
     text = page.read_text()
     assert "<h1>Found: “boat”</h1>" in text
     assert [text.count(note) for note in ("score 0.9", "image two", ">again<")] == [1, 1, 1]
-    assert text.count(" asked") == 3
-    for entry in (Listed("web", "doc-9999"), Listed("none", "doc-0001")):
+    assert text.count(" highlighted") == 3
+    for entry in (ListedRecord("web", "doc-9999"), ListedRecord("none", "doc-0001")):
         with pytest.raises(DataError, match=r"doc-9999|none"):
             preview(run.store.url, page, Choice(order="listed", listed=(entry,)))
     assert preview(run.store.url, page, Choice(order="listed", count=0)).records == 0
@@ -188,13 +193,15 @@ class Made:
     def record_ids(self, corpus: int, part: int) -> pa.ChunkedArray:
         raise NotImplementedError
 
-    def words(self, corpus: int, part: int, rows: Sequence[int]) -> Iterator[Sequence[str]]:
+    def texts(self, corpus: int, part: int, rows: Sequence[int]) -> Iterator[Sequence[str]]:
         raise NotImplementedError
 
-    def record(self, place: Place, asked: Asked, tokens: ShownTokens | None) -> ShownRecord:
+    def record(
+        self, location: RecordLocation, highlight: Highlight, sequence: TrainingSequence | None
+    ) -> PreviewRecord:
         raise NotImplementedError
 
-    def tokens(self, places: Sequence[Place]) -> dict[Place, ShownTokens]:
+    def sequences(self, locations: Sequence[RecordLocation]) -> dict[RecordLocation, TrainingSequence]:
         return {}
 
 
@@ -214,7 +221,7 @@ def columns(draw: st.DrawFn) -> Columns:
 @settings(max_examples=200)
 def test_choosing_equals_sorting_everything(corpora: list[list[Columns]], count: int, order: Any) -> None:
     ranked = sorted(
-        (rank, Place(corpus, part, row))
+        (rank, RecordLocation(corpus, part, row))
         for corpus, parts in enumerate(corpora)
         for part, one in enumerate(parts)
         for row, rank in enumerate((one.low if order == "worst" else -one.high).tolist())
@@ -222,19 +229,21 @@ def test_choosing_equals_sorting_everything(corpora: list[list[Columns]], count:
     )
     scored = any(not np.isnan(one.low).all() for parts in corpora for one in parts)
     if not scored:
-        with pytest.raises(UsageError, match="nothing here has a similarity"):
-            choose(Made(corpora), Choice(count=count, order=order), lambda records: None)
+        with pytest.raises(UsageError, match="needs similarity scores"):
+            select(Made(corpora), Choice(count=count, order=order), lambda records: None)
         return
-    found = choose(Made(corpora), Choice(count=count, order=order), lambda records: None)
-    assert [place for place, _ in found.places] == [place for _, place in ranked[:count]]
+    found = select(Made(corpora), Choice(count=count, order=order), lambda records: None)
+    assert [location for location, _ in found.locations] == [location for _, location in ranked[:count]]
     assert sum(found.matching) == sum(int(one.allowed.sum()) for parts in corpora for one in parts)
 
 
-def test_the_best_of_a_part_stand_anywhere_in_it() -> None:
+def test_the_best_of_a_part_are_anywhere_in_it() -> None:
     low = np.array([0.5, 0.1, 0.9, 0.2, 0.8, 0.3, 0.1, 0.7])
     source = Made([[Columns(np.ones(8, np.bool_), low, low)]])
     rows = {
-        order: [place.row for place, _ in choose(source, Choice(count=3, order=order), lambda records: None).places]
+        order: [
+            location.row for location, _ in select(source, Choice(count=3, order=order), lambda records: None).locations
+        ]
         for order in ("worst", "best")
     }
     assert rows == {"worst": [1, 6, 3], "best": [2, 4, 7]}
@@ -244,11 +253,11 @@ def test_the_best_of_a_part_stand_anywhere_in_it() -> None:
 def test_a_random_choice_is_allowed_distinct_and_as_large_as_can_be(
     corpora: list[list[Columns]], count: int, seed: int
 ) -> None:
-    found = choose(Made(corpora), Choice(count=count, seed=seed), lambda records: None)
-    places = [place for place, _ in found.places]
-    assert len(places) == len(set(places)) == min(count, sum(found.matching))
-    assert all(corpora[place.corpus][place.part].allowed[place.row] for place in places)
-    shown = [sum(place.corpus == number for place in places) for number in range(len(corpora))]
+    found = select(Made(corpora), Choice(count=count, seed=seed), lambda records: None)
+    locations = [location for location, _ in found.locations]
+    assert len(locations) == len(set(locations)) == min(count, sum(found.matching))
+    assert all(corpora[location.corpus][location.part].allowed[location.row] for location in locations)
+    shown = [sum(location.corpus == number for location in locations) for number in range(len(corpora))]
     short = [n for n, matching in zip(shown, found.matching, strict=True) if n < matching]
     assert max(shown, default=0) - min(short, default=max(shown, default=0)) <= 1
 
@@ -263,16 +272,18 @@ def test_three_million_rows_are_chosen_from_in_little_memory() -> None:
             return Columns(np.ones(10_000, np.bool_), low, low)
 
     tracemalloc.start()
-    found = choose(Large([[None] * 300]), Choice(order="worst", count=200), lambda records: None)  # type: ignore[list-item]
+    found = select(Large([[None] * 300]), Choice(order="worst", count=200), lambda records: None)  # type: ignore[list-item]
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert [place for place, _ in found.places] == [Place(0, 299 - n, 299 - n) for n in range(200)]
+    assert [location for location, _ in found.locations] == [RecordLocation(0, 299 - n, 299 - n) for n in range(200)]
     assert found.records == (3_000_000,) and peak < 4_000_000
 
 
 def test_seeded_draws_are_even() -> None:
     ones = np.ones(20_000, np.bool_)
     source = Made([[Columns(ones, ones.astype(float), ones.astype(float))] * 5])
-    rows = np.array([place.part * 20_000 + place.row for place, _ in choose(source, Choice(count=5_000), print).places])
+    rows = np.array(
+        [location.part * 20_000 + location.row for location, _ in select(source, Choice(count=5_000), print).locations]
+    )
     counts = np.histogram(rows, 20, (0, 100_000))[0]
     assert abs(counts - 250).max() < 75  # 5 standard deviations

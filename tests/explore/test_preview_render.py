@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from tests.browser import DESK, PHONE, chromium, opened
-from tests.explore.made_page import PAGE, PICTURE, RECORDS, ROOM, document, html, image, jpeg, nothing, written
-from vila_data.explore.preview.draw import draw
-from vila_data.explore.preview.values import PreviewPage, Room, ShownRecord, Tally
+from tests.explore.made_page import BUDGET, JPEG, PAGE, RECORDS, document, html, image, jpeg, nothing, written
+from vila_data.explore.preview.records import CorpusCounts, PreviewPage, PreviewRecord, TokenPiece, TrainingSequence
+from vila_data.explore.preview.render import PageBudget, PageCounts, render_page
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +62,12 @@ def test_reading_order_and_places(page: Any) -> None:
     order = ["First sentence of a.", "0.310", "A red boat on the sea.", "404", "Last sentence of a.", "0.120"]
     places = [words.index(word) for word in order]
     assert places == sorted(places)
-    assert "text 2 fits better: 0.250" in words
-    assert "beside: A red boat on the sea." in page.get_attribute("#r1 img >> nth=0", "alt")
+    assert "text 2 is more similar: 0.250" in words
+    assert "next to: A red boat on the sea." in page.get_attribute("#r1 img >> nth=0", "alt")
     assert page.inner_text("#r2 .head").count("dropped: min_images") == 1 and "0 < 1" in page.inner_text("#r2 .head")
     assert "0.17 < 0.20" in page.inner_text("#r2 figure") and page.locator("#r2 img").count() == 1
     assert "meta.jsonl line 8: no JSON" in page.inner_text("#r3")
-    assert page.locator("#r1 .missing").get_attribute("aria-label").endswith("no picture")
+    assert page.locator("#r1 .missing").get_attribute("aria-label").endswith("no image")
 
 
 def test_conversations_and_what_is_trained(page: Any) -> None:
@@ -76,8 +76,8 @@ def test_conversations_and_what_is_trained(page: Any) -> None:
     assert turns.nth(1).locator("img").count() == 1 and turns.nth(3).locator("img").count() == 1
     assert [part.strip() for part in turns.nth(3).inner_text().split("\n") if part.strip()][0:2] == ["human", "And"]
     assert page.locator("#r6 mark.trained").count() == 1
-    assert page.locator("#r6 mark.trained").text_content() == " trained:  A bus.</s> end of trained "
-    assert "600 tokens, 5 of them trained" in page.inner_text("#r6 summary")
+    assert page.locator("#r6 mark.trained").text_content() == " in the loss:  A bus.</s> end of the loss "
+    assert "600 tokens, 5 in the loss" in page.inner_text("#r6 summary")
     assert "USER:" in page.inner_text("#r6 .plain >> nth=0")
 
 
@@ -155,7 +155,7 @@ def test_paging_by_keyboard(page: Any) -> None:
     assert top >= -2 or page.evaluate("innerHeight + scrollY >= document.body.scrollHeight - 2")
 
 
-def test_paging_passes_over_what_is_filtered(page: Any) -> None:
+def test_paging_skips_what_is_filtered(page: Any) -> None:
     page.select_option("#fate", "dropped")
     page.locator("#more").focus()
     page.keyboard.press("j")
@@ -198,7 +198,7 @@ def test_packs(page: Any) -> None:
     pack = page.locator(".pack >> nth=0")
     bars = pack.locator("svg.bars")
     assert bars.get_attribute("aria-label") == (
-        "Pack 1: 2 samples, 2 images, 900 of 1,000 tokens (90.0% full), 411 trained"
+        "Pack 1: 2 samples, 2 images, 900 of 1,000 tokens (90.0% full), 411 in the loss"
     )
     widths = bars.locator("g >> nth=0").locator("rect")
     assert [widths.nth(i).get_attribute("width") for i in range(3)] == ["600.00", "300.00", "100.00"]
@@ -240,15 +240,15 @@ OUTSIDE = """() => {
   for (const item of items) item.style.contentVisibility = 'visible';
   return items.flatMap((item) => [...item.querySelectorAll('*')]
     .filter((one) => one.getBoundingClientRect().right > item.getBoundingClientRect().right + 1 ||
-      one.matches('.text, .ids, .asked-for, h3, .head') && one.scrollWidth > one.clientWidth + 1)
+      one.matches('.text, .ids, .record-note, h3, .head') && one.scrollWidth > one.clientWidth + 1)
     .map((one) => one.className + ' ' + one.tagName));
 }"""
 """What is cut off at the right side of its record, where content-visibility would hide it."""
 
 CONTRAST = """() => {
   const canvas = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true});
-  const rgba = (colour) => {
-    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+  const rgba = (color) => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);
     return [...canvas.getImageData(0, 0, 1, 1).data];
   };
   const behind = (node) => {
@@ -302,8 +302,8 @@ def test_on_a_phone(browser: Any, path: Path) -> None:
         found.assert_quiet()
 
 
-def test_long_words_and_addresses_are_broken_and_still_lead_there(browser: Any, tmp_path: Path) -> None:
-    url = "https://pictures.test/" + "long-" * 100 + ".jpg"
+def test_long_words_and_urls_are_broken_and_still_lead_there(browser: Any, tmp_path: Path) -> None:
+    url = "https://images.test/" + "long-" * 100 + ".jpg"
     words = ("w" * 3_000, "A " + "b" * 400 + " c", "\u5b57" * 500)
     records = [
         document("d" * 200, words, (image(0, url=url, text_index=1),), source_url=url),
@@ -336,9 +336,9 @@ def test_in_print_there_are_no_controls(page: Any) -> None:
 
 
 def test_an_empty_page(browser: Any, tmp_path: Path) -> None:
-    empty = PreviewPage(title="none", chosen="0 of 3 records.", corpora=(), records=[])
+    empty = PreviewPage(title="none", choice="0 of 3 records.", corpora=(), records=[])
     with opened(browser, written(tmp_path, empty)) as found:
-        assert "no record is as asked for" in found.page.inner_text("main")
+        assert "No records match this selection" in found.page.inner_text("main")
         found.page.keyboard.press("j")
         found.page.keyboard.press("r")
         found.assert_quiet()
@@ -357,65 +357,87 @@ def test_it_opens_at_once_with_many_records(browser: Any, tmp_path: Path) -> Non
 
 def test_the_same_page_twice_and_counts() -> None:
     assert html() == html()
-    tally = Tally()
-    page = "".join(draw(PAGE, Room(64, 50), tally))
-    assert (tally.pictures, tally.pictures_left_out, tally.pictures_broken, tally.characters_cut) == (7, 0, 0, 0)
+    counts = PageCounts()
+    page = "".join(render_page(PAGE, PageBudget(64, 50), counts))
+    assert (counts.images, counts.images_omitted, counts.images_broken, counts.characters_cut) == (7, 0, 0, 0)
     assert page.count("data:image/webp") == 7
-    assert tally.picture_bytes < len(page)
 
 
-def test_what_there_is_no_room_for_is_counted() -> None:
+def test_what_is_beyond_the_budget_is_counted() -> None:
     texts = tuple(f"{n} " + "word " * 50 for n in range(100))
     many = document("many", texts, tuple(image(n, text_index=n * 5) for n in range(20)))
     broken = document(
-        "broken", ("One.",), (image(0, lambda: b"no jpeg"), image(1, lambda: PICTURE[:60]), image(2, nothing))
+        "broken", ("One.",), (image(0, lambda: b"no jpeg"), image(1, lambda: JPEG[:60]), image(2, nothing))
     )
-    tally = Tally()
+    counts = PageCounts()
     page = "".join(
-        draw(replace(PAGE, records=[many, broken], packs=()), Room(32, 40, images=6, text_bytes=2_000), tally)
+        render_page(
+            replace(PAGE, records=[many, broken], packs=()), PageBudget(32, 40, images=6, text_bytes=2_000), counts
+        )
     )
-    assert tally.pictures == 6 and tally.pictures_left_out == 14 and tally.pictures_broken == 2
-    assert tally.characters_cut > 20_000
+    assert counts.images == 6 and counts.images_omitted == 14 and counts.images_broken == 2
+    assert counts.characters_cut > 20_000
     assert "14 more images" in page and "more texts" in page and page.count("cannot be decoded") == 4
     assert page.count("<figure") == 9
-    nothing_drawn = "".join(draw(replace(PAGE, records=[many]), Room(0, 0), Tally()))
-    assert "data:image/webp" not in nothing_drawn and "the page would be too large" in nothing_drawn
 
 
-def test_texts_whose_pictures_are_left_out_say_so() -> None:
+def test_texts_whose_images_are_omitted_say_so() -> None:
     images = tuple(image(n, text_index=place) for n, place in enumerate((0, 1, 2, 2)))
-    talk = ShownRecord("talk", "a", "conversation", texts=("<image>\nOne?", "<image>\nTwo."), roles=("human", "gpt"))
+    talk = PreviewRecord("talk", "a", "conversation", texts=("<image>\nOne?", "<image>\nTwo."), roles=("human", "gpt"))
     records = [document("many", ("One.", "Two.", "Three."), images), replace(talk, images=images[:2])]
-    page = "".join(draw(replace(PAGE, records=records, packs=()), Room(32, 40, images=1), Tally()))
+    page = "".join(render_page(replace(PAGE, records=records, packs=()), PageBudget(32, 40, images=1), PageCounts()))
     first, second = page.split("<article")[1:]
     body = first[first.index("One.") :]
-    assert body.index(">picture left out of this page<") < body.index(">Two.<")
-    assert body.index(">2 pictures left out of this page<") < body.index(">Three.<") and "3 more images" in body
-    assert second.count("picture left out of this page") == 1 and second.index("Two.") < second.index("picture left")
-    assert "left out of this page" not in html()
+    assert body.index(">1 image omitted to limit the page size<") < body.index(">Two.<")
+    assert body.index(">2 images omitted to limit the page size<") < body.index(">Three.<") and "3 more images" in body
+    assert second.count("1 image omitted to limit the page size") == 1 and second.index("Two.") < second.index(
+        "1 image omitted"
+    )
+    assert "omitted" not in html()
 
 
-def test_bars_begin_at_nothing() -> None:
-    page = "".join(draw(replace(PAGE, thresholds={"docs": 0.2}, records=_scored(0.4, 0.3, -0.1)), ROOM, Tally()))
+def test_empty_texts_are_not_free() -> None:
+    sequence = TrainingSequence("set", tuple(TokenPiece("", image=n) for n in range(50_000)), 1, 1)
+    records = [
+        PreviewRecord("made", "texts", "document", texts=("",) * 50_000),
+        PreviewRecord(
+            "made", "turns", "conversation", texts=("",) * 50_000, roles=("human",) * 50_000, sequence=sequence
+        ),
+    ]
+    page = PreviewPage("made", "2 of 2.", (CorpusCounts("made", 2, 2, 2),), records)
+    bare = "".join(render_page(PreviewPage("made", "", (), []), PageBudget(360, 76), PageCounts()))
+    html = "".join(render_page(page, PageBudget(360, 76), PageCounts()))
+    assert len(html) - len(bare) < 6 * PageBudget(360, 76).text_bytes
+    assert "more texts" in html and "the rest is not shown" in html
+
+
+def test_bars_begin_at_zero() -> None:
+    page = "".join(
+        render_page(replace(PAGE, thresholds={"docs": 0.2}, records=_scored(0.4, 0.3, -0.1)), BUDGET, PageCounts())
+    )
     assert re.findall(r'width="([\d.]+)" height="8" rx="4" class="fill"', page) == ["60.0", "45.0", "0.0"]
     assert set(re.findall(r'<rect x="([\d.]+)" width="2" height="8" class="tick"', page)) == {"30.0"}
     assert "from 0 to 0.400" in page
-    page = "".join(draw(replace(PAGE, thresholds={"docs": 0.2}, records=_scored(-0.2, -0.1)), ROOM, Tally()))
+    page = "".join(
+        render_page(replace(PAGE, thresholds={"docs": 0.2}, records=_scored(-0.2, -0.1)), BUDGET, PageCounts())
+    )
     assert "from 0 to 1," in page and 'class="tick"' not in page
-    page = "".join(draw(replace(PAGE, thresholds={"docs": 0.4}, records=_scored(0.4)), ROOM, Tally()))
+    page = "".join(render_page(replace(PAGE, thresholds={"docs": 0.4}, records=_scored(0.4)), BUDGET, PageCounts()))
     assert '<rect x="58.0" width="2" height="8" class="tick"' in page
-    page = "".join(draw(replace(PAGE, thresholds={"docs": 0.5}, records=_scored(0.4, 0.3)), ROOM, Tally()))
+    page = "".join(
+        render_page(replace(PAGE, thresholds={"docs": 0.5}, records=_scored(0.4, 0.3)), BUDGET, PageCounts())
+    )
     assert 'class="tick"' not in page  # it lies beyond the bar
 
 
-def _scored(*similarities: float) -> list[ShownRecord]:
+def _scored(*similarities: float) -> list[PreviewRecord]:
     return [document("bars", ("One.",), tuple(image(n, similarity=one) for n, one in enumerate(similarities)))]
 
 
-def test_pictures_keep_their_shape_and_odd_ones_are_shown(browser: Any, tmp_path: Path) -> None:
+def test_images_keep_their_shape_and_odd_ones_are_shown(browser: Any, tmp_path: Path) -> None:
     shapes = [(600, 300), (300, 600), (2000, 20), (20, 2000), (5, 5), (1, 1)]
-    pictures = [jpeg(*shape) for shape in shapes]
-    images = tuple(image(n, lambda n=n: pictures[n], text_index=0) for n in range(len(shapes)))
+    jpegs = [jpeg(*shape) for shape in shapes]
+    images = tuple(image(n, lambda n=n: jpegs[n], text_index=0) for n in range(len(shapes)))
     with opened(browser, written(tmp_path, replace(PAGE, records=[document("shapes", ("One.",), images)]))) as found:
         boxes = found.page.eval_on_selector_all("img", "all => all.map((one) => [one.offsetWidth, one.offsetHeight])")
         ratio = [width / height for width, height in boxes]

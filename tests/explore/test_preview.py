@@ -1,11 +1,10 @@
-"""`preview` over runs, sets and shards: what is chosen, what is said of it, and that the page fits."""
+"""`preview` of runs: what it says of each record, the page's file and size, and what goes wrong."""
 
 from __future__ import annotations
 
 import io
 import json
 import shutil
-import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,27 +15,22 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-import vila_data as vd
-from tests.loader.made_stream import opened
 from tests.made_preview import RECIPE, MadePreview, fates, lock, make, streamed_run
 from tests.made_run import (
-    SETS,
     Item,
     filtered_parts,
     item,
 )
+from vila_data.build import run as launch
 from vila_data.cli import app
 from vila_data.core.errors import DataError, UsageError, VilaDataError
-from vila_data.core.schemas import FATES, IGNORED
+from vila_data.core.schemas import FATES
 from vila_data.core.store import Store
-from vila_data.explore.preview import Choice, preview
-from vila_data.explore.preview import build as previewing
-from vila_data.explore.preview import write as previewing_write
-from vila_data.explore.preview.run import RunSource
-from vila_data.explore.preview.source import Asked, Place
-from vila_data.explore.preview.values import ROOMS
-from vila_data.explore.preview.why import image_value
-from vila_data.recipe.recipe import Recipe
+from vila_data.explore.preview import Choice, build, preview
+from vila_data.explore.preview.records import Highlight, RecordLocation
+from vila_data.explore.preview.run_source import RunSource, image_detail, matched_text
+from vila_data.filter.config import Rules
+from vila_data.recipe.recipe import Recipe, load_recipe
 from vila_data.runs.run import Run
 
 
@@ -51,7 +45,7 @@ def streamed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return streamed_run(tmp_path_factory.mktemp("stream")).parent
 
 
-# What is said of it
+# What it says of a record
 
 
 def test_each_fate_is_there_with_the_value_that_failed(run: MadePreview, tmp_path: Path) -> None:
@@ -62,9 +56,9 @@ def test_each_fate_is_there_with_the_value_that_failed(run: MadePreview, tmp_pat
         size = {"web": 15, "alt": 35, "talk": 30}[name]
         tables = fates(run, name)
         for number, one in enumerate(items):
-            record = source.record(Place(corpus, number // size, number % size), Asked(), None)
+            record = source.record(RecordLocation(corpus, number // size, number % size), Highlight(), None)
             if one is None:
-                assert (record.fate, record.reason, record.value, record.kind) == (
+                assert (record.fate, record.reason, record.detail, record.kind) == (
                     "failed",
                     "malformed_json",
                     "line 3",
@@ -79,12 +73,12 @@ def test_each_fate_is_there_with_the_value_that_failed(run: MadePreview, tmp_pat
                 assert image.jpeg() == jpeg
                 if similarity is not None:
                     assert image.similarity == pytest.approx(similarity)
-                seen.setdefault(image.reason, set()).add(image.value)
-            seen.setdefault(record.reason, set()).add(record.value)
+                seen.setdefault(image.reason, set()).add(image.detail)
+            seen.setdefault(record.reason, set()).add(record.detail)
     assert all(float(value.split(" < ")[0]) < 0.1 for value in seen["min_similarity"]) and seen["min_similarity"]
     assert all(int(value.split(" < ")[0]) < 55 and value.endswith(" < 55") for value in seen["min_side_px"])
     assert all(value.endswith(" outside 0.7 to 1.5") for value in seen["aspect_ratio"]) and seen["aspect_ratio"]
-    assert seen["min_images"] == {"0 < 1"} and seen["record_dropped"] == {"with its record"}
+    assert seen["min_images"] == {"0 < 1"} and seen["record_dropped"] == {"its record was dropped"}
     assert seen["timeout"] == {""} and seen[""] == {""}
     text = (tmp_path / "page.html", preview(run.store.url, tmp_path / "page.html", Choice(count=500)))[0].read_text()
     for value in seen["aspect_ratio"] | seen["min_images"]:
@@ -110,132 +104,43 @@ def test_values_that_failed(reason: str, facts: dict[str, int], similarity: floa
         strict=False,
     ).rules_for("web")
     row = {"original_width": None, "original_height": None, "http_code": None} | facts
-    assert image_value(reason, row, similarity, rules) == expected
+    assert image_detail(reason, row, similarity, rules) == expected
 
 
-def test_trained_tokens_are_the_answers(streamed: Path) -> None:
-    source = RunSource(vd.open_run(streamed / "run"))
-    talk = source.corpora.index("talk")
-    places = [Place(talk, part, row) for part in (0, 1) for row in range(20)]
-    tokens = source.tokens(places)
-    assert len(tokens) > 30
-    fates: set[str] = set()
-    for place, found in tokens.items():
-        record = source.record(place, Asked(), found)
-        assert record.tokens is found and found.shard_set == "chat"
-        assert (found.fate == "ok") == (found.tokens > 0)
-        fates.add(found.fate)
-        trained = [piece.text for piece in found.pieces if piece.trained]
-        asked = "".join(piece.text for piece in found.pieces if not piece.trained)
-        images = [piece.image for piece in found.pieces if piece.image is not None]
-        if found.tokens and not (found.cut or found.more or found.images_left_out):
-            answers = [text for text, role in zip(record.texts, record.roles, strict=True) if role == "gpt"]
-            said = "".join(trained)
-            for answer in answers:
-                words = answer.replace("<image>", "").split()
-                assert all(word in said for word in words), (answer, said)
-            assert images == list(range(len(record.images)))
-            assert "USER:" in asked and "USER:" not in said
-        assert (found.trained > 0) == (found.tokens > 0)
-    assert len(fates) > 1
+def test_an_image_that_was_assigned_no_text_has_none() -> None:
+    fact, fate = {"matched_text_index": 2}, {"fate": "dropped", "reason": "no_matched_text"}
+    score = {"similarity": 0.3, "assigned_text_index": None, "assigned_similarity": None}
+    assert matched_text(fact, fate, {"scored": True, **score}, True) == (None, None)
+    assert matched_text(fact, fate, {"scored": False, **score}, True) == (2, 0.3)
+    assert matched_text(fact, fate, {"scored": True, **score}, False) == (2, 0.3)
+    facts = {"original_width": 9, "original_height": 9, "http_code": None}
+    reassigned = Rules.model_validate({"documents": {"reassign": True}})
+    assert image_detail("no_matched_text", facts, None, reassigned) == "no text was assigned to it"
+    assert image_detail("no_matched_text", facts, None, Rules()) == "no text was published for it"
 
 
-def test_packs_are_those_of_the_stream(streamed: Path, tmp_path: Path) -> None:
-    packs, legend, missing = RunSource(vd.open_run(streamed / "run")).packs(9)
-    assert len(packs) == 9 and legend.sets == ("docs", "pairs", "chat") and not missing
-    with opened(streamed) as loader:
-        for number, (pack, batch) in enumerate(zip(packs, loader, strict=False)):
-            assert pack.number == number + 1 and pack.length == batch.labels.shape[1] == 512
-            labels = np.asarray(batch.labels[0])
-            mask = np.zeros(512, np.bool_)
-            segments = np.zeros(512, np.int64)
-            at = 0
-            for sample_number, sample in enumerate(pack.samples, 1):
-                for first, stop in sample.trained:
-                    mask[at + first : at + stop] = True
-                segments[at : at + sample.tokens] = sample_number
-                at += sample.tokens
-            shifted = np.flatnonzero(labels != IGNORED)
-            assert np.array_equal(np.flatnonzero(mask), shifted)
-            assert np.array_equal(np.asarray(batch.segments[0]) > 0, segments > 0)
-    report = preview(streamed / "run", tmp_path / "page.html", Choice(packs=9))
-    assert report.packs == 9 and (tmp_path / "page.html").read_text().count('class="card pack"') == 9
-
-
-def test_tokens_without_their_tokenizer_are_left_out_with_a_note(streamed: Path, tmp_path: Path) -> None:
-    shutil.copytree(streamed / "run", tmp_path / "run")
-    path = tmp_path / "run" / "recipe.lock.yaml"
-    text = path.read_text()
-    line = next(line for line in text.splitlines() if "tokenizer:" in line)
-    path.write_text(text.replace(line, f"    tokenizer: {tmp_path / 'gone'}"))
-    report = preview(tmp_path / "run", tmp_path / "page.html", Choice(packs=2))
-    assert report.packs == 0 and report.records == 151
-    assert any("Tokens are not shown" in note for note in report.notes)
-    assert any("No packs are shown" in note for note in report.notes)
-
-
-# Sets and shards
-
-
-def test_a_set_in_its_run_copied_alone_and_its_shards(streamed: Path, tmp_path: Path) -> None:
-    inside = preview(streamed / "run" / "shards" / "chat", tmp_path / "inside.html", Choice(count=500))
-    shutil.copytree(streamed / "run" / "shards" / "chat", tmp_path / "alone")
-    alone = preview(tmp_path / "alone", tmp_path / "alone.html", Choice(count=500))
-    assert set(inside.ids) == set(alone.ids) and inside.records == alone.records > 30
-    assert "As it is trained" in (tmp_path / "inside.html").read_text()
-    assert "As it is trained" not in (tmp_path / "alone.html").read_text()
-    found: set[Any] = set()
-    shards = sorted((tmp_path / "alone").glob("*.tar"))
-    assert len(shards) > 1
-    for shard in shards:
-        shutil.copy(shard, tmp_path / "one.tar")
-        report = preview(tmp_path / "one.tar", tmp_path / "one.html", Choice(count=500))
-        assert not found & set(report.ids)
-        found |= set(report.ids)
-    assert found == set(alone.ids)
-
-
-@pytest.mark.parametrize("name", list(SETS))
-def test_samples_of_a_set_show_what_the_run_shows(run: MadePreview, tmp_path: Path, name: str) -> None:
-    path = tmp_path / "page.html"
-    report = preview(run.store.location(f"shards/{name}"), path, Choice(count=1000))
-    manifest = json.loads(run.store.read(f"shards/{name}/manifest.json"))
-    assert report.records == manifest["samples"] and report.pictures == manifest["images"]
-    assert report.fates == {"kept": report.records}
-    if name in ("docs", "pairs"):
-        worst = preview(run.store.location(f"shards/{name}"), path, Choice(count=5, order="worst"))
-        assert worst.records == 5
-    for choice in (Choice(fate="dropped"), Choice(reason="min_similarity")):
-        with pytest.raises(UsageError, match="give the run's folder"):
-            preview(run.store.location(f"shards/{name}"), path, choice)
-
-
-def test_tars_that_others_wrote(tmp_path: Path) -> None:
-    photo = io.BytesIO()
-    Image.new("RGB", (60, 40), (200, 10, 10)).save(photo, "JPEG")
-    with tarfile.open(tmp_path / "00000.tar", "w") as tar:
-        for name, data in (
-            ("a.jpg", photo.getvalue()),
-            ("a.txt", b"A red card \xff"),
-            ("a.json", b'{"caption": null, "url": "https://a.test/a.jpg"}'),
-            ("b.jpg", photo.getvalue()),
-            ("b.txt", b"Another"),
-            ("folder/c.d.txt", b"words alone"),
-        ):
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    report = preview(tmp_path / "00000.tar", tmp_path / "page.html")
-    text = (tmp_path / "page.html").read_text()
-    assert (
-        report.records == 3 and report.pictures == 2 and "A red card" in text and 'href="https://a.test/a.jpg"' in text
+def test_a_page_names_no_directory_of_the_machine(tmp_path: Path) -> None:
+    folder = tmp_path / "it's: mine"
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text('{"prompt":"","completion":""}\n{"prompt":"Yes?","completion":"No."}\n')
+    (folder / "recipe.yaml").write_text(
+        "version: 1\nname: words\ncorpora: {words: {kind: text, files: [rows.jsonl]}}\n"
+        "shards: {words: {corpus: words, view: conversations}}\n"
+        "pack: {tokenizer: ../tokenizer, sequence_length: 512, tokens_per_image: 4}\n"
+        "blend: {weight_counts: samples, sources: [{shards: words, weight: 1}]}\n"
     )
-    (tmp_path / "bad.tar").write_bytes(b"nothing")
-    with pytest.raises(DataError, match="no sample in it"):
-        preview(tmp_path / "bad.tar", tmp_path / "page.html")
+    shutil.copytree(Path(__file__).parents[2] / "shards" / "sample" / "tokenizer", tmp_path / "tokenizer")
+    launch(load_recipe(folder / "recipe.yaml"), folder / "run", runner="local")
+    lock = folder / "run" / "recipe.lock.yaml"
+    lock.write_text(lock.read_text().replace(str(tmp_path / "tokenizer"), str(tmp_path / "gone")))
+    report = preview(folder / "run", tmp_path / "page.html", Choice(packs=1))
+    page = (tmp_path / "page.html").read_text()
+    assert "…/rows.jsonl: row 0: every answer is empty" in page and "Tokens are not shown" in page
+    assert str(tmp_path) not in page and "mine" not in page
+    assert not any(str(tmp_path) in note for note in report.notes) and len(report.notes) == 2
 
 
-# Where it lies, and what goes wrong
+# The page's file, and what goes wrong
 
 
 def test_a_run_and_a_page_on_an_object_store(run: MadePreview, tmp_path: Path) -> None:
@@ -260,16 +165,16 @@ def test_calls_that_cannot_be(run: MadePreview, streamed: Path, tmp_path: Path) 
     (tmp_path / "empty").mkdir()
     (tmp_path / "some.yaml").write_text("version: 1")
     calls: list[tuple[Any, str, Choice, str]] = [
-        (tmp_path / "empty", page, Choice(), "no recipe"),
-        (tmp_path / "none", page, Choice(), "no recipe"),
+        (tmp_path / "empty", page, Choice(), "not a recipe"),
+        (tmp_path / "none", page, Choice(), "not a recipe"),
         (tmp_path / "none.tar", page, Choice(), "no such file"),
         (tmp_path / "some.yaml", page, Choice(), "is a recipe"),
-        (run.store.url, str(tmp_path / "no" / "page.html"), Choice(), "there is no folder"),
-        (run.store.url, str(tmp_path / "empty"), Choice(), "is a folder"),
-        (run.store.url, page, Choice(corpus="docs"), "--corpus docs: there is no such corpus; one of: web, alt, talk"),
-        (run.store.url, page, Choice(corpus="tlk"), "--corpus tlk: there is no such corpus; did you mean talk"),
-        (run.store.url, page, Choice(reason="min_imges"), "--reason min_imges: there is no such reason; this run has "),
-        (streamed / "run", page, Choice(order="worst"), "nothing here has a similarity"),
+        (run.store.url, str(tmp_path / "no" / "page.html"), Choice(), "directory .* does not exist; create it first"),
+        (run.store.url, str(tmp_path / "empty"), Choice(), "is a directory; pass a file"),
+        (run.store.url, page, Choice(corpus="docs"), "--corpus docs: no such corpus; one of: web, alt, talk"),
+        (run.store.url, page, Choice(corpus="tlk"), "--corpus tlk: no such corpus; did you mean talk"),
+        (run.store.url, page, Choice(reason="min_imges"), "--reason min_imges: no such reason; this run has "),
+        (streamed / "run", page, Choice(order="worst"), "--order worst needs similarity scores"),
     ]
     for path, out, choice, message in calls:
         with pytest.raises(VilaDataError, match=message) as error:
@@ -305,37 +210,13 @@ def test_tables_that_do_not_fit_together(run: MadePreview, tmp_path: Path) -> No
     assert not (tmp_path / "page.html").exists()
 
 
-def test_a_damaged_picture_is_said_and_the_rest_is_shown(run: MadePreview, tmp_path: Path) -> None:
+def test_a_damaged_image_is_counted_and_the_rest_is_shown(run: MadePreview, tmp_path: Path) -> None:
     shutil.copytree(run.store.url, tmp_path / "run")
     tar = tmp_path / "run" / "download" / "web" / "part-00000.tar"
     data = tar.read_bytes().replace(b"\xff\xd8\xff", b"\x00\x00\x00", 1)
     tar.write_bytes(data)
     report = preview(tmp_path / "run", tmp_path / "page.html", Choice(count=500))
     assert report.pictures_broken == 1 and report.records == 151
-
-
-def test_the_page_appears_whole_or_not_at_all(
-    run: MadePreview, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    page = tmp_path / "page.html"
-    page.write_text("before")
-    real = previewing_write.draw
-
-    def fails(*values: Any) -> Any:
-        pieces = real(*values)
-        for _ in range(20):
-            yield next(pieces)
-        raise DataError("in the middle")
-
-    monkeypatch.setattr(previewing_write, "_guess", lambda page, max_bytes: 0)
-    monkeypatch.setattr(previewing_write, "draw", fails)
-    with pytest.raises(DataError, match="in the middle"):
-        preview(run.store.url, page)
-    assert page.read_text() == "before" and [path.name for path in tmp_path.iterdir()] == ["page.html"]
-    monkeypatch.undo()
-    preview(run.store.url, page)
-    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
-    assert page.read_text().startswith("<!doctype html>") and page.read_text().endswith("</html>")
 
 
 class Counting:
@@ -352,12 +233,30 @@ class Counting:
         self.done[name] += 1
 
 
+def test_the_page_appears_whole_or_not_at_all(run: MadePreview, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("before")
+
+    class Failing(Counting):
+        def advance(self, name: str, items: int) -> None:
+            super().advance(name, items)
+            if self.done.get("draw", 0) == 20:
+                raise DataError("in the middle")
+
+    with pytest.raises(DataError, match="in the middle"):
+        preview(run.store.url, page, watch=Failing())
+    assert page.read_text() == "before" and [path.name for path in tmp_path.iterdir()] == ["page.html"]
+    preview(run.store.url, page)
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+    assert page.read_text().startswith("<!doctype html>") and page.read_text().endswith("</html>")
+
+
 def test_progress_comes_to_its_end(run: MadePreview, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Counting()
     preview(run.store.url, tmp_path / "page.html", Choice(count=50), watch=watch)
     assert watch.totals == watch.done == {"choose": 7, "draw": 50}
-    monkeypatch.setattr(previewing_write, "_guess", lambda page, max_bytes: 0)
-    monkeypatch.setattr(previewing, "_PAGE_BYTES", 150_000)
+    monkeypatch.setattr(build, "_budgets_to_try", lambda page, max_bytes: build.PAGE_BUDGETS)
+    monkeypatch.setattr(build, "PAGE_BYTES", 150_000)
     report = preview(run.store.url, tmp_path / "page.html", Choice(count=50), watch=watch)
     assert report.shrunk and watch.done["draw"] == 50
 
@@ -391,13 +290,13 @@ def photographed(folder: Path, count: int, images: int) -> Store:
 def test_large_photographs_are_made_smaller_until_they_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = photographed(tmp_path / "run", 6, 4)
     sizes = []
-    for limit in (15_000_000, 300_000, 90_000):
-        monkeypatch.setattr(previewing, "_PAGE_BYTES", limit)
+    for limit in (15_000_000, 800_000, 250_000):
+        monkeypatch.setattr(build, "PAGE_BYTES", limit)
         report = preview(store.url, tmp_path / "page.html")
         assert report.bytes == (tmp_path / "page.html").stat().st_size <= limit
-        assert report.shrunk == (report.side_px < ROOMS[0].side_px)
+        assert report.shrunk == (report.side_px < build.PAGE_BUDGETS[0].side_px)
         assert report.pictures + report.pictures_left_out == 24
-        assert any("so that the page stays below" in note for note in report.notes) == (report.side_px < 200)
+        assert any("so that the page stays below" in note for note in report.notes) == report.shrunk
         sizes.append(report.side_px)
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3 and sizes[0] == 360
 

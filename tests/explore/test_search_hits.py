@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,8 @@ import pytest
 
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.store import Store
-from vila_data.explore.search.exact import search_exact
-from vila_data.explore.search.hits import Kept, hits_of
-from vila_data.explore.search.ranking import Ranking
-from vila_data.explore.search.vectors import find_parts
+from vila_data.explore.search.exact import Ranking, find_parts, search_exact
+from vila_data.explore.search.hits import hits_of, kept_rows
 
 from .made_embeddings import made, unit, whole, write_part
 
@@ -30,7 +29,7 @@ def store(tmp_path: Path) -> Store:
 def ranked(store: Store, count: int, *, kept: bool = False) -> tuple[list, Ranking]:
     parts = find_parts(store, [made.part(index, "docs") for index in (0, 123456)], "clip", "images")
     ranking = Ranking(unit(VECTORS[30:31])[0], count)
-    search_exact(store, whole(parts), ranking, Kept(store).of if kept else None)
+    search_exact(store, whole(parts), ranking, partial(kept_rows, store) if kept else None)
     return parts, ranking
 
 
@@ -65,7 +64,9 @@ def test_a_run_that_was_not_filtered(store: Store) -> None:
 def test_metadata_of_other_vectors(store: Store) -> None:
     path = "score/docs/clip/embeddings/metadata/metadata_00000.parquet"
     store.commit_bytes(store.read(path.replace("00000", "123456")), path)
-    with pytest.raises(DataError, match=r"metadata_00000.parquet: 15 rows beside 25 vectors; delete .*part-00000.json"):
+    with pytest.raises(
+        DataError, match=r"metadata_00000.parquet: found 15 rows for 25 vectors; delete .*part-00000.json"
+    ):
         hits_of(*(store, *ranked(store, 40)))
     store.commit_bytes(b"PAR1", path)
     with pytest.raises(DataError, match=r"metadata_00000.parquet: not a whole Parquet table"):
@@ -74,5 +75,5 @@ def test_metadata_of_other_vectors(store: Store) -> None:
 
 def test_fates_of_other_images(store: Store) -> None:
     store.commit_bytes(store.read("filter/docs/part-123456.parquet"), "filter/docs/part-00000.parquet")
-    with pytest.raises(DataError, match=r"part-00000.parquet: lacks images of .*metadata_00000.parquet"):
+    with pytest.raises(DataError, match=r"part-00000.parquet: images of .*metadata_00000.parquet are missing"):
         hits_of(*(store, *ranked(store, 40)))

@@ -1,25 +1,36 @@
-"""The index: what it finds, with which scores, and that one of other vectors is never used."""
+"""The index: what it finds, with which scores, that one of other vectors is never used, and copies of remote ones."""
 
 from __future__ import annotations
 
+import json
+import logging
+import multiprocessing
 import resource
+from collections.abc import Iterator
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.made_requests import counted_ranges
 from vila_data.core.errors import DataError, StorageError
+from vila_data.core.ranges import cache, spans
+from vila_data.core.ranges.spans import Span
+from vila_data.core.receipts import committing
 from vila_data.core.store import Store
 from vila_data.explore.search import index
-from vila_data.explore.search.exact import search_exact
-from vila_data.explore.search.ranking import Ranking
-from vila_data.explore.search.vectors import EmbeddedPart
+from vila_data.explore.search.exact import EmbeddedPart, Ranking, search_exact
+from vila_data.explore.search.index import copies_directory, local_index
 
 from .made_embeddings import made, memory_store, whole
 
-pytest.importorskip("faiss")
+needs_faiss = pytest.mark.skipif(not index.has_faiss(), reason="faiss is not installed")
+PATH, RECEIPT = "search/web/images/segment-00000.faiss", "search/web/images/.receipts/segment-00000.json"
+CONTENT = Random(6).randbytes(30_000)
 
 ROWS, DIM, SEGMENT = 24_000, 48, 10_000
 SIZES = (7_000, 1, 9_999, 7_000)
@@ -34,7 +45,7 @@ def write(store: Store) -> None:
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where copies of remote indexes are kept."""
+    """The cache directory, where copies of remote indexes are kept."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -63,6 +74,7 @@ def both(store: Store, query_D: np.ndarray, count: int = 10) -> tuple[Ranking, R
     return quick, exact
 
 
+@needs_faiss
 @pytest.mark.parametrize("kind", ["vectors", "texts"])
 def test_recall_and_scores(built: Store, kind: str) -> None:
     found = 0
@@ -77,8 +89,9 @@ def test_recall_and_scores(built: Store, kind: str) -> None:
     assert found >= LEAST_RECALL[kind] * 400
 
 
+@needs_faiss
 def test_every_cell_is_exact(built: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index, "SHARE_LOOKED_INTO", 1.0)
+    monkeypatch.setattr(index, "PROBED_SHARE", 1.0)
     monkeypatch.setattr(index, "CANDIDATES", SEGMENT)
     for query_D in CLOUD.texts(5, 98):
         quick, exact = both(built, query_D, 50)
@@ -86,6 +99,7 @@ def test_every_cell_is_exact(built: Store, monkeypatch: pytest.MonkeyPatch) -> N
         assert quick.scores.tolist() == exact.scores.tolist()
 
 
+@needs_faiss
 def test_only_what_is_allowed(built: Store) -> None:
     parts, segments = planned(built)
     query_D = CLOUD.vectors(1, 97)[0]
@@ -97,6 +111,7 @@ def test_only_what_is_allowed(built: Store) -> None:
     assert quick.rows.tolist() == exact.rows.tolist()
 
 
+@needs_faiss
 def test_the_same_bytes_and_answers_in_another_store(built: Store, home: Path) -> None:
     store = memory_store()
     write(store)
@@ -111,6 +126,7 @@ def test_the_same_bytes_and_answers_in_another_store(built: Store, home: Path) -
     assert len(list((home / "vila-data-1" / "indexes").glob("*.faiss"))) == len(segments)
 
 
+@needs_faiss
 def test_a_kept_copy_that_is_damaged_is_fetched_again_by_the_next_search(home: Path) -> None:
     store = memory_store()
     write(store)
@@ -120,11 +136,12 @@ def test_a_kept_copy_that_is_damaged_is_fetched_again_by_the_next_search(home: P
     index.search_segment(store, segment, Ranking(query_D, 3))
     (copy,) = (home / "vila-data-1" / "indexes").glob("*.faiss")
     copy.write_bytes(b"no index")
-    with pytest.raises(DataError, match=r"segment-00002\.faiss: not the index of its receipt"):
+    with pytest.raises(DataError, match=r"segment-00002\.faiss: does not match its receipt"):
         index.search_segment(store, segment, Ranking(query_D, 3))
     index.search_segment(store, segment, Ranking(query_D, 3))
 
 
+@needs_faiss
 def test_an_index_of_other_vectors_is_not_used(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     write(store)
@@ -139,6 +156,7 @@ def test_an_index_of_other_vectors_is_not_used(tmp_path: Path) -> None:
     assert [index.is_built(store, segment) for segment in planned(store)[1]] == [True, False, False]
 
 
+@needs_faiss
 def test_a_killed_build_leaves_nothing_that_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(str(tmp_path))
     write(store)
@@ -154,6 +172,7 @@ def test_a_killed_build_leaves_nothing_that_is_used(tmp_path: Path, monkeypatch:
     assert store.size(first.path) is not None and not index.is_built(store, first)
 
 
+@needs_faiss
 def test_no_room_for_an_index(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     write(store)
@@ -161,19 +180,22 @@ def test_no_room_for_an_index(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, hard))
     try:
-        with pytest.raises(StorageError, match=r"segment-00000\.json: the index cannot be written: is the disk full\?"):
+        with pytest.raises(
+            StorageError, match=r"segment-00000\.json: the index cannot be written; check whether the disk is full"
+        ):
             index.build_segment(store, segment)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not index.is_built(store, segment)
 
 
+@needs_faiss
 def test_a_damaged_index(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     write(store)
     segment = planned(store)[1][0]
     store.commit_bytes(b"no index", segment.path)
-    with pytest.raises(DataError, match=r"segment-00000.faiss: not the index of its receipt; delete it"):
+    with pytest.raises(DataError, match=r"segment-00000.faiss: does not match its receipt; delete it"):
         index.search_segment(store, segment, Ranking(CLOUD.vectors(1, 1)[0], 3))
 
 
@@ -187,3 +209,125 @@ def test_segments_hold_each_row_once_in_order(sizes: list[int], room: int) -> No
     assert rows == [(group, row) for group, size in enumerate(sizes) for row in range(size)]
     assert all(segment.rows == room for segment in segments[:-1]) and segments[-1].rows <= room
     assert len({segment.inputs for segment in segments}) == len(segments)
+
+
+# Copies of remote indexes
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    made = memory_store()
+    build(made, CONTENT)
+    yield made
+    made.remove("")
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Span]:
+    monkeypatch.setattr(spans, "LARGEST", 8_000)
+    return counted_ranges(monkeypatch)
+
+
+def build(store: Store, content: bytes) -> None:
+    with committing(store, RECEIPT, "made") as outputs:
+        outputs.path(PATH).write_bytes(content)
+
+
+def read(store: Store) -> bytes:
+    with local_index(store, PATH, RECEIPT) as path:
+        return path.read_bytes()
+
+
+def kept(home: Path) -> list[Path]:
+    return sorted(path for path in home.rglob("*.faiss*") if path.is_file())
+
+
+def test_it_is_fetched_once(store: Store, asked: list[Span], home: Path) -> None:
+    assert [read(store) for _ in range(3)] == [CONTENT] * 3
+    assert sum(span.size for span in asked) == len(CONTENT)
+    assert kept(home) and {path.parent for path in kept(home)} == {copies_directory()} == {
+        home / "vila-data-1" / "indexes"
+    }
+
+
+def test_an_index_built_again_is_another_one(store: Store, asked: list[Span], home: Path) -> None:
+    read(store)
+    build(store, CONTENT[::-1])
+    assert read(store) == CONTENT[::-1]
+    build(store, CONTENT)
+    asked.clear()
+    assert read(store) == CONTENT and not asked and len(kept(home)) == 2
+
+
+def test_bytes_that_are_not_the_receipts_are_not_kept(store: Store, home: Path) -> None:
+    store.commit_bytes(CONTENT[:-1] + b"?", PATH)
+    with pytest.raises(DataError, match=r"segment-00000\.faiss: does not match its receipt; delete it and rebuild"):
+        read(store)
+    store.commit_bytes(CONTENT[:-1], PATH)
+    with pytest.raises(StorageError, match=r"segment-00000\.faiss: "):
+        read(store)
+    store.commit_bytes(json.dumps({"inputs": "x", "counts": {}, "outputs": {}}).encode(), RECEIPT)
+    with pytest.raises(DataError, match="not the receipt of"):
+        read(store)
+    assert not kept(home)
+
+
+def test_a_copy_that_cannot_be_used_is_deleted(store: Store, asked: list[Span], home: Path) -> None:
+    read(store)
+    with pytest.raises(DataError, match="broken"), local_index(store, PATH, RECEIPT):
+        raise DataError("broken")
+    assert not kept(home)
+    asked.clear()
+    assert read(store) == CONTENT and asked
+
+
+def test_a_local_index_is_itself_and_never_deleted(tmp_path: Path, home: Path) -> None:
+    store = Store(str(tmp_path / "run"))
+    build(store, CONTENT)
+    with pytest.raises(DataError), local_index(store, PATH, RECEIPT) as path:
+        assert path == tmp_path / "run" / PATH
+        raise DataError("broken")
+    assert path.is_file() and not home.exists()
+
+
+def test_without_a_directory_for_copies_it_is_a_temporary_file(
+    store: Store, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    home.write_bytes(b"not a directory")
+    with caplog.at_level(logging.WARNING), local_index(store, PATH, RECEIPT) as path:
+        assert path.read_bytes() == CONTENT
+    assert not path.exists() and "no copy of" in caplog.text
+
+
+def test_no_more_is_kept_than_the_bound(store: Store, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "MAX_COPIES_BYTES", 100_000)
+    monkeypatch.setattr(cache, "GRACE_S", 0.0)
+    for number in range(8):
+        build(store, bytes([number]) * 30_000)
+        assert read(store) == bytes([number]) * 30_000
+        assert sum(path.stat().st_size for path in kept(home)) <= 100_000
+    assert len(kept(home)) > 1
+
+
+def _read_and_count(url: str, started: Any, results: Any) -> None:
+    """With a local disk treated as a remote store."""
+    store = Store(url)
+    store.is_local = False
+    with pytest.MonkeyPatch.context() as patch:
+        asked = counted_ranges(patch)
+        started.wait()
+        results.put((read(store) == CONTENT, len(asked)))
+
+
+def test_processes_that_want_it_at_once_fetch_it_once(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "run"))
+    build(store, CONTENT)
+    spawn = multiprocessing.get_context("spawn")
+    started, results = spawn.Barrier(2), spawn.Queue()
+    processes = [spawn.Process(target=_read_and_count, args=(store.url, started, results)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert sorted(found) == [(True, 0), (True, 1)]
