@@ -23,6 +23,9 @@ from vila_data.core.scores import PartTables, Scores, Unit, Values
 from vila_data.filter.config import Rules
 from vila_data.filter.named import NamedCondition, named_condition
 
+FATES_VERSION: Final = 2
+"""Raised when the same rules give other fates on the same columns."""
+
 KEPT = 0
 FAILED = 1
 OUTCOMES = (
