@@ -281,12 +281,16 @@ def settle(
 
     last: nothing else drops images; now a record may also have too many.
     """
-    kept, missing, dropped = _counts(columns, images)
+
+    def count(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+        return np.bincount(columns.row[mask], minlength=len(records))
+
     documents = rules.documents
     if documents.on_missing_image == "drop_document":
-        _drop(records, missing > 0, "missing_image")
+        _drop(records, count(images == FAILED) > 0, "missing_image")
     if documents.on_dropped_image == "drop_document":
-        _drop(records, dropped > 0, "dropped_image")
+        _drop(records, count((images != KEPT) & (images != FAILED)) > 0, "dropped_image")
+    kept = count(images == KEPT)
     _drop(records, kept < documents.min_images, "min_images")
     if last and documents.max_images is not None:
         _drop(records, kept > documents.max_images, "max_images")
@@ -322,13 +326,6 @@ def asks_for(rules: Rules, scores: Scores, scorer: str) -> bool:
     read = {name for rule in parse_rules(rules.rules, scores) for name in rule.scorers}
     named = any(scorer in scores.made_from(name) for name in read)
     return named or (scorer == scores.similarity and rules.images.min_similarity is not None)
-
-
-def _counts(columns: PartColumns, outcome: NDArray[np.int8]) -> tuple[NDArray[np.int64], ...]:
-    """int64[m] each: a record's images that are kept, that failed, that a rule dropped."""
-    m = len(columns.record_ok)
-    kept, failed = (np.bincount(columns.row[outcome == fate], minlength=m) for fate in (KEPT, FAILED))
-    return kept, failed, np.bincount(columns.row, minlength=m) - kept - failed
 
 
 def _matches(images: pa.Table, scores: pa.Table | None, rules: Rules) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
