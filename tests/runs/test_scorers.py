@@ -128,6 +128,52 @@ def test_what_a_cheap_rule_drops_is_not_given_to_clip_and_is_scored_later(
     assert {path: tree(out)[path] for path in scores} == {path: tree(whole)[path] for path in scores}
 
 
+def test_fates_do_not_depend_on_what_other_rules_had_scored(sample_recipe: Path, tmp_path: Path, model: str) -> None:
+    """Once with nothing scored before, once with all: the same fates and shards, and `whatif` said so."""
+    scorers = (f"score.shade.model={model}", "score.words={}")
+    loose = [
+        f"filter.{key}" for key in ("images.min_side_px=null", "images.aspect_ratio=null", "documents.min_images=0")
+    ]
+    tight = [
+        f'filter.rules=["{NIGHT}", "{LONG}"]',
+        "filter.images.min_side_px=120",
+        "filter.images.min_similarity=0.6",
+        "filter.documents.on_missing_image=drop_document",
+        "filter.per_corpus.docs.documents.min_images=2",
+    ]
+    new, before = tmp_path / "new", tmp_path / "before"
+    expected = run(recipe(sample_recipe, *scorers, *tight), new)
+    run(recipe(sample_recipe, *scorers, *loose), before)
+    unset = [f"filter.{key}" for key in ("images.aspect_ratio=[0.5,2.0]", "documents.min_images=1")]
+    said = whatif(str(before), [*unset, *tight])
+    assert {name: (found.new, found.unscored) for name, found in said.corpora.items()} == {
+        name: (funnel, 0) for name, funnel in expected.funnel.items()
+    }
+    assert run(recipe(sample_recipe, *scorers, *tight), before).funnel == expected.funnel
+    made, again = (
+        {path: digest for path, digest in tree(out).items() if path.startswith(("filter", "shards"))}
+        for out in (new, before)
+    )
+    receipts = {
+        path for path in made if path.startswith("filter") and path.endswith(".json")
+    }  # they name the scores' bytes
+    assert {path: again[path] for path in again.keys() - receipts} == {
+        path: made[path] for path in made.keys() - receipts
+    }
+    for path in receipts:
+        assert json.loads((new / path).read_text())["counts"] == json.loads((before / path).read_text())["counts"]
+    passing = 0  # images that would be judged otherwise: scored before, and of a record that is lost without that score
+    for corpus in ("docs", "chat"):
+        known, fates = (rows(before, f"{path}/part-*.parquet") for path in (f"score/{corpus}/clip", f"filter/{corpus}"))
+        lost = [row["scored"] for row in rows(new, f"score/{corpus}/clip/part-*.parquet")]
+        reasons = [row["reason"] for row in fates if row["image_index"] is not None]
+        passing += sum(
+            row["scored"] and not scored and reason == "record_dropped"
+            for row, scored, reason in zip(known, lost, reasons, strict=True)
+        )
+    assert passing > 10
+
+
 def test_what_may_not_change_of_a_scorer(sample_recipe: Path, tmp_path: Path, model: str) -> None:
     out = tmp_path / "run"
     run(recipe(sample_recipe, f"score.dusk={{kind: shade, model: {model}}}"), out)

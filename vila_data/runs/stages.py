@@ -20,7 +20,7 @@ from vila_data.download.part import download_part
 from vila_data.filter.duplicates import later_copies
 from vila_data.filter.named import revisions
 from vila_data.filter.part import filter_part, part_digests, rows_worth_scoring
-from vila_data.filter.rules import asks_for, scorers_read
+from vila_data.filter.rules import FATES_VERSION, asks_for, scorers_read
 from vila_data.recipe.recipe import Recipe
 from vila_data.runs.set_stages import EncodeStage, ShardStage
 from vila_data.runs.stage import Gather, PartJob, PartStage, Report, SetStage, Work
@@ -202,7 +202,7 @@ def _always(work: Work, corpus: str) -> bool:
 def _rules(work: Work, part: Part) -> Any:
     rules = work.recipe.rules_for(part.corpus)
     added = revisions(rules.rules)
-    return rules.model_dump(mode="json") | ({"revisions": added} if added else {})
+    return rules.model_dump(mode="json") | {"fates": FATES_VERSION} | ({"revisions": added} if added else {})
 
 
 def _tables_of_the_rules(work: Work, corpus: str) -> tuple[str, ...]:
