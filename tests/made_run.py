@@ -21,9 +21,9 @@ from PIL import Image, ImageDraw
 from vila_data.core.layout import Part, parts_list, record_key
 from vila_data.core.receipts import committing
 from vila_data.core.records import ImageRef, Record, record_to_json
-from vila_data.core.schemas import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS, SCORE_IMAGES
 from vila_data.core.scores import NONE
 from vila_data.core.store import Store
+from vila_data.core.tables import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS, SCORE_IMAGES
 from vila_data.core.tarcodec import TarWriter
 from vila_data.filter.config import FilterConfig, Rules
 from vila_data.filter.part import filter_part

@@ -28,10 +28,9 @@ from tests.core.made_pictures import (
     xmp_of,
 )
 from tests.core.made_profiles import gray_profile, ink_profile, rgb_profile
-from vila_data.core.color import BrokenProfile, to_srgb
 from vila_data.core.image_formats import ImageError
+from vila_data.core.image_pixels import BrokenProfile, orientation_of, to_srgb
 from vila_data.core.images import StoredImage, normalise, pixels_to_store
-from vila_data.core.orientation import orientation_of
 
 LIMIT = 89_478_485
 CHART = chart()

@@ -22,8 +22,8 @@ from tests.download.origin import Origin, Request, answers, jpeg, pair, part
 from vila_data.core.errors import StorageError, UsageError
 from vila_data.core.receipts import Receipt, read_receipt, valid_receipt
 from vila_data.core.records import BadRecord, ImageRef, Record, record_from_json, record_to_json
-from vila_data.core.schemas import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS
 from vila_data.core.store import Store
+from vila_data.core.tables import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS
 from vila_data.core.tarcodec import walk_block, walk_file
 from vila_data.corpora.pictures import read_picture
 from vila_data.download.config import DownloadConfig

@@ -12,12 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from vila_data.download.body import BodyMemory, FetchError
 from vila_data.download.config import DownloadConfig
-from vila_data.download.fetch import opted_out, parse_retry_after, user_agent
+from vila_data.download.fetch import BodyMemory, FetchError, opted_out, parse_retry_after, single_length, user_agent
 from vila_data.download.pending import Spool
-from vila_data.download.replies import single_length
-from vila_data.download.rules import Rules, own_rules, text_of
+from vila_data.download.robots import Rules, own_rules, text_of
 from vila_data.download.urls import parse_url
 
 

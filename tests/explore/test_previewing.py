@@ -27,8 +27,8 @@ from tests.made_run import (
 )
 from vila_data.cli import app
 from vila_data.core.errors import DataError, UsageError, VilaDataError
-from vila_data.core.schemas import FATES, IGNORED
 from vila_data.core.store import Store
+from vila_data.core.tables import FATES, IGNORED
 from vila_data.explore.preview import Choice, preview
 from vila_data.explore.preview import build as previewing
 from vila_data.explore.preview import write as previewing_write

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from vila_data.core.errors import DataError
-from vila_data.core.schemas import LENGTHS, SHARD_INDEX
+from vila_data.core.tables import LENGTHS, SHARD_INDEX
 from vila_data.mix.columns import COLUMNS, index_columns, subset_columns
 from vila_data.mix.config import Subset
 from vila_data.mix.subset import SubsetFilter

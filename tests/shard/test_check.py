@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.made_run import SETS, MadeRun
-from vila_data.core.schemas import SHARD_INDEX
 from vila_data.core.store import Store
+from vila_data.core.tables import SHARD_INDEX
 from vila_data.core.tarcodec import BLOCK, TarWriter, walk_file
 from vila_data.shard.check import check_set, check_tar
 

@@ -24,16 +24,17 @@ from vila_data.core.image_containers import (
     PNG_START,
     SAMPLE_FORMAT,
     Still,
+    check_scans,
+    clean_jpeg,
     gif_still,
+    jpeg_facts,
     png_depth,
     png_still,
     tiff_numbers,
     webp_size,
     webp_still,
 )
-from vila_data.core.image_modes import Raster, array_raster, image_raster, rgb_pixels
-from vila_data.core.jpeg_segments import check_scans, clean_jpeg, jpeg_facts
-from vila_data.core.orientation import orientation_of
+from vila_data.core.image_pixels import Raster, array_raster, image_raster, orientation_of, rgb_pixels
 
 __all__ = ["DECODED", "ImageError", "PictureFacts", "open_pixels"]
 

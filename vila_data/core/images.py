@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from vila_data.core.color import BrokenProfile, ToSrgb, to_srgb
+from vila_data.core.image_containers import JpegFacts, check_scans, clean_jpeg, jpeg_facts, worth_keeping
 from vila_data.core.image_formats import ImageError, open_pixels
-from vila_data.core.jpeg_segments import JpegFacts, check_scans, clean_jpeg, jpeg_facts, worth_keeping
+from vila_data.core.image_pixels import BrokenProfile, ToSrgb, to_srgb
 
 __all__ = [
     "ImageError",

@@ -47,19 +47,19 @@ class Part:
         return f"download/{self.corpus}/{self.name}.tar"
 
     def images_table(self) -> str:
-        """core.schemas.DOWNLOAD_IMAGES."""
+        """core.tables.DOWNLOAD_IMAGES."""
         return f"download/{self.corpus}/{self.name}.parquet"
 
     def records_table(self) -> str:
-        """core.schemas.DOWNLOAD_RECORDS."""
+        """core.tables.DOWNLOAD_RECORDS."""
         return f"download/{self.corpus}/{self.name}.records.parquet"
 
     def scores_table(self, scorer: str) -> str:
-        """core.schemas.score_schema, or SCORE_IMAGES of kind clip."""
+        """core.tables.score_schema, or SCORE_IMAGES of kind clip."""
         return f"score/{self.corpus}/{scorer}/{self.name}.parquet"
 
     def fates_table(self) -> str:
-        """core.schemas.FATES."""
+        """core.tables.FATES."""
         return f"filter/{self.corpus}/{self.name}.parquet"
 
     def receipt(self, stage: str) -> str:

@@ -18,8 +18,8 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from vila_data.core.claims import claim, delete_unclaimed, release, temporary
 from vila_data.core.errors import StorageError, UsageError
+from vila_data.core.scratch_locks import claim, delete_unclaimed, release, temporary
 
 SCRATCH_DIR = ".scratch"
 _CHUNK = 4 << 20

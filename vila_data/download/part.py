@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from vila_data.core.layout import Part, record_key
 from vila_data.core.receipts import Outputs, Receipt, committing
 from vila_data.core.records import BadRecord, Record, without_surrogates
-from vila_data.core.schemas import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS
 from vila_data.core.store import Store
+from vila_data.core.tables import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS
 from vila_data.core.tarcodec import TarWriter
 from vila_data.download.config import DownloadConfig
 from vila_data.download.fetch import Network

@@ -1,4 +1,4 @@
-"""Records and images between the metadata and the tar: in record order, whose images finish in any order."""
+"""A part's records and their distinct images between the metadata and the tar, while images are fetched and decoded."""
 
 from __future__ import annotations
 

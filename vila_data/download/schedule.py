@@ -12,9 +12,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from vila_data.download.body import Fetched, FetchError, Redirected
 from vila_data.download.config import DownloadConfig
-from vila_data.download.fetch import Fetcher
+from vila_data.download.fetch import Fetched, Fetcher, FetchError, Redirected
 from vila_data.download.pending import Image
 from vila_data.download.robots import Robots
 from vila_data.download.urls import WebURL

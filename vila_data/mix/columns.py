@@ -41,7 +41,7 @@ def index_columns(names: Iterable[str]) -> list[str]:
 def subset_columns(index: pa.Table, lengths: pa.Table, names: Iterable[str]) -> dict[str, NDArray[Any]]:
     """{name: n entries} of one shard for `names` of COLUMNS.
 
-    index: the shard's core.schemas.SHARD_INDEX, of which `index_columns` are needed; lengths: its LENGTHS; n rows each,
+    index: the shard's core.tables.SHARD_INDEX, of which `index_columns` are needed; lengths: its LENGTHS; n rows each,
     in the shard's order.
 
     Raises:

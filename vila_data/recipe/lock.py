@@ -14,8 +14,8 @@ import yaml
 
 from vila_data.core.errors import DataError, RecipeError, UsageError
 from vila_data.core.receipts import fingerprint
-from vila_data.core.schemas import check_version
 from vila_data.core.store import Store
+from vila_data.core.tables import check_version
 from vila_data.download.config import DownloadConfig
 from vila_data.recipe.marked_yaml import MarkedValue
 from vila_data.recipe.recipe import Recipe, checked
@@ -24,7 +24,7 @@ from vila_data.score.kinds import SCORERS
 LOCK = "recipe.lock.yaml"
 FORM = 3
 """Of a run directory: whatever is in one is read by versions of this form alone (`check_form`). Raised with
-core.schemas.SCHEMA_VERSION, and when a path of shards/FORMAT.md moves."""
+core.tables.SCHEMA_VERSION, and when a path of shards/FORMAT.md moves."""
 
 
 def stage_fingerprints(

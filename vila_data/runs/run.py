@@ -147,7 +147,7 @@ class Run:
     def part_table(self, part: Part, table: PartTable, columns: Sequence[str] | None = None) -> pa.Table:
         """A table of a part, or some of its columns.
 
-        images: a row per image of the metadata, what its download gave (core.schemas.DOWNLOAD_IMAGES);
+        images: a row per image of the metadata, what its download gave (core.tables.DOWNLOAD_IMAGES);
         records: a row per row of the metadata (DOWNLOAD_RECORDS); fates: a row per record and per image (FATES).
 
         Raises:
@@ -160,7 +160,7 @@ class Run:
     def scores(self, part: Part, columns: Sequence[str] | None = None, scorer: str | None = None) -> pa.Table | None:
         """A scorer's table of a part, a row per image or record; None where it has none.
 
-        scorer: or an entry of `stages`; None takes the one that `min_similarity` means (core.schemas.SCORE_IMAGES).
+        scorer: or an entry of `stages`; None takes the one that `min_similarity` means (core.tables.SCORE_IMAGES).
 
         Raises:
             UsageError: the recipe has no such scorer.

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from vila_data.core.cpus import cpu_count
 from vila_data.core.receipts import Outputs
-from vila_data.core.schemas import SCORE_IMAGES
+from vila_data.core.tables import SCORE_IMAGES
 from vila_data.score.clip import Clip
 from vila_data.score.embeddings import EmbeddingFiles
 from vila_data.score.feed import Feed, FeedStats

@@ -10,8 +10,8 @@ from typing import Any
 from vila_data.core.errors import DataError
 from vila_data.core.layout import shard_stem
 from vila_data.core.receipts import Receipt
-from vila_data.core.schemas import SCHEMA_VERSION, check_version
 from vila_data.core.store import Store
+from vila_data.core.tables import SCHEMA_VERSION, check_version
 from vila_data.shard import energon
 from vila_data.shard.config import ShardSet
 

@@ -18,8 +18,8 @@ from vila_data.core.ranges.reader import Span, read_shuffled
 from vila_data.core.receipts import Receipt, committing
 from vila_data.core.records import Record, record_from_json
 from vila_data.core.samples import KeptImage, encode_sample
-from vila_data.core.schemas import SHARD_INDEX
 from vila_data.core.store import Store
+from vila_data.core.tables import SHARD_INDEX
 from vila_data.core.tarcodec import BLOCK, TarWriter
 from vila_data.shard.config import View
 from vila_data.shard.energon import tar_index

@@ -18,11 +18,11 @@ from random import Random
 
 import pytest
 
-from vila_data.core.claims import temporary
 from vila_data.core.errors import StorageError
 from vila_data.core.ranges import cache
 from vila_data.core.ranges.cache import FileCache, RangeCache, cache_folder, digest
 from vila_data.core.ranges.reader import ReadOptions, Span, open_ranges
+from vila_data.core.scratch_locks import temporary
 from vila_data.core.store import Store
 
 KIB = 1024
@@ -141,7 +141,7 @@ def test_many_processes_stay_right_and_within_the_bound(tmp_path: Path) -> None:
 HOLDER = """
 import sys
 from pathlib import Path
-from vila_data.core.claims import locked
+from vila_data.core.scratch_locks import locked
 from vila_data.core.ranges import cache
 folder = cache._BoundedFolder(Path(sys.argv[1]), 100_000)
 with locked(folder.path / ".total") as total:
@@ -297,7 +297,7 @@ def test_without_a_cache_copies_are_private_and_go_with_the_reader(
 
 PRIVATE = """
 import sys
-from vila_data.core.claims import temporary
+from vila_data.core.scratch_locks import temporary
 with temporary() as folder:
     (folder / "copy").write_bytes(b"x")
     print(folder, flush=True)

@@ -18,8 +18,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
-from vila_data.core.claims import locked
 from vila_data.core.errors import StorageError
+from vila_data.core.scratch_locks import locked
 
 _LOG = logging.getLogger(__name__)
 _FOLDERS: Final = 64

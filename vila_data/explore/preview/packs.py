@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from vila_data.core.schemas import IGNORED
 from vila_data.core.store import Store
+from vila_data.core.tables import IGNORED
 from vila_data.encode.token_set import TokenSet
 from vila_data.encode.tokenizer import TextTokenizer
 from vila_data.explore.preview.drawn_packs import PackedSample, PackLegend, ShownPack

@@ -12,7 +12,7 @@ def image_value(reason: str, facts: Mapping[str, Any], similarity: float | None,
     """What failed of an image, as ``found < wanted``; "" where the reason says it all. Locks of earlier versions
     do not tell every rule of a corpus: the value then stands alone.
 
-    facts: its row of core.schemas.DOWNLOAD_IMAGES.
+    facts: its row of core.tables.DOWNLOAD_IMAGES.
     """
     width, height, images = facts["original_width"], facts["original_height"], rules.images
     if reason == "min_side_px":

@@ -12,8 +12,8 @@ from typing import Final
 
 from vila_data.core.errors import DataError, StorageError
 from vila_data.core.ranges.cache import FileCache, cache_folder, digest
+from vila_data.core.ranges.prefetch import whole
 from vila_data.core.ranges.reader import read_spans
-from vila_data.core.ranges.spans import whole
 from vila_data.core.receipts import read_receipt
 from vila_data.core.store import Store
 

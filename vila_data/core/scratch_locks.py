@@ -1,7 +1,7 @@
-"""Files and folders that a living process holds: nobody else gets one, and what dead processes left is deleted.
+"""Scratch directories locked by a running process. Directories left by dead processes are deleted.
 
-The lock is the kernel's (flock), on a file, for a folder on one in it, so that it ends with its process however that ends.
-Where a file system has no such locks, everybody gets a folder and nothing is deleted.
+The lock is the kernel's (flock), on a file, for a directory on one in it, so that it ends with its process however that ends.
+Where a file system has no such locks, everybody gets a directory and nothing is deleted.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ def _delete_unclaimed(path: Path) -> None:
     owner = _open(path / _OWNER)
     try:
         fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(path, ignore_errors=True)
+        if os.path.samestat(os.stat(path / _OWNER), os.fstat(owner)):  # else another process made the directory anew
+            shutil.rmtree(path, ignore_errors=True)
     finally:
         os.close(owner)
 

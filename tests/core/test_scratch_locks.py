@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from vila_data.core.claims import claim, delete_unclaimed, release
 from vila_data.core.errors import StorageError, UsageError
+from vila_data.core.scratch_locks import claim, delete_unclaimed, release
 from vila_data.core.store import SCRATCH_DIR, Store
 
 HOLDER = """
@@ -119,6 +119,6 @@ def test_a_place_where_nothing_can_be_made_is_one_error(tmp_path: Path) -> None:
 
 
 def test_stores_without_locks_go_on() -> None:
-    store = Store("memory://claims")
+    store = Store("memory://locks")
     with store.alone("export"), store.alone("export"):
         store.clear_scratch()
