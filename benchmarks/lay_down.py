@@ -32,9 +32,8 @@ from vila_data.download.part import download_part
 from vila_data.filter.config import Rules
 from vila_data.filter.part import filter_part
 from vila_data.shard.config import ShardSet
-from vila_data.shard.layout import lay_out
 from vila_data.shard.manifest import finish_set
-from vila_data.shard.write import ShardJob, write_shard
+from vila_data.shard.write import ShardJob, lay_out, write_shard
 
 SHARD_BYTES = 512_000_000
 

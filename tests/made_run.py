@@ -33,9 +33,8 @@ from vila_data.runs.plan import CorpusPlan
 from vila_data.score.clip import ClipConfig
 from vila_data.score.kinds import scores_of
 from vila_data.shard.config import ShardSet
-from vila_data.shard.layout import SampleRefs, lay_out
 from vila_data.shard.manifest import Manifest, finish_set
-from vila_data.shard.write import ShardJob, write_shard
+from vila_data.shard.write import SampleRefs, ShardJob, lay_out, write_shard
 
 SEED = 17
 MAX_BYTES = 60_000

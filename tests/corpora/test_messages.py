@@ -22,9 +22,9 @@ from vila_data.core.fates import RECORD_REASONS
 from vila_data.core.layout import Part
 from vila_data.core.records import BadRecord, ImageRef, Record, record_from_json, record_to_json
 from vila_data.corpora.config import CorpusConfig, LlavaConfig, TextConfig
+from vila_data.corpora.conversation import ROLES
 from vila_data.corpora.kinds import open_corpus
 from vila_data.corpora.llava import llava_rows
-from vila_data.corpora.messages import ROLES
 from vila_data.corpora.source import RowProblem
 from vila_data.corpora.text import text_rows
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vila_data.core.errors import StorageError
 from vila_data.core.image_formats import ImageError
-from vila_data.corpora.pictures import below, read_picture
+from vila_data.corpora.images import below, read_picture
 
 PIECES = st.lists(st.sampled_from(["a", "b", "..", ".", "", "/", "/data", "x.jpg"]), max_size=6).map("/".join)
 

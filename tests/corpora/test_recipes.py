@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import vila_data as vd
-from vila_data.corpora import hub
+from vila_data.corpora import text
 from vila_data.recipe.recipe import Recipe
 
 RECIPE = """version: 1
@@ -192,7 +192,7 @@ def test_a_data_set_on_the_hub_is_read_by_its_file_urls(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
     config = TextConfig(kind="text", dataset="a/b", config="en", revision="c0ffee")
-    assert hub.data_files(config) == ("hf://datasets/a/b@c0ffee/0.parquet",)
+    assert text.data_files(config) == ("hf://datasets/a/b@c0ffee/0.parquet",)
     assert asked == [(("a/b", "en"), {"revision": "c0ffee"})]
 
 

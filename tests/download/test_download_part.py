@@ -25,7 +25,7 @@ from vila_data.core.records import BadRecord, ImageRef, Record, record_from_json
 from vila_data.core.store import Store
 from vila_data.core.tables import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS
 from vila_data.core.tarcodec import walk_block, walk_file
-from vila_data.corpora.pictures import read_picture
+from vila_data.corpora.images import read_picture
 from vila_data.download.config import DownloadConfig
 from vila_data.download.part import download_part
 

@@ -11,7 +11,7 @@ from tests.made_requests import counted_ranges
 from tests.made_run import Item, MadeRun, documents, write_part
 from vila_data.core.errors import DataError, StorageError
 from vila_data.core.store import Store
-from vila_data.shard.evidence import Evidence
+from vila_data.shard.downloaded_records import Evidence
 
 
 def rows_of(made: MadeRun, corpus: str) -> list[list[Item | None]]:

@@ -27,8 +27,7 @@ from tests.made_run import (
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import BLOCK, member_bytes, walk_file
 from vila_data.shard.config import View
-from vila_data.shard.layout import SampleRefs, even_cuts, lay_out, shuffle
-from vila_data.shard.write import write_shard
+from vila_data.shard.write import SampleRefs, even_cuts, lay_out, shuffle, write_shard
 
 
 def laid(made: MadeRun, name: str, *, seed: int = SEED, max_bytes: int = MAX_BYTES) -> list[SampleRefs]:

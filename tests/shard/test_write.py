@@ -11,10 +11,9 @@ from tests.made_run import MAX_BYTES, SEED, SETS, MadeRun, documents, filtered_p
 from vila_data.core.errors import DataError, StorageError
 from vila_data.core.ranges import reader
 from vila_data.core.store import Store
-from vila_data.shard.layout import lay_out
 from vila_data.shard.manifest import Manifest, finish_set, parse_manifest, read_manifest
 from vila_data.shard.read import Sample, open_shards
-from vila_data.shard.write import ShardJob, write_shard
+from vila_data.shard.write import ShardJob, lay_out, write_shard
 
 
 def tree(store: Store, folder: str) -> dict[str, bytes]:

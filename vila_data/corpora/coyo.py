@@ -14,7 +14,7 @@ from vila_data.core.layout import Part
 from vila_data.core.records import BadRecord, ImageRef, Record
 from vila_data.corpora import selection
 from vila_data.corpora.config import CoyoConfig, Preselect
-from vila_data.corpora.parquet_rows import batches, open_parquet
+from vila_data.corpora.rows import batches, open_parquet
 from vila_data.corpora.source import FileScan, file_fingerprint, open_binary
 
 _BATCH_ROWS = 8_192

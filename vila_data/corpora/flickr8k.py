@@ -13,7 +13,7 @@ from vila_data.core.errors import DataError
 from vila_data.core.layout import Part
 from vila_data.core.records import BadRecord, Record
 from vila_data.corpora.config import Flickr8kConfig
-from vila_data.corpora.pictures import named_picture
+from vila_data.corpora.images import named_picture
 from vila_data.corpora.rows import text_field
 from vila_data.corpora.source import FileScan, RowProblem, file_fingerprint, open_binary
 

@@ -15,7 +15,7 @@ from vila_data.core.records import BadRecord, ImageRef, Record
 from vila_data.core.tables import read_parquet
 from vila_data.core.tarcodec import Member, TarFault, sample_key, walk_foreign
 from vila_data.corpora.config import Img2datasetConfig
-from vila_data.corpora.parquet_rows import open_parquet
+from vila_data.corpora.rows import open_parquet
 from vila_data.corpora.source import PIPE, FileScan, file_fingerprint, open_binary, rows_of_part, scan_pipe
 
 log = logging.getLogger("vila_data.corpora")

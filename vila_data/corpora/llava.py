@@ -10,11 +10,9 @@ from functools import partial
 from typing import Any, Final
 
 from vila_data.core.records import Record
-from vila_data.corpora.chats import read_chat
 from vila_data.corpora.config import LlavaConfig
-from vila_data.corpora.conversation import conversation, exchanges
-from vila_data.corpora.messages import RowImages
-from vila_data.corpora.pictures import as_list, named_picture
+from vila_data.corpora.conversation import RowImages, conversation, exchanges, read_chat
+from vila_data.corpora.images import as_list, named_picture
 from vila_data.corpora.rows import ReadRow, Row, text_field
 from vila_data.corpora.source import RowProblem
 

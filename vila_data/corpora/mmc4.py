@@ -19,8 +19,8 @@ from vila_data.core.layout import Part
 from vila_data.core.records import BadRecord, ImageRef, Record
 from vila_data.core.tarcodec import BLOCK, TarFault, walk_foreign
 from vila_data.corpora.config import Mmc4Config
-from vila_data.corpora.json_rows import BROKEN_CONTAINER
-from vila_data.corpora.pictures import encoded_picture
+from vila_data.corpora.images import encoded_picture
+from vila_data.corpora.rows import BROKEN_CONTAINER
 from vila_data.corpora.source import (
     PIPE,
     FileScan,

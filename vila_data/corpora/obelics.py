@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from vila_data.core.records import ImageRef, Record
-from vila_data.corpora.pictures import encoded_picture
+from vila_data.corpora.images import encoded_picture
 from vila_data.corpora.rows import Row
 from vila_data.corpora.source import RowProblem
 

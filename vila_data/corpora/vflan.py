@@ -8,7 +8,7 @@ from typing import Any, Final
 from vila_data.core.records import IMAGE_MARK, ImageRef, Record
 from vila_data.corpora.config import VflanConfig
 from vila_data.corpora.conversation import Turn, conversation, exchanges, in_words
-from vila_data.corpora.pictures import as_list, encoded_picture, is_data_url, named_picture
+from vila_data.corpora.images import as_list, encoded_picture, is_data_url, named_picture
 from vila_data.corpora.rows import ReadRow, Row, text_field
 from vila_data.corpora.source import RowProblem
 

@@ -16,7 +16,7 @@ from vila_data.core.cpus import cpu_count
 from vila_data.core.fates import IMAGE_ERRORS
 from vila_data.core.images import ImageError, StoredImage, normalise
 from vila_data.core.records import BadRecord, ImageRef, Record, record_to_json, without_surrogates
-from vila_data.corpora.pictures import read_picture
+from vila_data.corpora.images import read_picture
 from vila_data.download.config import DownloadConfig
 from vila_data.download.fetch import BodyMemory, Fetched, Fetcher, FetchError, Network
 from vila_data.download.pending import Image, Pending, PendingRecord, Spool

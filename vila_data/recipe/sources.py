@@ -12,9 +12,9 @@ from braceexpand import braceexpand
 
 from vila_data.core.errors import RecipeError
 from vila_data.corpora.config import CorpusFiles, TextConfig
-from vila_data.corpora.hub import NoDataFiles, data_files
 from vila_data.corpora.rows import unreadable
 from vila_data.corpora.source import PIPE
+from vila_data.corpora.text import NoDataFiles, data_files
 from vila_data.filter.config import FilterConfig
 from vila_data.recipe.marked_yaml import Location, MarkedValue
 from vila_data.shard.config import VIEWS, ShardSet

@@ -25,7 +25,7 @@ from vila_data.runs.encoding import ready_tokenizer
 from vila_data.runs.plan import CorpusPlan, committed_plan
 from vila_data.runs.report import RUN_JSON, corpus_funnel, read_run_json
 from vila_data.runs.stages import Stages, stages_of
-from vila_data.shard.evidence import Evidence
+from vila_data.shard.downloaded_records import Evidence
 from vila_data.shard.manifest import Manifest, read_manifest
 from vila_data.shard.read import ShardSetReader
 

@@ -10,9 +10,8 @@ from vila_data.core.receipts import Receipt, fingerprint
 from vila_data.core.store import Store
 from vila_data.recipe.recipe import Recipe
 from vila_data.runs.stage import Made, PartStage
-from vila_data.shard.layout import lay_out
 from vila_data.shard.manifest import Manifest, finish_set, manifest_path, read_manifest
-from vila_data.shard.write import ShardJob, write_shard
+from vila_data.shard.write import ShardJob, lay_out, write_shard
 
 _MB: Final = 1_000_000
 

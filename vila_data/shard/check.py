@@ -18,8 +18,7 @@ from vila_data.core.samples import decode_sample
 from vila_data.core.store import Store
 from vila_data.core.tables import read_table
 from vila_data.core.tarcodec import BLOCK, member_bytes, walk_file
-from vila_data.shard.energon import tar_index
-from vila_data.shard.manifest import Manifest, ShardFacts, parse_manifest, wids_meta
+from vila_data.shard.manifest import Manifest, ShardFacts, parse_manifest, tar_index, wids_meta
 
 _INDEX_CHECKED: Final = ["key", "n_images", "members", "offsets", "sizes", "crc32c", "widths", "heights"]
 

@@ -14,9 +14,9 @@ from vila_data.core.ranges.reader import Span, read_spans
 from vila_data.core.records import IMAGE_MARK
 from vila_data.core.samples import SampleContent, decode_sample
 from vila_data.core.store import Store
-from vila_data.shard.layout import shuffle
 from vila_data.shard.manifest import Manifest
 from vila_data.shard.read import read_index
+from vila_data.shard.write import shuffle
 
 SAMPLED: Final = 512
 SHARDS_READ: Final = 8

@@ -18,7 +18,7 @@ from vila_data.recipe.recipe import Recipe
 from vila_data.runs.progress import Silence, Watch
 from vila_data.runs.run import Run
 from vila_data.shard.config import ShardSet, View
-from vila_data.shard.layout import count_shards, member_bytes_of, pair_bound, record_bound
+from vila_data.shard.write import count_shards, member_bytes_of, pair_bound, record_bound
 
 MB = 1_000_000
 

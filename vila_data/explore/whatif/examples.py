@@ -13,7 +13,7 @@ from vila_data.explore.thumbnail import Thumbnail, data_uri
 from vila_data.filter.whatif_cuts import AtCut, NearestToCuts
 from vila_data.runs.progress import Watch
 from vila_data.runs.run import Run
-from vila_data.shard.evidence import Evidence
+from vila_data.shard.downloaded_records import Evidence
 
 _EXAMPLES: Final = 320
 """Of a page, about."""

@@ -1,4 +1,4 @@
-"""Images as metadata rows name them: addresses, files below an `image_root`, bytes, base64."""
+"""Images as metadata rows name them: URLs, files below an `image_root`, bytes, base64."""
 
 from __future__ import annotations
 

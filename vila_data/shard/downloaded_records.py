@@ -1,4 +1,4 @@
-"""What `download` left of a record, whatever its fate: its texts and its pictures, by range."""
+"""Read the downloaded texts and images of any record, kept or not, by byte range."""
 
 from __future__ import annotations
 
