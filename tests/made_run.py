@@ -34,7 +34,7 @@ from vila_data.score.clip import ClipConfig
 from vila_data.score.kinds import scores_of
 from vila_data.shard.config import ShardSet
 from vila_data.shard.manifest import Manifest, finish_set
-from vila_data.shard.write import SampleRefs, ShardJob, lay_out, write_shard
+from vila_data.shard.write import SampleRefs, ShardJob, plan_shards, write_shard
 
 SEED = 17
 MAX_BYTES = 60_000
@@ -230,7 +230,7 @@ def make_set(
     store: Store, parts: Sequence[Part], name: str, config: ShardSet, *, seed: int = SEED, max_bytes: int = MAX_BYTES
 ) -> Manifest:
     """A finished set under shards/<name>."""
-    shards = lay_out(store, parts, config.view, name, seed, max_bytes)
+    shards = plan_shards(store, parts, config.view, name, seed, max_bytes)
     receipts = [write_shard(store, job) for job in jobs_of(name, config, parts, shards)]
     return finish_set(store, name, config, receipts, "recipe", "inputs")
 

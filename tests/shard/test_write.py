@@ -13,7 +13,7 @@ from vila_data.core.ranges import reader
 from vila_data.core.store import Store
 from vila_data.shard.manifest import Manifest, finish_set, parse_manifest, read_manifest
 from vila_data.shard.read import Sample, open_shards
-from vila_data.shard.write import ShardJob, lay_out, write_shard
+from vila_data.shard.write import ShardJob, plan_shards, write_shard
 
 
 def tree(store: Store, folder: str) -> dict[str, bytes]:
@@ -23,7 +23,7 @@ def tree(store: Store, folder: str) -> dict[str, bytes]:
 def small(folder: Path) -> tuple[Store, list[ShardJob]]:
     store = Store(str(folder))
     parts = filtered_parts(store, "web", documents(12), 5)
-    shards = lay_out(store, parts, "interleaved", "docs", SEED, MAX_BYTES)
+    shards = plan_shards(store, parts, "interleaved", "docs", SEED, MAX_BYTES)
     return store, jobs_of("docs", SETS["docs"], parts, shards)
 
 
@@ -158,7 +158,7 @@ def test_shards_of_an_earlier_layout_are_deleted(tmp_path: Path) -> None:
     finish(store, jobs)
     store.commit_bytes(b"of energon prepare", "shards/docs/.nv-meta/index.sqlite")
     store.commit_bytes(b"not ours", "shards/docs/notes.md")
-    fewer = lay_out(store, list(jobs[0].parts.values()), "interleaved", "docs", SEED, 10**9)
+    fewer = plan_shards(store, list(jobs[0].parts.values()), "interleaved", "docs", SEED, 10**9)
     assert len(jobs) > len(fewer) == 1
     finish(store, [replace(jobs[0], samples=fewer[0])])
     assert [path.removeprefix("shards/docs/") for path in store.files("shards/docs")] == [

@@ -37,7 +37,7 @@ _SCANS_PER_COMPONENT: Final = 10  # that any picture may have; encoders write 5 
 class JpegFacts:
     """What a JPEG's segments say, up to its first scan.
 
-    orientation:    1 to 8, by core.orientation.
+    orientation:    1 to 8, by core.image_pixels.
     profile:        the ICC profile; None where there is none, or not the whole of it.
     profile_broken: there are pieces of a profile that do not make one.
     components:     of the frame.

@@ -36,7 +36,7 @@ from vila_data.core.image_containers import (
 )
 from vila_data.core.image_pixels import Raster, array_raster, image_raster, orientation_of, rgb_pixels
 
-__all__ = ["DECODED", "ImageError", "PictureFacts", "open_pixels"]
+__all__ = ["DECODED", "ImageError", "ImageFacts", "open_pixels"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -73,7 +73,7 @@ _WHITE_IS_ZERO: Final = 0
 _SIGNED: Final = 2
 
 
-class PictureFacts(NamedTuple):
+class ImageFacts(NamedTuple):
     """Of a picture as in the file: size, EXIF orientation, and whether its profile was ignored as broken."""
 
     width: int
@@ -95,7 +95,7 @@ class _Opened(NamedTuple):
     orientation: int
 
 
-def open_pixels(data: bytes, max_pixels: int | None, min_side: int | None) -> tuple[Pixels, PictureFacts]:
+def open_pixels(data: bytes, max_pixels: int | None, min_side: int | None) -> tuple[Pixels, ImageFacts]:
     """RGB pixels [H, W, 3] uint8 in sRGB of the first frame, and what the file says of it.
 
     The pixels are not yet turned upright, and may be smaller than width x height by
@@ -117,7 +117,7 @@ def open_pixels(data: bytes, max_pixels: int | None, min_side: int | None) -> tu
         if min(raster.width, raster.height) == min(width, height) and raster.width != width:
             width, height = height, width  # TIFF's plugin has turned the pixels already
         pixels, ignored = rgb_pixels(raster, opened.profile or None, _reduction(raster, min_side))
-        return pixels, PictureFacts(width, height, opened.orientation, ignored or opened.profile == b"")
+        return pixels, ImageFacts(width, height, opened.orientation, ignored or opened.profile == b"")
     except _BROKEN as error:
         raise _verdict(data, str(error)) from error
 

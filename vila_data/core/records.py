@@ -17,11 +17,11 @@ from vila_data.core.errors import DataError
 RecordKind = Literal["document", "pair", "conversation"]
 Role = Literal["human", "gpt"]
 
-IMAGE_MARK: Final = "<image>"
+IMAGE_PLACEHOLDER: Final = "<image>"
 """Where an image stands in a turn of a conversation: one mark per image, in order. In a conversation without images
 it is plain text."""
 
-MARK_IN_WORDS: Final = "<IMAGE>"
+PLACEHOLDER_AS_TEXT: Final = "<IMAGE>"
 """How a turn spells a mark that is plain text, where the conversation has images."""
 
 Message = dict[str, Any]

@@ -21,7 +21,7 @@ _TRIES: Final = 100
 _TEMPORARY: Final = "vila-data-held-"
 
 
-def claim(folder: Path, *, wait: bool = False) -> int | None:
+def lock_directory(folder: Path, *, wait: bool = False) -> int | None:
     """Make a folder and hold it until the descriptor that comes back is closed; None: another one holds it.
 
     wait: for whoever holds it, such as one who deletes it just now.
@@ -39,27 +39,27 @@ def claim(folder: Path, *, wait: bool = False) -> int | None:
     raise AssertionError
 
 
-def release(folder: Path, owner: int) -> None:
+def delete_locked(folder: Path, owner: int) -> None:
     """Delete a claimed folder and let go of it."""
     shutil.rmtree(folder, ignore_errors=True)
     os.close(owner)
 
 
-def delete_unclaimed(base: Path) -> None:
+def delete_unlocked(base: Path) -> None:
     """Delete what lies in a folder and nobody holds, then the folder if it is empty; what cannot be deleted stays."""
     with suppress(OSError):
         for path in list(base.iterdir()):
             with suppress(OSError):
-                _delete_unclaimed(path)
+                _delete_unlocked(path)
         base.rmdir()
 
 
 @contextmanager
-def temporary() -> Iterator[Path]:
+def temporary_directory() -> Iterator[Path]:
     """A new folder for temporary files, claimed and deleted afterwards; those of killed processes are deleted first."""
     for left in Path(tempfile.gettempdir()).glob(_TEMPORARY + "*"):
         with suppress(OSError):
-            _delete_unclaimed(left)
+            _delete_unlocked(left)
     owner = None
     while owner is None:
         folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
@@ -68,11 +68,11 @@ def temporary() -> Iterator[Path]:
     try:
         yield folder
     finally:
-        release(folder, owner)
+        delete_locked(folder, owner)
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[int]:
+def locked_file(path: Path) -> Iterator[int]:
     """Hold the lock of a file, which is made where it is missing; its descriptor.
 
     Raises:
@@ -86,7 +86,7 @@ def locked(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _delete_unclaimed(path: Path) -> None:
+def _delete_unlocked(path: Path) -> None:
     if not path.is_dir() or path.is_symlink():
         path.unlink()
         return

@@ -19,7 +19,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from vila_data.core.errors import StorageError, UsageError
-from vila_data.core.scratch_locks import claim, delete_unclaimed, release, temporary
+from vila_data.core.scratch_locks import delete_locked, delete_unlocked, lock_directory, temporary_directory
 
 SCRATCH_DIR = ".scratch"
 _CHUNK = 4 << 20
@@ -117,11 +117,11 @@ class Store:
             with self._failing(""):
                 if self.is_local:
                     folder = Path(self._root) / SCRATCH_DIR / uuid.uuid4().hex
-                    owner = claim(folder, wait=True)
+                    owner = lock_directory(folder, wait=True)
                     assert owner is not None
-                    stack.callback(release, folder, owner)
+                    stack.callback(delete_locked, folder, owner)
                 else:
-                    folder = stack.enter_context(temporary())
+                    folder = stack.enter_context(temporary_directory())
             yield folder
 
     @contextmanager
@@ -136,7 +136,7 @@ class Store:
             return
         folder = Path(self._root) / SCRATCH_DIR / what
         with self._failing(""):
-            owner = claim(folder)
+            owner = lock_directory(folder)
         if owner is None:
             raise UsageError(
                 f"{self.url}: another {what} is writing here; wait for it to finish, or choose another directory"
@@ -144,7 +144,7 @@ class Store:
         try:
             yield
         finally:
-            release(folder, owner)
+            delete_locked(folder, owner)
             with suppress(OSError):
                 folder.parent.rmdir()
 
@@ -180,7 +180,7 @@ class Store:
     def clear_scratch(self) -> None:
         """Delete temporary files that killed processes left behind; those of living ones stay."""
         if self.is_local:
-            delete_unclaimed(Path(self._root) / SCRATCH_DIR)
+            delete_unlocked(Path(self._root) / SCRATCH_DIR)
 
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}" if path else self._root

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from vila_data.core.records import IMAGE_MARK, MARK_IN_WORDS, ImageRef, Message, Record, Role
+from vila_data.core.records import IMAGE_PLACEHOLDER, PLACEHOLDER_AS_TEXT, ImageRef, Message, Record, Role
 from vila_data.corpora.rows import Row, text_field
 from vila_data.corpora.source import RowProblem
 
@@ -57,9 +57,9 @@ def conversation(
     for number, (before, after) in enumerate(itertools.pairwise(turns), 1):
         if before[0] == after[0]:
             raise RowProblem("turn_order", f"turns {number - 1} and {number} are both from {after[0]}; turns alternate")
-    holders = [number for number, (_, text) in enumerate(turns) for _ in range(text.count(IMAGE_MARK))]
+    holders = [number for number, (_, text) in enumerate(turns) for _ in range(text.count(IMAGE_PLACEHOLDER))]
     if images and len(holders) != len(images):
-        raise RowProblem("image_count", f"{len(holders)} {IMAGE_MARK} placeholders, but {len(images)} images")
+        raise RowProblem("image_count", f"{len(holders)} {IMAGE_PLACEHOLDER} placeholders, but {len(images)} images")
     return Record(
         record_id=record_id,
         kind="conversation",
@@ -74,15 +74,15 @@ def conversation(
 
 def exchanges(pairs: Sequence[tuple[str, str]], images: int) -> list[Turn]:
     """Questions and answers about a row's images: where no question has a mark, all images are before the first one."""
-    if images and pairs and not any(IMAGE_MARK in question for question, _ in pairs):
+    if images and pairs and not any(IMAGE_PLACEHOLDER in question for question, _ in pairs):
         pairs = [(question, in_words(answer)) for question, answer in pairs]
-        pairs[0] = (f"{IMAGE_MARK}\n" * images + pairs[0][0], pairs[0][1])
+        pairs[0] = (f"{IMAGE_PLACEHOLDER}\n" * images + pairs[0][0], pairs[0][1])
     return [turn for question, answer in pairs for turn in (("human", question), ("gpt", answer))]
 
 
 def in_words(text: str) -> str:
     """The text with marks that are plain text, as a conversation with images spells them."""
-    return text.replace(IMAGE_MARK, MARK_IN_WORDS)
+    return text.replace(IMAGE_PLACEHOLDER, PLACEHOLDER_AS_TEXT)
 
 
 def read_turns(turns: Any) -> tuple[list[Turn], str | None]:
@@ -144,7 +144,7 @@ ROLES: Final = {
 """Roles as published, and in normal form."""
 _TEXTS: Final = ("text", "input_text", "output_text")
 _IMAGES: Final = ("image", "image_url", "input_image")
-_PICTURES: Final = ("image", "image_url", "url", "path", "bytes", "base64", "source")
+_IMAGE_KEYS: Final = ("image", "image_url", "url", "path", "bytes", "base64", "source")
 """Keys under which an entry has its image itself."""
 _REASONING: Final = ("reasoning_content", "reasoning", "thinking")
 _MAX_DEPTH: Final = 64
@@ -241,7 +241,7 @@ def _entry(entry: Any, where: str, pictures: list[Any]) -> dict[str, Any]:
         return {"type": "text", "text": entry}
     if not isinstance(entry, dict):
         raise RowProblem("wrong_type", f"messages: {where} is a {type(entry).__name__}, not an object with a type")
-    own = next((entry[key] for key in _PICTURES if entry.get(key) is not None), None)
+    own = next((entry[key] for key in _IMAGE_KEYS if entry.get(key) is not None), None)
     kind = entry.get("type")
     if kind is None:
         kind = "text" if entry.get("text") is not None else "image" if own is not None else None
@@ -340,7 +340,7 @@ def _has_images(message: Message) -> bool:
 
 def _answers(message: Message) -> bool:
     content = message.get("content", "")
-    said = content if isinstance(content, str) else "".join(entry.get("text", IMAGE_MARK) for entry in content)
+    said = content if isinstance(content, str) else "".join(entry.get("text", IMAGE_PLACEHOLDER) for entry in content)
     return bool(said.strip()) or "tool_calls" in message
 
 
@@ -351,12 +351,12 @@ def _marks_to_entries(messages: Sequence[Message]) -> tuple[list[Message], list[
     for message in messages:
         content = message.get("content", "")
         texts = [content] if isinstance(content, str) else [entry["text"] for entry in content]
-        if message["role"] in SYSTEM or not any(IMAGE_MARK in text for text in texts):
+        if message["role"] in SYSTEM or not any(IMAGE_PLACEHOLDER in text for text in texts):
             found.append(message)
             continue
         entries: list[dict[str, Any]] = []
         for text in texts:
-            for at, piece in enumerate(text.split(IMAGE_MARK)):
+            for at, piece in enumerate(text.split(IMAGE_PLACEHOLDER)):
                 if at:
                     entries.append({"type": "image"})
                     places.append(_Place(None))
@@ -427,7 +427,7 @@ def _texts(message: Message, has_images: bool) -> Iterator[str]:
             text += entry["text"]
             continue
         yield in_words(text)
-        yield IMAGE_MARK
+        yield IMAGE_PLACEHOLDER
         text = ""
     yield in_words(text) if has_images else text
 

@@ -43,13 +43,13 @@ class CoyoSource:
             scores = selection.summarise(c, ids, self._config.preselect, expected_share)
         return FileScan(file, rows, file_fingerprint(file), scores)
 
-    def scores_at(self, file: str, rows: int, bin_index: int) -> selection.Scores:
+    def scores_at(self, file: str, rows: int, bin_index: int) -> selection.FileScores:
         """Scores of a file whose window holds `bin_index`."""
         rule = self._config.preselect
         assert rule is not None
         c, ids = self._scores(file, rows, rule)
         near = selection.eligible(c, rule) & (selection.bins_of(np.where(np.isfinite(c), c, 0.0)) == bin_index)
-        return selection.Scores({bin_index: int(near.sum())}, (bin_index, bin_index, c[near], ids[near]))
+        return selection.FileScores({bin_index: int(near.sum())}, (bin_index, bin_index, c[near], ids[near]))
 
     def read(self, part: Part) -> Iterator[Record | BadRecord]:
         """Pairs of the selected rows from `part.start` to `part.stop`."""

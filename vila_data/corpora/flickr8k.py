@@ -13,7 +13,7 @@ from vila_data.core.errors import DataError
 from vila_data.core.layout import Part
 from vila_data.core.records import BadRecord, Record
 from vila_data.corpora.config import Flickr8kConfig
-from vila_data.corpora.images import named_picture
+from vila_data.corpora.images import named_image
 from vila_data.corpora.rows import text_field
 from vila_data.corpora.source import FileScan, RowProblem, file_fingerprint, open_binary
 
@@ -46,7 +46,7 @@ class Flickr8kSource:
         caption = text_field(found, "caption")
         if not caption.strip():
             raise RowProblem("no_text", "caption is empty")
-        image = named_picture(text_field(found, "image"), self._config.image_root)
+        image = named_image(text_field(found, "image"), self._config.image_root)
         return Record(record_id, "pair", (caption,), (replace(image, matched_text_index=0),))
 
 

@@ -36,7 +36,7 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def named_picture(value: Any, image_root: str | None) -> ImageRef:
+def named_image(value: Any, image_root: str | None) -> ImageRef:
     """An image given as an address, a path below `image_root`, bytes, base64, a `data:` address or an object of these.
 
     Raises:
@@ -46,14 +46,14 @@ def named_picture(value: Any, image_root: str | None) -> ImageRef:
         name = next((value[key] for key in PATH_KEYS if value.get(key) is not None), None)
         encoded = next((value[key] for key in ENCODED_KEYS if value.get(key) is not None), None)
         if encoded is not None:
-            return replace(encoded_picture(encoded), url=name if isinstance(name, str) else "")
+            return replace(encoded_image(encoded), url=name if isinstance(name, str) else "")
         value = name
     if isinstance(value, bytes):
         return ImageRef(url="", data=value)
     if not isinstance(value, str):
         raise RowProblem("wrong_type", f"an image is a {type(value).__name__}, not a path")
     if is_data_url(value):
-        return encoded_picture(value)
+        return encoded_image(value)
     data = _base64_image(value)
     return _named(value.removeprefix("file://"), image_root) if data is None else ImageRef(url="", data=data)
 
@@ -65,7 +65,7 @@ def _named(name: str, image_root: str | None) -> ImageRef:
     return ImageRef(url=name, error="bad_url") if file is None else ImageRef(url=name, file=file)
 
 
-def encoded_picture(value: Any) -> ImageRef:
+def encoded_image(value: Any) -> ImageRef:
     """An image given as bytes, as base64 or as a `data:` address; broken base64 is an image that fails.
 
     Raises:
@@ -120,7 +120,7 @@ def below(image_root: str, path: str) -> str | None:
     return f"{scheme}{mark}{full}" if inside else None
 
 
-def read_picture(file: str, max_bytes: int) -> bytes:
+def read_image(file: str, max_bytes: int) -> bytes:
     """The bytes of a local image, or of one with its name and another suffix where it is not there.
 
     Raises:

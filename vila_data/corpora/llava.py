@@ -12,7 +12,7 @@ from typing import Any, Final
 from vila_data.core.records import Record
 from vila_data.corpora.config import LlavaConfig
 from vila_data.corpora.conversation import RowImages, conversation, exchanges, read_chat
-from vila_data.corpora.images import as_list, named_picture
+from vila_data.corpora.images import as_list, named_image
 from vila_data.corpora.rows import ReadRow, Row, text_field
 from vila_data.corpora.source import RowProblem
 
@@ -21,15 +21,15 @@ _OTHER_MEDIA: Final = ("video", "videos", "audio", "audios")
 
 def llava_rows(config: LlavaConfig) -> ReadRow:
     """Reads `{image | images}` beside `conversations`, `messages`, `instruction, output` or the_cauldron's `texts`."""
-    read_picture = partial(named_picture, image_root=config.image_root)
+    read_image = partial(named_image, image_root=config.image_root)
 
     def read(record_id: str, row: Row) -> Record:
         for key in _OTHER_MEDIA:
             if row.get(key):
                 raise RowProblem("wrong_type", f"the row has {key}; kind llava reads texts and images")
         given = row.get("image") if row.get("image") is not None else row.get("images")
-        images = [read_picture(value) for value in as_list(given)]
-        found = read_chat(record_id, row, RowImages(images, read_picture))
+        images = [read_image(value) for value in as_list(given)]
+        found = read_chat(record_id, row, RowImages(images, read_image))
         if found is not None:
             return found
         if row.get("instruction") is not None:

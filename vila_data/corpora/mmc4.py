@@ -19,7 +19,7 @@ from vila_data.core.layout import Part
 from vila_data.core.records import BadRecord, ImageRef, Record
 from vila_data.core.tarcodec import BLOCK, TarFault, walk_foreign
 from vila_data.corpora.config import Mmc4Config
-from vila_data.corpora.images import encoded_picture
+from vila_data.corpora.images import encoded_image
 from vila_data.corpora.rows import BROKEN_CONTAINER
 from vila_data.corpora.source import (
     PIPE,
@@ -137,7 +137,7 @@ def _image(index: int, info: Any, n_texts: int) -> ImageRef:
     sim = info.get("matched_sim")
     name = info.get("image_name")
     encoded = info.get("image_base64")
-    held = ImageRef(url=url) if encoded is None else encoded_picture(encoded)
+    held = ImageRef(url=url) if encoded is None else encoded_image(encoded)
     return replace(
         held,
         url=url,

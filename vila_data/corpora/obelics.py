@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from vila_data.core.records import ImageRef, Record
-from vila_data.corpora.images import encoded_picture
+from vila_data.corpora.images import encoded_image
 from vila_data.corpora.rows import Row
 from vila_data.corpora.source import RowProblem
 
@@ -28,7 +28,7 @@ def obelics_row(record_id: str, row: Row) -> Record:
         if url is not None and text is not None:
             raise RowProblem("wrong_type", f"an image and a text stand both at place {place}")
         if url is not None:
-            image = ImageRef(url=url) if pictures[place] is None else encoded_picture(pictures[place])
+            image = ImageRef(url=url) if pictures[place] is None else encoded_image(pictures[place])
             images.append(replace(image, url=url, matched_text_index=len(texts)))
         elif text is not None:
             texts.append(text)

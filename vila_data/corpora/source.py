@@ -17,7 +17,7 @@ import fsspec
 from vila_data.core.errors import DataError, StorageError
 from vila_data.core.layout import Part
 from vila_data.core.records import BadRecord, Record
-from vila_data.corpora.selection import Scores
+from vila_data.corpora.selection import FileScores
 
 _EDGE_BYTES = 65_536
 PIPE: Final = "pipe:"
@@ -36,7 +36,7 @@ class FileScan:
     file: str
     rows: int
     fingerprint: str
-    scores: Scores | None = None
+    scores: FileScores | None = None
 
 
 class RowProblem(Exception):

@@ -23,7 +23,7 @@ from vila_data.core.tables import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS
 from vila_data.core.tarcodec import TarWriter
 from vila_data.download.config import DownloadConfig
 from vila_data.download.fetch import Network
-from vila_data.download.intake import Intake, fetch_all
+from vila_data.download.images import PartImages, fetch_all
 from vila_data.download.pending import Image, Pending, PendingRecord
 
 _ROWS: Final = 1024  # rows of a row group
@@ -54,22 +54,25 @@ def download_part(
     """
     report = progress or _silent
     with committing(store, part.receipt("download"), inputs) as outputs:
-        with closing(Intake(outputs.folder / "intake")) as intake, ThreadPoolExecutor(1, "vila-write") as thread:
-            writer = _Writer(part, intake.pending, outputs)
+        with (
+            closing(PartImages(outputs.folder / "part_images")) as part_images,
+            ThreadPoolExecutor(1, "vila-write") as thread,
+        ):
+            writer = _Writer(part, part_images.pending, outputs)
             writing = thread.submit(writer.write)
             try:
                 if config.engine == "img2dataset":
                     from vila_data.download.engine_img2dataset import fetch_with_img2dataset
 
-                    fetch_with_img2dataset(intake, records, config, report)
+                    fetch_with_img2dataset(part_images, records, config, report)
                 else:
-                    _run(fetch_all(intake, records, config, network or Network(), report))
-                intake.pending.end()
+                    _run(fetch_all(part_images, records, config, network or Network(), report))
+                part_images.pending.end()
                 writing.result()
             except BaseException as error:
-                intake.pending.fail(error)
+                part_images.pending.fail(error)
                 raise
-        outputs.counts = writer.counts(intake.bytes_fetched)
+        outputs.counts = writer.counts(part_images.bytes_fetched)
     if outputs.receipt is None:
         raise RuntimeError("a committed part has a receipt")
     return outputs.receipt

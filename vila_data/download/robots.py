@@ -17,7 +17,7 @@ from typing import Final
 
 from vila_data.download.config import DownloadConfig
 from vila_data.download.fetch import PRODUCT, Fetched, Fetcher, FetchError
-from vila_data.download.pending import Spool
+from vila_data.download.pending import ScratchFile
 from vila_data.download.urls import WebURL, without_dots
 
 _AGENT_FIELDS: Final = ("user-agent", "useragent", "user agent")
@@ -211,9 +211,9 @@ class Robots:
     everything, after as many further attempts as for an image. Where no connection was made, images get that error.
     """
 
-    def __init__(self, fetcher: Fetcher, spool: Spool, config: DownloadConfig, backoff_s: float) -> None:
+    def __init__(self, fetcher: Fetcher, scratch: ScratchFile, config: DownloadConfig, backoff_s: float) -> None:
         self._fetcher = fetcher
-        self._spool = spool
+        self._scratch = scratch
         self._timeout_s = config.timeout_s
         self._retries = config.retries
         self._backoff_s = backoff_s
@@ -270,14 +270,14 @@ class Robots:
 
     def _keep(self, outcome: Fetched) -> _Where:
         rules = own_rules(text_of(outcome.body.take(), _LIMIT), PRODUCT).encode("ascii")
-        return (self._spool.append(rules), len(rules)) if rules else (0, 0)
+        return (self._scratch.append(rules), len(rules)) if rules else (0, 0)
 
     def _rules(self, where: _Where) -> Rules:
         rules = self._parsed.get(where)
         if rules is not None:
             self._parsed.move_to_end(where)
             return rules
-        rules = Rules(self._spool.read(*where).decode("ascii"))
+        rules = Rules(self._scratch.read(*where).decode("ascii"))
         self._parsed[where] = rules
         self._parsed_bytes += where[1]
         while self._parsed_bytes > _PARSED_BYTES and len(self._parsed) > 1:

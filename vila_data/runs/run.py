@@ -25,7 +25,7 @@ from vila_data.runs.encoding import ready_tokenizer
 from vila_data.runs.plan import CorpusPlan, committed_plan
 from vila_data.runs.report import RUN_JSON, corpus_funnel, read_run_json
 from vila_data.runs.stages import Stages, stages_of
-from vila_data.shard.downloaded_records import Evidence
+from vila_data.shard.downloaded_records import DownloadedRecords
 from vila_data.shard.manifest import Manifest, read_manifest
 from vila_data.shard.read import ShardSetReader
 
@@ -176,9 +176,9 @@ class Run:
         name = self.similarity if scorer is None else scorer
         return None if name is None else part.scores_table(name)
 
-    def evidence(self, corpus: str) -> Evidence:
+    def evidence(self, corpus: str) -> DownloadedRecords:
         """The records and images of a corpus as downloaded, whatever became of them."""
-        return Evidence(self.store, self.parts(corpus))
+        return DownloadedRecords(self.store, self.parts(corpus))
 
     def manifest(self, name: str) -> Manifest | None:
         """The manifest of a shard set; None before the set is finished.

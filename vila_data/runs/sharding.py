@@ -11,7 +11,7 @@ from vila_data.core.store import Store
 from vila_data.recipe.recipe import Recipe
 from vila_data.runs.stage import Made, PartStage
 from vila_data.shard.manifest import Manifest, finish_set, manifest_path, read_manifest
-from vila_data.shard.write import ShardJob, lay_out, write_shard
+from vila_data.shard.write import ShardJob, plan_shards, write_shard
 
 _MB: Final = 1_000_000
 
@@ -73,7 +73,7 @@ class ShardStage:
                 fingerprint([inputs, index]),
             )
             for index, refs in enumerate(
-                lay_out(store, parts, config.view, name, self._recipe.seed, config.max_mb * _MB)
+                plan_shards(store, parts, config.view, name, self._recipe.seed, config.max_mb * _MB)
             )
         ]
 

@@ -42,7 +42,7 @@ def check_set(store: Store, folder: str) -> Iterator[str]:
     wids = f"{folder}/wids-meta.json".lstrip("/")
     if store.size(wids) is None or store.read(wids) != wids_meta(manifest):
         yield f"{store.location(wids)}: missing, or does not match the manifest"
-    yield from _foreign(store, folder, manifest)
+    yield from _unlisted(store, folder, manifest)
     keys: dict[str, str] = {}
     for shard in manifest.shards:
         yield from _check_shard(store, f"{folder}/{shard.name}".lstrip("/"), shard, keys)
@@ -56,10 +56,10 @@ def check_tar(store: Store, path: str) -> Iterator[str]:
     except (DataError, StorageError) as error:
         yield str(error)
         return
-    yield from _twice(samples, store.location(path), {})
+    yield from _duplicates(samples, store.location(path), {})
 
 
-def _foreign(store: Store, folder: str, manifest: Manifest) -> Iterator[str]:
+def _unlisted(store: Store, folder: str, manifest: Manifest) -> Iterator[str]:
     known = {shard.name for shard in manifest.shards}
     for path in store.files(folder):
         name = path.rsplit("/", 1)[-1]
@@ -83,7 +83,7 @@ def _check_shard(store: Store, path: str, shard: ShardFacts, keys: dict[str, str
             sha256, checksums = _digests(stream, samples)
             if size == shard.bytes and sha256 != shard.sha256:
                 yield changed
-            yield from _twice(samples, where, keys)
+            yield from _duplicates(samples, where, keys)
             yield from _broken_json(samples, stream, where, sizes)
     except (DataError, StorageError) as error:
         if size == shard.bytes and store.sha256(path) != shard.sha256:
@@ -138,7 +138,7 @@ def _digests(stream: Any, samples: _Samples) -> tuple[str, list[list[int]]]:
     return sha256.hexdigest(), checksums
 
 
-def _twice(samples: _Samples, where: str, keys: dict[str, str]) -> Iterator[str]:
+def _duplicates(samples: _Samples, where: str, keys: dict[str, str]) -> Iterator[str]:
     for key, members in samples:
         if key in keys:
             yield f"{where}: duplicate key {key} (also in {keys[key]})"

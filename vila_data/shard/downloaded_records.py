@@ -34,7 +34,7 @@ class _Places:
     image_size: NDArray[np.int64]  # [n]
 
 
-class Evidence:
+class DownloadedRecords:
     """The records and pictures of one corpus of a run, as downloaded; kept, dropped or failed.
 
     parts: of the corpus. Reads by range through the tables of `download`; those of the parts used last are held.

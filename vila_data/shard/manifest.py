@@ -157,7 +157,7 @@ def finish_set(
     """Write what makes a set readable, the manifest last, and delete shards of an earlier layout."""
     shards = tuple(_facts(name, index, receipt) for index, receipt in enumerate(receipts))
     manifest = Manifest(name, config.corpus, config.view, recipe, inputs, shards)
-    _remove_strangers(store, name, len(shards))
+    _remove_stale_shards(store, name, len(shards))
     folder = f"shards/{name}"
     store.commit_bytes(wids_meta(manifest), f"{folder}/wids-meta.json")
     write_metadata(store, folder, config.view, [(shard.name, shard.samples) for shard in shards])
@@ -207,7 +207,7 @@ def wids_meta(manifest: Manifest) -> bytes:
     return _json(value)
 
 
-def _remove_strangers(store: Store, name: str, shards: int) -> None:
+def _remove_stale_shards(store: Store, name: str, shards: int) -> None:
     stems = {shard_stem(name, index) for index in range(shards)}
     for path in store.files(f"shards/{name}"):
         stem = path.replace("/.receipts/", "/").removesuffix(".idx").rsplit(".", 1)[0]

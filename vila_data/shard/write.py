@@ -92,7 +92,9 @@ class SampleRefs:
 _PER_SAMPLE = {"part", "row", "offset", "json_bytes", "json_digest", "size_bound", "images_end"}
 
 
-def lay_out(store: Store, parts: Iterable[Part], view: View, name: str, seed: int, max_bytes: int) -> list[SampleRefs]:
+def plan_shards(
+    store: Store, parts: Iterable[Part], view: View, name: str, seed: int, max_bytes: int
+) -> list[SampleRefs]:
     """The samples of each shard of a set, in order; an empty list where nothing was kept."""
     refs = _joined([_part_refs(store, part, view) for part in parts])
     if not len(refs):
@@ -148,7 +150,7 @@ def pair_bound(json_bytes: NDArray[np.int64], image_bytes: NDArray[np.int64]) ->
 
 
 def count_shards(size_bounds: NDArray[np.int64], name: str, seed: int, max_bytes: int) -> int:
-    """How many shards `lay_out` makes of samples with these bounds, given in the order of parts and rows."""
+    """How many shards `plan_shards` makes of samples with these bounds, given in the order of parts and rows."""
     if not len(size_bounds):
         return 0
     return len(even_cuts(size_bounds[shuffle(len(size_bounds), seed, name)], max_bytes)) - 1

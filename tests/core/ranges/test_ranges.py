@@ -23,7 +23,7 @@ from moto.server import ThreadedMotoServer
 
 from tests.core.ranges.faulty_proxy import ERRORS, TRANSIENT, FaultyProxy
 from vila_data.core.errors import StorageError
-from vila_data.core.ranges.prefetch import FetchError, RangeCounters
+from vila_data.core.ranges.prefetch import RangeError, RangeCounters
 from vila_data.core.ranges.reader import RangeReader, ReadOptions, Span, open_ranges
 from vila_data.core.ranges.remote import RangeFetch
 from vila_data.core.store import Store
@@ -423,7 +423,7 @@ def test_what_begins_while_the_fetcher_closes_is_broken_off(proxied: Any, monkey
     monkeypatch.setattr("vila_data.core.ranges.remote.asyncio.run_coroutine_threadsafe", begun_late)
     future = fetch.start("a.tar", 0, 9)
     closing.join()
-    with pytest.raises(FetchError, match="closed"):
+    with pytest.raises(RangeError, match="closed"):
         fetch.wait(future)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from vila_data.core.errors import StorageError
-from vila_data.core.scratch_locks import locked
+from vila_data.core.scratch_locks import locked_file
 
 _LOG = logging.getLogger(__name__)
 _FOLDERS: Final = 64
@@ -114,7 +114,7 @@ class FileCache:
         path = self._files.path / f"{key}-{name}"
         if _is_used(path):
             return path
-        with locked(self._files.path / f".lock-{int(key[:2], 16) % _LOCKS:02x}"):
+        with locked_file(self._files.path / f".lock-{int(key[:2], 16) % _LOCKS:02x}"):
             if _is_used(path):
                 return path
             part = path.with_name(path.name + _PART)
@@ -147,7 +147,7 @@ class _BoundedFolder:
     def write(self, name: str, *pieces: bytes | memoryview) -> None:
         """Write a small file, under the lock, unless it is there."""
         target, part = self.path / name, self.path / (name + _PART)
-        with locked(self.path / _TOTAL) as total:
+        with locked_file(self.path / _TOTAL) as total:
             if target.exists():
                 return
             self._make_room(total, _on_disk(sum(map(len, pieces))))
@@ -163,7 +163,7 @@ class _BoundedFolder:
 
     def adopt(self, part: Path, name: str) -> None:
         """Give a finished file of this folder its name; it is kept even where it alone exceeds the bound."""
-        with locked(self.path / _TOTAL) as total:
+        with locked_file(self.path / _TOTAL) as total:
             self._make_room(total, _on_disk(part.stat().st_size))
             os.replace(part, self.path / name)
 

@@ -171,7 +171,7 @@ Get = Callable[[str, int, int], bytes]
 """(path, offset, size) -> the bytes, all of them, or a StorageError."""
 
 
-class FetchError(StorageError):
+class RangeError(StorageError):
     """Why something could not be fetched. lasting: another attempt would have been of no use."""
 
     def __init__(self, reason: str, attempts: int, lasting: bool) -> None:
@@ -180,7 +180,7 @@ class FetchError(StorageError):
         super().__init__(f"{reason} ({attempts} attempt{'s' if attempts > 1 else ''})")
 
 
-class AheadReader:
+class PrefetchReader:
     """Spans of a store's files, each request by one call of `get`.
 
     Threads take requests in the order wanted while what is on its way and what was fetched but not read stays
@@ -238,7 +238,7 @@ class AheadReader:
             found = self._take(span)
             if found is None:
                 found = self._load(Request(span.path, span.offset, span.size, (span,)))[span]
-        except FetchError as error:
+        except RangeError as error:
             raise StorageError(
                 f"{self._location(span.path)}: {span.size} bytes at offset {span.offset} cannot be read: {error}"
             ) from error
@@ -276,9 +276,9 @@ class AheadReader:
         """The bytes of a span that was wanted; None where the caller has to fetch them."""
         with self._state:
             if self._closed:
-                raise FetchError("the reader is closed", 1, True)
+                raise RangeError("the reader is closed", 1, True)
             if span.offset < 0 or span.size < 0:
-                raise FetchError("no such range", 1, True)
+                raise RangeError("no such range", 1, True)
             request = self._pending.get(span)
             own = request if request in self._queued else None
             if own is not None:
@@ -326,7 +326,7 @@ class AheadReader:
             found = self._load(request)
         except StorageError as error:
             # A span that reaches past the file's end must not take its neighbors along.
-            passing = isinstance(error, FetchError) and not error.lasting
+            passing = isinstance(error, RangeError) and not error.lasting
             if passing or len(request.spans) == 1:
                 found = dict.fromkeys(request.spans, error)
         finally:
@@ -362,7 +362,7 @@ def _weight(found: bytes | memoryview | StorageError) -> int:
     return 0 if isinstance(found, StorageError) else len(found)
 
 
-def read_ahead(reader: AheadReader, spans: Iterable[Span]) -> Iterator[bytes]:
+def read_prefetched(reader: PrefetchReader, spans: Iterable[Span]) -> Iterator[bytes]:
     """The bytes of each span, in the order given; the spans after it are fetched meanwhile, in windows that end where
     a request ends.
     """

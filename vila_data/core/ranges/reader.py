@@ -20,13 +20,13 @@ from typing import Final
 from vila_data.core.errors import StorageError
 from vila_data.core.ranges.prefetch import (
     LARGEST,
-    AheadReader,
+    PrefetchReader,
     RangeCounters,
     RangeReader,
     ReadOptions,
     Span,
     merged,
-    read_ahead,
+    read_prefetched,
 )
 from vila_data.core.store import Store
 
@@ -173,8 +173,8 @@ def read_spans(store: Store, spans: Iterable[Span]) -> Iterator[bytes]:
         for span in spans:
             yield store.read_range(*span)
         return
-    with closing(AheadReader(store.read_range, store.location, gap=GAP, ahead_bytes=_AHEAD)) as reader:
-        yield from read_ahead(reader, spans)
+    with closing(PrefetchReader(store.read_range, store.location, gap=GAP, ahead_bytes=_AHEAD)) as reader:
+        yield from read_prefetched(reader, spans)
 
 
 def read_shuffled(store: Store, spans: Iterable[Span]) -> Iterator[bytes]:

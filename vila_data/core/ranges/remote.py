@@ -21,17 +21,17 @@ from vila_data.core.errors import StorageError
 from vila_data.core.ranges.cache import FileCache, RangeCache, cache_folder, digest
 from vila_data.core.ranges.prefetch import (
     LARGEST,
-    AheadReader,
-    FetchError,
+    RangeError,
+    PrefetchReader,
     RangeCounters,
     ReadOptions,
     Request,
     Span,
     merged,
-    read_ahead,
+    read_prefetched,
     whole,
 )
-from vila_data.core.scratch_locks import temporary
+from vila_data.core.scratch_locks import temporary_directory
 from vila_data.core.store import Store
 
 T = TypeVar("T")
@@ -70,7 +70,7 @@ class RangeFetch:
         """The bytes of a range, all of them.
 
         Raises:
-            FetchError: the last attempt's reason.
+            RangeError: the last attempt's reason.
         """
         return self.wait(self.start(path, offset, size))
 
@@ -82,7 +82,7 @@ class RangeFetch:
         """Bytes of a file.
 
         Raises:
-            FetchError: the last attempt's reason.
+            RangeError: the last attempt's reason.
         """
         return self.wait(self._begin(self._tried(lambda: self._size(path))))
 
@@ -90,7 +90,7 @@ class RangeFetch:
         """What the store says of a file that changes when it is written again.
 
         Raises:
-            FetchError: the last attempt's reason.
+            RangeError: the last attempt's reason.
         """
         return self.wait(self._begin(self._tried(lambda: self._about(path, lambda about: repr(sorted(about.items()))))))
 
@@ -99,10 +99,10 @@ class RangeFetch:
         try:
             return future.result(self._deadline_s)
         except CancelledError as error:
-            raise FetchError("the reader was closed", 1, True) from error
+            raise RangeError("the reader was closed", 1, True) from error
         except WaitTimeoutError as error:
             future.cancel()
-            raise FetchError(f"no answer within {self._deadline_s:.0f} s", self._options.retries + 1, False) from error
+            raise RangeError(f"no answer within {self._deadline_s:.0f} s", self._options.retries + 1, False) from error
 
     def close(self) -> None:
         """Break off what is under way; nothing can be begun afterwards."""
@@ -115,7 +115,7 @@ class RangeFetch:
         with self._beginning:  # what is begun is seen by `close`, or not begun
             if self._closed:
                 work.close()
-                raise FetchError("the reader is closed", 1, True)
+                raise RangeError("the reader is closed", 1, True)
             future = asyncio.run_coroutine_threadsafe(work, self._loop)
             self._under_way.add(future)
         future.add_done_callback(self._under_way.discard)
@@ -127,7 +127,7 @@ class RangeFetch:
         for number in range(1, options.retries + 2):
             try:
                 return await asyncio.wait_for(attempt(), options.timeout_s)
-            except FetchError as error:
+            except RangeError as error:
                 reason, lasting = error.reason, error.lasting
             except (asyncio.TimeoutError, TimeoutError):
                 reason, lasting = f"no answer within {options.timeout_s:g} s", False
@@ -136,12 +136,12 @@ class RangeFetch:
                     raise
                 reason, lasting = _reason(error), _is_lasting(error)
             if lasting:
-                raise FetchError(reason, number, True)
+                raise RangeError(reason, number, True)
             if number <= options.retries:
                 self._counters.retries += 1
                 longest = min(_LONGEST_PAUSE_S, options.backoff_s * 2**number)
                 await asyncio.sleep(self._random.uniform(0, longest))
-        raise FetchError(reason, options.retries + 1, False)
+        raise RangeError(reason, options.retries + 1, False)
 
     async def _range(self, path: str, offset: int, size: int) -> bytes:
         at = f"{self._root}/{path}"
@@ -150,9 +150,9 @@ class RangeFetch:
         else:
             data = await _in_thread(lambda: self._fs.cat_file(at, start=offset, end=offset + size))
         if len(data) < size and offset + size > (there := await self._size(path)):
-            raise FetchError(f"the file has {there} bytes", 1, True)
+            raise RangeError(f"the file has {there} bytes", 1, True)
         if len(data) != size:
-            raise FetchError(f"{len(data)} bytes came", 1, False)
+            raise RangeError(f"{len(data)} bytes came", 1, False)
         return data
 
     async def _size(self, path: str) -> int:
@@ -251,7 +251,7 @@ _GAP: Final = 64 << 10
 _COPY_AHEAD: Final = 4 * LARGEST
 
 
-class RemoteReader(AheadReader):
+class RemoteReader(PrefetchReader):
     """Spans of a remote store's files, each request tried as often as the options say, and kept in their cache."""
 
     def __init__(self, store: Store, options: ReadOptions, version_of: Callable[[str], str] | None) -> None:
@@ -280,12 +280,12 @@ class RemoteReader(AheadReader):
         try:
             with self._state:
                 if self._files is None:
-                    folder = self._closing.enter_context(temporary())
+                    folder = self._closing.enter_context(temporary_directory())
                     self._files = FileCache(folder, self._options.cache_bytes // 4)
             version = self._version(path) if self._ranges is not None else ""
             key = digest(self._store.url, path, version)
             return self._files.get(key, os.path.basename(path), lambda target: self._copy(path, target))
-        except FetchError as error:
+        except RangeError as error:
             raise StorageError(f"{location}: cannot be read: {error}") from error
         except OSError as error:
             raise StorageError(f"{location}: cannot be copied to the local disk: {error}") from error
@@ -326,10 +326,10 @@ class RemoteReader(AheadReader):
     def _copy(self, path: str, target: int) -> None:
         """Write a whole file to a descriptor, some requests ahead of the one that is written."""
         with (
-            closing(AheadReader(self._fetch.get, self._location, gap=0, ahead_bytes=_COPY_AHEAD)) as reader,
+            closing(PrefetchReader(self._fetch.get, self._location, gap=0, ahead_bytes=_COPY_AHEAD)) as reader,
             open(target, "wb", closefd=False) as stream,
         ):
-            for piece in read_ahead(reader, whole(path, self._fetch.size(path))):
+            for piece in read_prefetched(reader, whole(path, self._fetch.size(path))):
                 stream.write(piece)
 
     def _version(self, path: str) -> str:

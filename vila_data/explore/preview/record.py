@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from vila_data.core.errors import DataError
-from vila_data.core.records import IMAGE_MARK
+from vila_data.core.records import IMAGE_PLACEHOLDER
 from vila_data.explore.preview.text import Shown, link, plain, shown
 from vila_data.explore.preview.values import (
     PreviewPage,
@@ -214,8 +214,8 @@ class _Drawing:
         pieces: list[Shown | DrawnImage] = []
         waiting = list(images)
         rest = text
-        while waiting and IMAGE_MARK in rest:
-            before, rest = rest.split(IMAGE_MARK, 1)
+        while waiting and IMAGE_PLACEHOLDER in rest:
+            before, rest = rest.split(IMAGE_PLACEHOLDER, 1)
             if before.strip():
                 pieces.append(self._text(before))
             pieces.append(self._image(waiting.pop(0)))

@@ -13,7 +13,7 @@ from vila_data.explore.thumbnail import Thumbnail, data_uri
 from vila_data.filter.whatif_cuts import AtCut, NearestToCuts
 from vila_data.runs.progress import Watch
 from vila_data.runs.run import Run
-from vila_data.shard.downloaded_records import Evidence
+from vila_data.shard.downloaded_records import DownloadedRecords
 
 _EXAMPLES: Final = 320
 """Of a page, about."""
@@ -83,7 +83,7 @@ class _Budget:
 class _Reader:
     """Examples of one corpus, read by range."""
 
-    def __init__(self, evidence: Evidence, key: str) -> None:
+    def __init__(self, evidence: DownloadedRecords, key: str) -> None:
         self._evidence = evidence
         self._thumbnail = lru_cache(maxsize=256)(self._read_thumbnail)
         self._unit = {"min_similarity": "similarity", "min_side_px": "px"}.get(key.rsplit(".", 1)[1], "images kept")
