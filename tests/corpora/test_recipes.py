@@ -172,7 +172,7 @@ def test_rules_for_conversations(folder: Path) -> None:
 def test_data_sets_of_other_files_are_refused(folder: Path) -> None:
     (folder / "tables").mkdir()
     (folder / "tables" / "test.csv").write_text("prompt,completion\np,c\n")
-    with pytest.raises(vd.RecipeError, match=r"corpora\.talk\.dataset: .*is no data set of plain rows .*test\.csv"):
+    with pytest.raises(vd.RecipeError, match=r"corpora\.talk\.dataset: .*is not a dataset of plain rows .*test\.csv"):
         load(folder, "dataset: talk", "dataset: tables")
 
 

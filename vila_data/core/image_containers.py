@@ -30,7 +30,7 @@ _MOST_SEGMENTS: Final = 4096
 _MOST_SCANS: Final = 1000
 _KEPT_SCANS: Final = 64  # more than these are not kept: each reader would pay for them again
 _SCAN_WORK: Final = 2_000_000_000  # components x scans x pixels, whatever the size
-_SCANS_PER_COMPONENT: Final = 10  # that any picture may have; encoders write 5 at most
+_SCANS_PER_COMPONENT: Final = 10  # that any image may have; encoders write 5 at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class JpegFacts:
     profile:        the ICC profile; None where there is none, or not the whole of it.
     profile_broken: there are pieces of a profile that do not make one.
     components:     of the frame.
-    many_scans:     the picture comes in several scans.
+    many_scans:     the image comes in several scans.
     kept:           the segments that a decoder needs, joined.
     lean:           `kept` is all that there is before the first scan.
     scan:           offset of the first scan's marker; the length of the data where there is none.
@@ -141,7 +141,7 @@ def jpeg_facts(jpeg: bytes) -> JpegFacts:
 
 
 def check_scans(jpeg: bytes, facts: JpegFacts, pixels: int) -> None:
-    """Refuse a picture whose scans would take far longer to decode than its pixels warrant.
+    """Refuse an image whose scans would take far longer to decode than its pixels warrant.
 
     Raises:
         ImageError: too_large.
@@ -181,7 +181,7 @@ def _end_of_image(jpeg: bytes, at: int) -> int:
 
 
 def worth_keeping(jpeg: bytes, facts: JpegFacts, pixels: int) -> bool:
-    """Whether a cleaned JPEG is no larger, and no slower to decode, than a picture of so many pixels may be."""
+    """Whether a cleaned JPEG is no larger, and no slower to decode, than an image of so many pixels may be."""
     return len(jpeg) <= 4 * pixels + 16_384 and (not facts.many_scans or jpeg.count(b"\xff\xda") <= _KEPT_SCANS)
 
 
@@ -219,11 +219,11 @@ _PNG_XMP: Final = b"XML:com.adobe.xmp\0"
 
 @dataclass(frozen=True, slots=True)
 class Still:
-    """One still picture out of a container.
+    """One still image out of a container.
 
     data:    the file of it alone.
     profile: its ICC profile, as bytes; b"" where there is one that cannot be read.
-    canvas:  (width, height) of the whole picture where `data` is a part of it at `place`; None: it is all.
+    canvas:  (width, height) of the whole image where `data` is a part of it at `place`; None: it is all.
     """
 
     data: bytes
@@ -345,10 +345,10 @@ _WEBP_FLAGS: Final = {b"ICCP": 0x20, b"EXIF": 0x08, b"XMP ": 0x04}
 
 
 def webp_still(data: bytes) -> Still:
-    """A WebP's picture, or the first frame of an animation.
+    """A WebP's image, or the first frame of an animation.
 
     Raises:
-        ImageError: too_large: tens of thousands of chunks; undecodable_image: it has no picture.
+        ImageError: too_large: tens of thousands of chunks; undecodable_image: it has no image.
     """
     parts: dict[bytes, bytes] = {}
     end = 8 + int.from_bytes(data[4:8], "little")
@@ -368,7 +368,7 @@ def webp_still(data: bytes) -> Still:
     if b"VP8L" in parts:
         return Still(_riff([(b"VP8L", parts[b"VP8L"])]), profile, exif, xmp, canvas, place)
     if b"VP8 " not in parts:
-        raise ImageError("undecodable_image", "no picture in it")
+        raise ImageError("undecodable_image", "no image in it")
     vp8 = parts[b"VP8 "]
     chunks = [(b"VP8 ", vp8)]
     if b"ALPH" in parts and len(vp8) >= 10:
@@ -379,7 +379,7 @@ def webp_still(data: bytes) -> Still:
 
 
 def webp_size(still: Still) -> tuple[int, int]:
-    """(width, height) of the picture as a whole; (0, 0) where its header is broken."""
+    """(width, height) of the image as a whole; (0, 0) where its header is broken."""
     if still.canvas is not None:
         return still.canvas
     kind, content = next(
@@ -440,7 +440,7 @@ PHOTOMETRIC: Final = 262
 BITS_PER_SAMPLE: Final = 258
 SAMPLE_FORMAT: Final = 339
 _WIDTH, _HEIGHT, _SAMPLES, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 277, 322, 323
-_SMALLEST_TILE: Final = 1 << 20  # pixels that a tile may have whatever the picture's size
+_SMALLEST_TILE: Final = 1 << 20  # pixels that a tile may have whatever the image's size
 _MOST_BITS: Final = 256  # of a pixel
 
 
@@ -450,7 +450,7 @@ def tiff_numbers(data: bytes) -> tuple[dict[int, int], bytes]:
     In the TIFF that is given back, deep gray whose 0 is white says that its 0 is black: Pillow reads no other.
 
     Raises:
-        ImageError: too_large: its values overlap, or its tiles or pixels are far larger than the picture.
+        ImageError: too_large: its values overlap, or its tiles or pixels are far larger than the image.
     """
     order = "<" if data[:2] == b"II" else ">"
     big = data[2:4] in (b"+\0", b"\0+")

@@ -1,4 +1,4 @@
-"""Pictures of any accepted format -> RGB pixels, by Pillow and OpenCV; and names of the formats that are not accepted.
+"""Images of any accepted format -> RGB pixels, by Pillow and OpenCV; and names of the formats that are not accepted.
 
 Pillow's plugins are called directly: `Image.open` would try every format and warn by
 a process-wide setting, where the pixel limit here is the caller's.
@@ -42,7 +42,7 @@ Pixels = npt.NDArray[np.uint8]
 
 cv2.utils.logging.setLogLevel(
     cv2.utils.logging.LOG_LEVEL_SILENT
-)  # a broken picture is a row of the table, not a line of the log
+)  # a broken image is a row of the table, not a line of the log
 
 DECODED: Final = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 """The formats that are decoded."""
@@ -67,14 +67,14 @@ _BROKEN: Final = (
     MemoryError,
 )
 _TRUNCATED: Final = ("truncated", "premature end", "unexpected end", "end of file", "not enough data")
-_REDUCED_FROM: Final = 1 << 22  # pixels from which a picture is averaged down while it becomes RGB
+_REDUCED_FROM: Final = 1 << 22  # pixels from which an image is averaged down while it becomes RGB
 _RLE: Final = (1, 2)  # compressions of a BMP that OpenCV reads: Pillow does it in Python
 _WHITE_IS_ZERO: Final = 0
 _SIGNED: Final = 2
 
 
 class ImageFacts(NamedTuple):
-    """Of a picture as in the file: size, EXIF orientation, and whether its profile was ignored as broken."""
+    """Of an image as in the file: size, EXIF orientation, and whether its profile was ignored as broken."""
 
     width: int
     height: int
@@ -83,7 +83,7 @@ class ImageFacts(NamedTuple):
 
 
 class _Opened(NamedTuple):
-    """A picture whose header is read.
+    """An image whose header is read.
 
     load: decodes it, given the smallest shorter side that will do (None: all pixels).
     """
@@ -123,7 +123,7 @@ def open_pixels(data: bytes, max_pixels: int | None, min_side: int | None) -> tu
 
 
 def _reduction(raster: Raster, min_side: int | None) -> int:
-    """log2 of the factor by which a large picture is averaged down."""
+    """log2 of the factor by which a large image is averaged down."""
     scale = 0
     if min_side is not None and raster.width * raster.height > _REDUCED_FROM:
         while min(raster.width, raster.height) >> scale + 1 >= min_side:

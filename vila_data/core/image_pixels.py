@@ -40,7 +40,7 @@ _XMP: Final = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 
 def orientation_of(exif: bytes | None, xmp: bytes | None) -> int:
-    """The EXIF orientation, 1 to 8, of a picture with these metadata; 1 where they say nothing that can be read."""
+    """The EXIF orientation, 1 to 8, of an image with these metadata; 1 where they say nothing that can be read."""
     found = None if exif is None else _exif_orientation(exif)
     if found is None and xmp is not None:
         named = _XMP.search(xmp)
@@ -79,7 +79,7 @@ def _value(exif: bytes, order: str, kind: int, values: int, at: int) -> int:
 
 
 class BrokenProfile(Exception):
-    """Bytes that are no ICC profile, or one that does not fit the picture."""
+    """Bytes that are no ICC profile, or one that does not fit the image."""
 
 
 class ToSrgb:
@@ -106,9 +106,9 @@ class ToSrgb:
 
 
 def to_srgb(profile: bytes, mode: str) -> ToSrgb | None:
-    """The conversion of a picture whose colors are L, RGB or CMYK; None where the profile changes nothing.
+    """The conversion of an image whose colors are L, RGB or CMYK; None where the profile changes nothing.
 
-    A gray picture may have an RGB profile: its levels are equal channels then, and `ToSrgb.mode` is RGB.
+    A gray image may have an RGB profile: its levels are equal channels then, and `ToSrgb.mode` is RGB.
 
     Raises:
         BrokenProfile: it cannot be read, is of another kind, or of another color space.
@@ -134,9 +134,9 @@ def to_srgb(profile: bytes, mode: str) -> ToSrgb | None:
 def _conversion(profile: bytes, mode: str) -> ToSrgb | None:
     own = _SPACES.get(profile[16:20])
     if not 132 <= len(profile) <= _MOST_BYTES or profile[36:40] != b"acsp" or profile[12:16] not in _CLASSES:
-        raise BrokenProfile("not the profile of a picture")
+        raise BrokenProfile("not the profile of an image")
     if own is None or not (own == mode or (own == "RGB" and mode == "L")):
-        raise BrokenProfile(f"a profile of {profile[16:20]!r} for a picture of {mode}")
+        raise BrokenProfile(f"a profile of {profile[16:20]!r} for an image of {mode}")
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         transform = ImageCms.buildTransform(source, _srgb(), own, "RGB", ImageCms.Intent.PERCEPTUAL)

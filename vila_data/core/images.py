@@ -49,7 +49,7 @@ _thread = threading.local()
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """A picture as it is stored: sizes in pixels, `phash` 16 hex digits.
+    """An image as it is stored: sizes in pixels, `phash` 16 hex digits.
 
     original_width, original_height: as served, orientation applied.
     profile_ignored: it came with a color profile that is broken, or of another color space.
@@ -184,7 +184,7 @@ class _Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """A picture before encoding: its pixels upright, resized and in sRGB."""
+    """An image before encoding: its pixels upright, resized and in sRGB."""
 
     pixels: Pixels
     original_width: int
@@ -193,7 +193,7 @@ class _Ready:
 
 
 def _prepared(data: bytes, plan: _Plan) -> _Ready | StoredImage:
-    """The picture before encoding, or as it is stored where its bytes are kept."""
+    """The image before encoding, or as it is stored where its bytes are kept."""
     if data[:3] == _JPEG_START:
         try:
             found = _prepare_jpeg(data, plan)
@@ -243,7 +243,7 @@ def _conversion(facts: JpegFacts, colours: str) -> tuple[ToSrgb | None, bool]:
 
 
 def _upright_at_size(rgb: Pixels, width: int, height: int, orientation: int, plan: _Plan, ignored: bool) -> _Ready:
-    """Resize decoded pixels of a `width` x `height` picture and turn them upright."""
+    """Resize decoded pixels of a `width` x `height` image and turn them upright."""
     upright = _upright(_resize(rgb, *plan.size(width, height)), orientation)
     if orientation >= 5:
         width, height = height, width
@@ -327,9 +327,9 @@ _COSINES: Final = _cosines()
 
 
 def perceptual_hash(gray: Pixels) -> str:
-    """64 bits as 16 hex digits: which of the 8x8 lowest DCT terms of a gray [H, W] picture exceed their median.
+    """64 bits as 16 hex digits: which of the 8x8 lowest DCT terms of a gray [H, W] image exceed their median.
 
-    Near pictures differ in few bits; compare by Hamming distance.
+    Near images differ in few bits; compare by Hamming distance.
     """
     small = _resize(gray, _HASH_SIDE, _HASH_SIDE, cv2.INTER_AREA).astype(np.int64)
     terms = (_COSINES @ small @ _COSINES.T).ravel()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-RUN_FOLDERS: Final = ("download", "score", "filter", "shards", "tokens", "search")
-"""Folders of a run directory that its stages and search write; anything else that lies there is not the run's."""
+RUN_DIRECTORIES: Final = ("download", "score", "filter", "shards", "tokens", "search")
+"""Directories of a run directory that its stages and search write; anything else that lies there is not the run's."""
 
 EXPORT_JSON: Final = "export.json"
 """The receipt of an export, in its directory."""
@@ -89,5 +89,5 @@ def shard_stem(name: str, index: int) -> str:
 
 
 def tokens_folder(tokenizer: str, name: str, encoding: str) -> str:
-    """Folder of a set's token files. tokenizer, encoding: fingerprints."""
+    """Directory of a set's token files. tokenizer, encoding: fingerprints."""
     return f"tokens/{tokenizer}/{name}/{encoding}"

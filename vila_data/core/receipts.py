@@ -1,6 +1,6 @@
 """Receipts: the JSON that is written last for a part and makes its outputs valid.
 
-A unit of work writes its outputs into a scratch folder, commits them one by one
+A unit of work writes its outputs into a scratch directory, commits them one by one
 and then the receipt. Whoever is killed in between leaves no receipt, so the work
 is done again and gives the same bytes.
 """
@@ -94,8 +94,8 @@ class HashedFile(io.BufferedWriter):
 class Outputs:
     """Files being made by one unit of work: local until the block ends, then committed."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
         self._paths: dict[str, Path] = {}
         self._hashed: dict[str, HashedFile] = {}
         self.counts: dict[str, Any] = {}
@@ -103,7 +103,7 @@ class Outputs:
 
     def path(self, final: str) -> Path:
         """Local path at which to write the file that will be `final` in the store."""
-        local = self.folder / f"{len(self._paths):03d}"
+        local = self.directory / f"{len(self._paths):03d}"
         self._paths[final] = local
         return local
 
@@ -136,8 +136,8 @@ def committing(store: Store, receipt_path: str, inputs: str) -> Iterator[Outputs
     Raises:
         StorageError: no space left, or the store cannot be written; no receipt then.
     """
-    with store.scratch() as folder:
-        outputs = Outputs(folder)
+    with store.scratch() as directory:
+        outputs = Outputs(directory)
         try:
             yield outputs
         except OSError as error:

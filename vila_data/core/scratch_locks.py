@@ -21,8 +21,8 @@ _TRIES: Final = 100
 _TEMPORARY: Final = "vila-data-held-"
 
 
-def lock_directory(folder: Path, *, wait: bool = False) -> int | None:
-    """Make a folder and hold it until the descriptor that comes back is closed; None: another one holds it.
+def lock_directory(directory: Path, *, wait: bool = False) -> int | None:
+    """Make a directory and hold it until the descriptor that comes back is closed; None: another one holds it.
 
     wait: for whoever holds it, such as one who deletes it just now.
 
@@ -31,22 +31,22 @@ def lock_directory(folder: Path, *, wait: bool = False) -> int | None:
     """
     for left in reversed(range(_TRIES)):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            return _held(folder, wait)
+            directory.mkdir(parents=True, exist_ok=True)
+            return _held(directory, wait)
         except FileNotFoundError:
             if not left:
                 raise
     raise AssertionError
 
 
-def delete_locked(folder: Path, owner: int) -> None:
-    """Delete a claimed folder and let go of it."""
-    shutil.rmtree(folder, ignore_errors=True)
+def delete_locked(directory: Path, owner: int) -> None:
+    """Delete a claimed directory and let go of it."""
+    shutil.rmtree(directory, ignore_errors=True)
     os.close(owner)
 
 
 def delete_unlocked(base: Path) -> None:
-    """Delete what lies in a folder and nobody holds, then the folder if it is empty; what cannot be deleted stays."""
+    """Delete what lies in a directory and nobody holds, then the directory if it is empty; what cannot be deleted stays."""
     with suppress(OSError):
         for path in list(base.iterdir()):
             with suppress(OSError):
@@ -56,19 +56,19 @@ def delete_unlocked(base: Path) -> None:
 
 @contextmanager
 def temporary_directory() -> Iterator[Path]:
-    """A new folder for temporary files, claimed and deleted afterwards; those of killed processes are deleted first."""
+    """A new directory for temporary files, claimed and deleted afterwards; those of killed processes are deleted first."""
     for left in Path(tempfile.gettempdir()).glob(_TEMPORARY + "*"):
         with suppress(OSError):
             _delete_unlocked(left)
     owner = None
     while owner is None:
-        folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
+        directory = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
         with suppress(FileNotFoundError):
-            owner = _held(folder, wait=True)
+            owner = _held(directory, wait=True)
     try:
-        yield folder
+        yield directory
     finally:
-        delete_locked(folder, owner)
+        delete_locked(directory, owner)
 
 
 @contextmanager
@@ -99,20 +99,20 @@ def _delete_unlocked(path: Path) -> None:
         os.close(owner)
 
 
-def _held(folder: Path, wait: bool) -> int | None:
-    """The descriptor that holds a folder; None: another one holds it.
+def _held(directory: Path, wait: bool) -> int | None:
+    """The descriptor that holds a directory; None: another one holds it.
 
     Raises:
         FileNotFoundError: it was deleted before it was locked.
     """
-    owner = _open(folder / _OWNER)
+    owner = _open(directory / _OWNER)
     if not _lock(owner, wait):
         os.close(owner)
         return None
     try:
-        if os.path.samestat(os.stat(folder / _OWNER), os.fstat(owner)):
+        if os.path.samestat(os.stat(directory / _OWNER), os.fstat(owner)):
             return owner
-        raise FileNotFoundError(errno.ENOENT, "others keep deleting it", str(folder))
+        raise FileNotFoundError(errno.ENOENT, "others keep deleting it", str(directory))
     except FileNotFoundError:
         os.close(owner)
         raise

@@ -48,7 +48,7 @@ class Store:
         return f"{self.url.rstrip('/')}/{path}" if path else self.url
 
     def exists(self, path: str) -> bool:
-        """Whether a file or folder is there."""
+        """Whether a file or directory is there."""
         with self._failing(path):
             return bool(self._fs.exists(self._at(path)))
 
@@ -61,7 +61,7 @@ class Store:
                 return None
 
     def files(self, path: str) -> list[str]:
-        """Relative paths of all files below a folder, sorted; empty where there is none."""
+        """Relative paths of all files below a directory, sorted; empty where there is none."""
         with self._failing(path):
             self._fs.invalidate_cache()
             try:
@@ -109,20 +109,20 @@ class Store:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A fresh local folder for temporary files, gone afterwards; `clear_scratch`, of whatever process, spares it.
+        """A fresh local directory for temporary files, gone afterwards; `clear_scratch`, of whatever process, spares it.
 
         For a local store it is inside the store, so that a commit is a rename.
         """
         with ExitStack() as stack:
             with self._failing(""):
                 if self.is_local:
-                    folder = Path(self._root) / SCRATCH_DIR / uuid.uuid4().hex
-                    owner = lock_directory(folder, wait=True)
+                    directory = Path(self._root) / SCRATCH_DIR / uuid.uuid4().hex
+                    owner = lock_directory(directory, wait=True)
                     assert owner is not None
-                    stack.callback(delete_locked, folder, owner)
+                    stack.callback(delete_locked, directory, owner)
                 else:
-                    folder = stack.enter_context(temporary_directory())
-            yield folder
+                    directory = stack.enter_context(temporary_directory())
+            yield directory
 
     @contextmanager
     def alone(self, what: str) -> Iterator[None]:
@@ -134,9 +134,9 @@ class Store:
         if not self.is_local:
             yield
             return
-        folder = Path(self._root) / SCRATCH_DIR / what
+        directory = Path(self._root) / SCRATCH_DIR / what
         with self._failing(""):
-            owner = lock_directory(folder)
+            owner = lock_directory(directory)
         if owner is None:
             raise UsageError(
                 f"{self.url}: another {what} is writing here; wait for it to finish, or choose another directory"
@@ -144,9 +144,9 @@ class Store:
         try:
             yield
         finally:
-            delete_locked(folder, owner)
+            delete_locked(directory, owner)
             with suppress(OSError):
-                folder.parent.rmdir()
+                directory.parent.rmdir()
 
     def commit_file(self, local: Path, path: str) -> None:
         """Put a finished local file under its final name, atomically, replacing what was there."""
@@ -163,14 +163,14 @@ class Store:
 
     def commit_bytes(self, data: bytes, path: str) -> None:
         """Put a small file under its final name, atomically."""
-        with self.scratch() as folder:
-            local = folder / "file"
+        with self.scratch() as directory:
+            local = directory / "file"
             with self._failing(path):
                 local.write_bytes(data)
             self.commit_file(local, path)
 
     def remove(self, path: str) -> None:
-        """Delete a file or folder; nothing happens where there is none."""
+        """Delete a file or directory; nothing happens where there is none."""
         with self._failing(path):
             try:
                 self._fs.rm(self._at(path), recursive=True)

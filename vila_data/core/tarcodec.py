@@ -173,9 +173,9 @@ def sample_key(member: str) -> tuple[str, str]:
 
     Importing webdataset for its own takes 1.8 s of CPU, since it imports torch; a test holds the two to each other.
     """
-    folder, base = os.path.split(member)
+    directory, base = os.path.split(member)
     stem, _, suffix = base.partition(".")
-    return f"{folder}/{stem}" if folder else stem, suffix
+    return f"{directory}/{stem}" if directory else stem, suffix
 
 
 def _next_header(stream: BinaryIO, at: int) -> int | None:

@@ -104,7 +104,7 @@ class LlavaConfig(CorpusFiles):
     """LLaVA conversations and chat messages with images: .json, .jsonl (also .gz) or .parquet.
 
     kind:       what the files hold.
-    image_root: folder or URL below which image paths lie; without it images are addresses, or in the rows.
+    image_root: directory or URL below which image paths lie; without it images are addresses, or in the rows.
     """
 
     makes = "conversation"
@@ -113,15 +113,15 @@ class LlavaConfig(CorpusFiles):
 
 
 class TextConfig(CorpusFiles):
-    """Text-only instructions, from files (.json, .jsonl, also .gz; .parquet) or a Hugging Face data set.
+    """Text-only instructions, from files (.json, .jsonl, also .gz; .parquet) or a Hugging Face dataset.
 
     kind:     what the files hold.
     files:    paths or globs, relative to the recipe's file, or fsspec URLs; not beside `dataset`.
-    dataset:  name on the hub, or a folder; its data files become `files` when the recipe is resolved, and are read
+    dataset:  name on the hub, or a directory; its data files become `files` when the recipe is resolved, and are read
               by range.
-    config:   configuration of the data set, as `datasets` takes it.
-    split:    split of the data set.
-    revision: commit, tag or branch of the data set; None: the newest, looked up at each launch.
+    config:   configuration of the dataset, as `datasets` takes it.
+    split:    split of the dataset.
+    revision: commit, tag or branch of the dataset; None: the newest, looked up at each launch.
     system:   system prompt of rows that bring none; None: the template's own, "": none.
     """
 
@@ -144,7 +144,7 @@ class TextConfig(CorpusFiles):
 
 
 class VflanConfig(CorpusFiles):
-    """VFLAN questions with their pictures in the row: .json, .jsonl (also .gz) or .parquet.
+    """VFLAN questions with their images in the row: .json, .jsonl (also .gz) or .parquet.
 
     kind:       what the files hold.
     system:     system prompt; "": none, as in VILA; None: the template's own.
@@ -168,10 +168,10 @@ class ObelicsConfig(CorpusFiles):
 
 
 class Flickr8kConfig(CorpusFiles):
-    """Flickr8k pairs: a captions file, `image,caption` or `image.jpg#0<tab>caption`, and the folder of its images.
+    """Flickr8k pairs: a captions file, `image,caption` or `image.jpg#0<tab>caption`, and the directory of its images.
 
     kind:       what the files hold.
-    image_root: folder or URL below which the images lie.
+    image_root: directory or URL below which the images lie.
     """
 
     makes = "pair"

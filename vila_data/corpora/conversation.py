@@ -236,7 +236,7 @@ def _content(content: Any, number: int, pictures: list[Any]) -> str | list[dict[
 
 
 def _entry(entry: Any, where: str, pictures: list[Any]) -> dict[str, Any]:
-    """A content's entry in normal form; its image goes to `pictures`."""
+    """A content's entry in normal form; its image goes to `images`."""
     if isinstance(entry, str):
         return {"type": "text", "text": entry}
     if not isinstance(entry, dict):

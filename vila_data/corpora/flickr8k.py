@@ -1,4 +1,4 @@
-"""Flickr8k: a file of captions, several an image, beside a folder of pictures. A pair is one row of it."""
+"""Flickr8k: a file of captions, several an image, beside a directory of images. A pair is one row of it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Flickr8kSource:
         return FileScan(file, rows, file_fingerprint(file))
 
     def read(self, part: Part) -> Iterator[Record | BadRecord]:
-        """Pairs of captions `part.start` to `part.stop`; pictures are read when they are stored."""
+        """Pairs of captions `part.start` to `part.stop`; images are read when they are stored."""
         for row, found in enumerate(itertools.islice(_captions(part.file), part.start, part.stop), part.start):
             record_id = f"{part.label}-{row:09d}"
             try:

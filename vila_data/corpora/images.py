@@ -87,7 +87,7 @@ def encoded_image(value: Any) -> ImageRef:
 
 
 def is_data_url(text: str) -> bool:
-    """Whether the text is a picture's bytes, and not where it is."""
+    """Whether the text is an image's bytes, and not where it is."""
     return text.lstrip()[:5].lower() == "data:"
 
 
@@ -113,10 +113,10 @@ def _base64_image(text: str) -> bytes | None:
 
 def below(image_root: str, path: str) -> str | None:
     """`path` under `image_root`, both without `..`; None where it would leave it. Links are followed, not judged."""
-    scheme, mark, folder = image_root.rpartition("://")
-    folder = posixpath.normpath(folder)
-    full = posixpath.normpath(posixpath.join(folder, path))
-    inside = full.startswith(folder.rstrip("/") + "/") and "\0" not in full
+    scheme, mark, directory = image_root.rpartition("://")
+    directory = posixpath.normpath(directory)
+    full = posixpath.normpath(posixpath.join(directory, path))
+    inside = full.startswith(directory.rstrip("/") + "/") and "\0" not in full
     return f"{scheme}{mark}{full}" if inside else None
 
 

@@ -251,7 +251,7 @@ def _string_end(window: str, at: int) -> int | None:
 
 
 ROW_SUFFIXES: Final = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
-_BATCH_ROWS: Final = 64  # rows may carry pictures
+_BATCH_ROWS: Final = 64  # rows may carry images
 
 Row = dict[str, Any]
 ReadRow = Callable[[str, Row], Record]

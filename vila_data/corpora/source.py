@@ -130,7 +130,7 @@ def _piped(file: str) -> Iterator[Any]:
         except OSError as error:
             first = error.__context__ if isinstance(error.__context__, OSError) else error  # of a full disk
             reason = first.strerror or f"the command ended with status {pipe.status}"
-            raise StorageError(f"{file}: {reason}; relaunch to try again") from error
+            raise StorageError(f"{file}: {reason}; rerun to try again") from error
         copy.seek(0)
         yield copy
 

@@ -81,16 +81,16 @@ def _history(value: Any) -> list[Turn]:
 
 
 class NoDataFiles(Exception):
-    """A data set whose files cannot be told; the message says why and what to do."""
+    """A dataset whose files cannot be told; the message says why and what to do."""
 
 
 def data_files(config: TextConfig) -> tuple[str, ...]:
-    """Paths or `hf://` URLs of a data set's files for `config.split`, as `datasets` finds them; nothing is downloaded.
+    """Paths or `hf://` URLs of a dataset's files for `config.split`, as `datasets` finds them; nothing is downloaded.
 
-    `skip(n)` of a streamed data set reads all rows before the n-th, so parts read slices of files instead.
+    `skip(n)` of a streamed dataset reads all rows before the n-th, so parts read slices of files instead.
 
     Raises:
-        NoDataFiles: no such data set, configuration or split, or files that are no rows.
+        NoDataFiles: no such dataset, configuration or split, or files that are no rows.
     """
     import datasets
 
@@ -105,7 +105,5 @@ def data_files(config: TextConfig) -> tuple[str, ...]:
     files = tuple(map(str, found[config.split]))
     problem = next((problem for problem in map(unreadable, files) if problem is not None), None)
     if problem is not None or getattr(builder.config, "field", None) is not None:
-        raise NoDataFiles(
-            f"{config.dataset!r} is no data set of plain rows ({files[0]}); {problem or 'name its files'}"
-        )
+        raise NoDataFiles(f"{config.dataset!r} is not a dataset of plain rows ({files[0]}); {problem or 'name its files'}")
     return files

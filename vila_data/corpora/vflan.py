@@ -1,4 +1,4 @@
-"""VFLAN: a question, an answer, and pictures inside the row, as VILA v1.0 reads them (docs/sources.md)."""
+"""VFLAN: a question, an answer, and images inside the row, as VILA v1.0 reads them (docs/sources.md)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PATHS: Final = (".jpg", ".jpeg", ".png", ".gif", ".webp")
 
 
 def vflan_rows(config: VflanConfig) -> ReadRow:
-    """Reads `{question, answer, image}`: the pictures stand before the question, marks in its words are taken out."""
+    """Reads `{question, answer, image}`: the images stand before the question, marks in its words are taken out."""
 
     def read(record_id: str, row: Row) -> Record:
         question = text_field(row, "question").rstrip()

@@ -15,7 +15,7 @@ class ResizeConfig(StrictModel):
     """Size of stored images.
 
     shorter_side_px: of the stored JPEG; the longer side follows.
-    only_if_larger:  leave smaller pictures at their size.
+    only_if_larger:  leave smaller images at their size.
     jpeg_quality:    of the stored JPEG.
     """
 
@@ -62,5 +62,5 @@ class DownloadConfig(StrictModel):
     """Keys that change how downloading is done, not what it stores: they may change within a run."""
 
     def what_matters(self) -> dict[str, Any]:
-        """Every other key, as JSON: what stored pictures depend on."""
+        """Every other key, as JSON: what stored images depend on."""
         return self.model_dump(mode="json", exclude=set(self.HARMLESS))

@@ -87,7 +87,7 @@ def fetch_with_img2dataset(
                 urls.append(ref.url)
     if not urls:
         return
-    out = part_images.folder / "img2dataset"
+    out = part_images.directory / "img2dataset"
     out.mkdir()
     table = pa.table({"url": urls, "caption": [""] * len(urls), "number": range(len(urls))})
     pq.write_table(table, out / "urls.parquet")
@@ -95,7 +95,7 @@ def fetch_with_img2dataset(
     finished_numbers = _read_back(out / "out", images, part_images, config, progress)
     lost = len(urls) - finished_numbers
     if lost:
-        raise RunError(f"img2dataset left {lost} of {len(urls)} URLs without a result; relaunch to try again")
+        raise RunError(f"img2dataset left {lost} of {len(urls)} URLs without a result; rerun to try again")
 
 
 def _pairs(records: Iterable[Record | BadRecord]) -> Iterator[Record | BadRecord]:

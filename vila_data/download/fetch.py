@@ -76,10 +76,10 @@ class FetchError(Exception):
 
 
 class BodyMemory:
-    """The memory that all bodies of a task share; what is beyond `budget` bytes goes to files in `folder`."""
+    """The memory that all bodies of a task share; what is beyond `budget` bytes goes to files in `directory`."""
 
-    def __init__(self, folder: Path, budget: int = 64 << 20) -> None:
-        self.folder = folder
+    def __init__(self, directory: Path, budget: int = 64 << 20) -> None:
+        self.directory = directory
         self.budget = budget
         self.used = 0
 
@@ -135,7 +135,7 @@ class Body:
             self._memory.used += len(chunk)
             return
         if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self._memory.folder)  # noqa: SIM115 (closed by discard)
+            self._file = tempfile.TemporaryFile(dir=self._memory.directory)  # noqa: SIM115 (closed by discard)
             self._file.writelines(self._chunks)
             self._release()
         self._file.write(chunk)

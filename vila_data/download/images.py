@@ -37,12 +37,12 @@ Picked = tuple[Image, ImageRef]
 
 
 class PartImages:
-    """A part's records and images on their way to `pending`; scratch files are in `folder`."""
+    """A part's records and images on their way to `pending`; scratch files are in `directory`."""
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir()
-        self.folder = folder
-        self.scratch = ScratchFile(folder / "spool")
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir()
+        self.directory = directory
+        self.scratch = ScratchFile(directory / "spool")
         self.pending = Pending(self.scratch)
         self.bytes_fetched = 0
         self._images: dict[str, Image] = {}  # by URL, or _FILE and path
@@ -171,7 +171,7 @@ class Decoding:
 def store_body(
     part_images: PartImages, config: DownloadConfig, image: Image, take: Callable[[], bytes], http_code: int | None
 ) -> None:
-    """Normalise one body and keep it, or note why that cannot be."""
+    """Normalize one body and keep it, or note why that cannot be."""
     data: bytes | None = None
     resize = config.resize
     try:
@@ -203,7 +203,7 @@ async def fetch_all(
     Raises:
         OSError: no space left. RunError: out of file descriptors. Whatever `records` raises.
     """
-    memory = BodyMemory(part_images.folder)
+    memory = BodyMemory(part_images.directory)
 
     def finished(error: BaseException | None = None) -> None:
         if error is not None:

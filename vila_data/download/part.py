@@ -41,21 +41,21 @@ def download_part(
     *,
     network: Network | None = None,
 ) -> Receipt:
-    """Fetch and normalise a part's images, write its tar and tables, and commit them with a receipt for `inputs`.
+    """Fetch and normalize a part's images, write its tar and tables, and commit them with a receipt for `inputs`.
 
     The outputs' bytes depend on the records and on what the servers answer, not on timing or `concurrency`.
     `records` is read lazily, in a thread of its own, and another thread writes the outputs meanwhile. Memory grows
     by 0.8 kB per distinct image. `progress` is called with the number of images finished since its last call.
 
     Raises:
-        StorageError: the store or its scratch folder cannot be written.
+        StorageError: the store or its scratch directory cannot be written.
         RunError: this machine is out of file descriptors.
         UsageError: the engine cannot take these records, or is not installed.
     """
     report = progress or _silent
     with committing(store, part.receipt("download"), inputs) as outputs:
         with (
-            closing(PartImages(outputs.folder / "part_images")) as part_images,
+            closing(PartImages(outputs.directory / "part_images")) as part_images,
             ThreadPoolExecutor(1, "vila-write") as thread,
         ):
             writer = _Writer(part, part_images.pending, outputs)

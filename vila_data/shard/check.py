@@ -23,9 +23,9 @@ from vila_data.shard.manifest import Manifest, ShardFacts, parse_manifest, tar_i
 _INDEX_CHECKED: Final = ["key", "n_images", "members", "offsets", "sizes", "crc32c", "widths", "heights"]
 
 
-def check_set(store: Store, folder: str) -> Iterator[str]:
-    """One sentence for each thing that is wrong with the set in `folder`; nothing if all is well."""
-    path = f"{folder}/manifest.json".lstrip("/")
+def check_set(store: Store, directory: str) -> Iterator[str]:
+    """One sentence for each thing that is wrong with the set in `directory`; nothing if all is well."""
+    path = f"{directory}/manifest.json".lstrip("/")
     if store.size(path) is None:
         yield f"{store.location(path)}: missing: the shard set is not finished, or this is not a shard set"
         return
@@ -39,13 +39,13 @@ def check_set(store: Store, folder: str) -> Iterator[str]:
     for name, total in totals.items():
         if total != getattr(manifest, name):
             yield f"{store.location(path)}: {name} is {total}; its shards sum to {getattr(manifest, name)}"
-    wids = f"{folder}/wids-meta.json".lstrip("/")
+    wids = f"{directory}/wids-meta.json".lstrip("/")
     if store.size(wids) is None or store.read(wids) != wids_meta(manifest):
         yield f"{store.location(wids)}: missing, or does not match the manifest"
-    yield from _unlisted(store, folder, manifest)
+    yield from _unlisted(store, directory, manifest)
     keys: dict[str, str] = {}
     for shard in manifest.shards:
-        yield from _check_shard(store, f"{folder}/{shard.name}".lstrip("/"), shard, keys)
+        yield from _check_shard(store, f"{directory}/{shard.name}".lstrip("/"), shard, keys)
 
 
 def check_tar(store: Store, path: str) -> Iterator[str]:
@@ -59,9 +59,9 @@ def check_tar(store: Store, path: str) -> Iterator[str]:
     yield from _duplicates(samples, store.location(path), {})
 
 
-def _unlisted(store: Store, folder: str, manifest: Manifest) -> Iterator[str]:
+def _unlisted(store: Store, directory: str, manifest: Manifest) -> Iterator[str]:
     known = {shard.name for shard in manifest.shards}
-    for path in store.files(folder):
+    for path in store.files(directory):
         name = path.rsplit("/", 1)[-1]
         if name.endswith(".tar") and name not in known:
             yield f"{store.location(path)}: not in the manifest"
@@ -163,9 +163,9 @@ def _broken_json(samples: _Samples, stream: Any, where: str, sizes: dict[str, _S
             yield str(error)
             continue
         wanted = sorted(image.member for image in content.images)
-        pictures = sorted(name for name in named if name.endswith(".jpg"))
-        if wanted != pictures:
-            yield f"{where}: key {key}: its JSON names {len(wanted)} images, the tar has {len(pictures)}"
+        present = sorted(name for name in named if name.endswith(".jpg"))
+        if wanted != present:
+            yield f"{where}: key {key}: its JSON names {len(wanted)} images, the tar has {len(present)}"
         sizes[key] = [image.width for image in content.images], [image.height for image in content.images]
 
 

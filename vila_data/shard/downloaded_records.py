@@ -35,7 +35,7 @@ class _Places:
 
 
 class DownloadedRecords:
-    """The records and pictures of one corpus of a run, as downloaded; kept, dropped or failed.
+    """The records and images of one corpus of a run, as downloaded; kept, dropped or failed.
 
     parts: of the corpus. Reads by range through the tables of `download`; those of the parts used last are held.
     """
@@ -56,7 +56,7 @@ class DownloadedRecords:
         return next(self.records(part, [row]))
 
     def records(self, part: int, rows: Sequence[int]) -> Iterator[Record | None]:
-        """The records of some rows, in the order given; neighbours come by one read where reads are requests.
+        """The records of some rows, in the order given; neighbors come by one read where reads are requests.
 
         Raises:
             DataError, StorageError: as `record`.

@@ -52,10 +52,10 @@ _DATASETS: dict[View, dict[str, Any]] = {
 }
 
 
-def write_metadata(store: Store, folder: str, view: View, shards: Sequence[tuple[str, int]]) -> None:
+def write_metadata(store: Store, directory: str, view: View, shards: Sequence[tuple[str, int]]) -> None:
     """Write `.nv-meta/` for shards given as (tar name, samples): all of them are the split `train`."""
     for name, data in metadata_files(view, shards).items():
-        store.commit_bytes(data, f"{folder}/.nv-meta/{name}".lstrip("/"))
+        store.commit_bytes(data, f"{directory}/.nv-meta/{name}".lstrip("/"))
 
 
 def metadata_files(view: View, shards: Sequence[tuple[str, int]]) -> dict[str, bytes]:
@@ -158,9 +158,9 @@ def finish_set(
     shards = tuple(_facts(name, index, receipt) for index, receipt in enumerate(receipts))
     manifest = Manifest(name, config.corpus, config.view, recipe, inputs, shards)
     _remove_stale_shards(store, name, len(shards))
-    folder = f"shards/{name}"
-    store.commit_bytes(wids_meta(manifest), f"{folder}/wids-meta.json")
-    write_metadata(store, folder, config.view, [(shard.name, shard.samples) for shard in shards])
+    directory = f"shards/{name}"
+    store.commit_bytes(wids_meta(manifest), f"{directory}/wids-meta.json")
+    write_metadata(store, directory, config.view, [(shard.name, shard.samples) for shard in shards])
     store.commit_bytes(_json(_manifest_json(manifest)), manifest_path(name))
     return manifest
 

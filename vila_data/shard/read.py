@@ -200,7 +200,7 @@ def read_index(store: Store, path: str, columns: Sequence[str]) -> pa.Table:
 
 
 def open_shards(path: str | os.PathLike[str]) -> ShardSetReader:
-    """The shard set in a folder or at an fsspec URL.
+    """The shard set in a directory or at an fsspec URL.
 
     Raises:
         DataError: there is no manifest: not a set, or one that is not finished.

@@ -263,7 +263,7 @@ class ShardJob:
     inputs: str
 
     def receipt(self) -> str:
-        """The shard's receipt; in a folder of its own, since readers list the shards' folder."""
+        """The shard's receipt; in a directory of its own, since readers list the shards' directory."""
         return f"shards/{self.name}/.receipts/{self.name}-{self.index:06d}.json"
 
 

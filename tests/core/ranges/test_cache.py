@@ -20,7 +20,7 @@ import pytest
 
 from vila_data.core.errors import StorageError
 from vila_data.core.ranges import cache
-from vila_data.core.ranges.cache import FileCache, RangeCache, cache_folder, digest
+from vila_data.core.ranges.cache import FileCache, RangeCache, cache_directory, digest
 from vila_data.core.ranges.reader import ReadOptions, Span, open_ranges
 from vila_data.core.scratch_locks import temporary_directory
 from vila_data.core.store import Store
@@ -143,7 +143,7 @@ import sys
 from pathlib import Path
 from vila_data.core.scratch_locks import locked_file
 from vila_data.core.ranges import cache
-folder = cache._BoundedFolder(Path(sys.argv[1]), 100_000)
+folder = cache._BoundedDirectory(Path(sys.argv[1]), 100_000)
 with locked_file(folder.path / ".total") as total:
     folder._make_room(total, 4096)
     (folder.path / "half.part").write_bytes(b"half")
@@ -193,7 +193,7 @@ def test_a_cache_dir_that_cannot_be_used_is_named(store: Store, tmp_path: Path) 
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="file/vila-data-1: cannot be used as cache_dir"):
         open_ranges(store, ReadOptions(cache_dir=str(tmp_path / "file")))
-    assert cache_folder(str(tmp_path / "new" / "folder")).is_dir()
+    assert cache_directory(str(tmp_path / "new" / "folder")).is_dir()
 
 
 # Whole files.

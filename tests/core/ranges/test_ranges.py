@@ -23,7 +23,7 @@ from moto.server import ThreadedMotoServer
 
 from tests.core.ranges.faulty_proxy import ERRORS, TRANSIENT, FaultyProxy
 from vila_data.core.errors import StorageError
-from vila_data.core.ranges.prefetch import RangeError, RangeCounters
+from vila_data.core.ranges.prefetch import RangeCounters, RangeError
 from vila_data.core.ranges.reader import RangeReader, ReadOptions, Span, open_ranges
 from vila_data.core.ranges.remote import RangeFetch
 from vila_data.core.store import Store

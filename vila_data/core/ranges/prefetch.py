@@ -92,10 +92,10 @@ def whole(path: str, size: int) -> Iterator[Span]:
 class ReadOptions(StrictModel):
     """How byte ranges are read. Only `open_files` concerns a local store.
 
-    cache_dir:    folder on a local disk for what was read from a remote store, shared by all processes
+    cache_dir:    directory on a local disk for what was read from a remote store, shared by all processes
                   of a user on a machine and kept afterwards. None: ranges are not kept, and whole files
-                  lie in a private temporary folder.
-    cache_bytes:  bound of that folder: three quarters are for ranges, one quarter for whole files.
+                  lie in a private temporary directory.
+    cache_bytes:  bound of that directory: three quarters are for ranges, one quarter for whole files.
     io_threads:   requests under way at a time.
     retries:      attempts after the first one; 0: none.
     timeout_s:    hard limit of one attempt.

@@ -152,7 +152,7 @@ def open_ranges(store: Store, options: ReadOptions, version_of: Callable[[str], 
     sha256 of it); it is part of the cache's keys, and several threads call it. None: the store is asked, once per path.
 
     Raises:
-        StorageError: the cache's folder cannot be made or written.
+        StorageError: the cache's directory cannot be made or written.
     """
     if not store.is_local:
         from vila_data.core.ranges.remote import RemoteReader
@@ -194,7 +194,7 @@ def read_shuffled(store: Store, spans: Iterable[Span]) -> Iterator[bytes]:
     if len(merged(wanted, GAP, LARGEST)) > _WORTH_IT * len(wanted):
         yield from read_spans(store, wanted)
         return
-    with store.scratch() as folder, open(folder / "spans", "w+b") as spool:
+    with store.scratch() as directory, open(directory / "spans", "w+b") as spool:
         places: dict[Span, int] = {}
         path, stop, shift = "", 0, 0
         ordered = sorted(set(wanted))
@@ -212,7 +212,7 @@ def read_shuffled(store: Store, spans: Iterable[Span]) -> Iterator[bytes]:
 
 
 class Blocks:
-    """Reads spans of which the next one will be of the same block, such as the pictures of a record.
+    """Reads spans of which the next one will be of the same block, such as the images of a record.
 
     At an object store a block is read whole, and some are held.
     """

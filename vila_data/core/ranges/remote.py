@@ -18,12 +18,12 @@ import fsspec
 import fsspec.asyn
 
 from vila_data.core.errors import StorageError
-from vila_data.core.ranges.cache import FileCache, RangeCache, cache_folder, digest
+from vila_data.core.ranges.cache import FileCache, RangeCache, cache_directory, digest
 from vila_data.core.ranges.prefetch import (
     LARGEST,
-    RangeError,
     PrefetchReader,
     RangeCounters,
+    RangeError,
     ReadOptions,
     Request,
     Span,
@@ -267,12 +267,12 @@ class RemoteReader(PrefetchReader):
         self._ranges: RangeCache | None = None
         self._files: FileCache | None = None
         if options.cache_dir is not None:
-            folder = cache_folder(options.cache_dir)
-            self._ranges = RangeCache(folder / "ranges", options.cache_bytes * 3 // 4)
-            self._files = FileCache(folder / "files", options.cache_bytes // 4)
+            directory = cache_directory(options.cache_dir)
+            self._ranges = RangeCache(directory / "ranges", options.cache_bytes * 3 // 4)
+            self._files = FileCache(directory / "files", options.cache_bytes // 4)
 
     def local_copy(self, path: str) -> Path:
-        """See prefetch.RangeReader. Without a `cache_dir` the copy is in a temporary folder until `close`; the folder
+        """See prefetch.RangeReader. Without a `cache_dir` the copy is in a temporary directory until `close`; the directory
         of a process that was killed is deleted by the next one that makes its own.
         """
         start = time.perf_counter()
@@ -280,8 +280,8 @@ class RemoteReader(PrefetchReader):
         try:
             with self._state:
                 if self._files is None:
-                    folder = self._closing.enter_context(temporary_directory())
-                    self._files = FileCache(folder, self._options.cache_bytes // 4)
+                    directory = self._closing.enter_context(temporary_directory())
+                    self._files = FileCache(directory, self._options.cache_bytes // 4)
             version = self._version(path) if self._ranges is not None else ""
             key = digest(self._store.url, path, version)
             return self._files.get(key, os.path.basename(path), lambda target: self._copy(path, target))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from vila_data.core.errors import DataError, StorageError
-from vila_data.core.ranges.cache import FileCache, cache_folder, digest
+from vila_data.core.ranges.cache import FileCache, cache_directory, digest
 from vila_data.core.ranges.prefetch import whole
 from vila_data.core.ranges.reader import read_spans
 from vila_data.core.receipts import read_receipt
@@ -67,7 +67,7 @@ def copies_folder() -> Path:
     """
     try:
         home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        return cache_folder(home) / "indexes"
+        return cache_directory(home) / "indexes"
     except (RuntimeError, StorageError) as error:  # no home; not writable
         raise OSError(str(error)) from error
 
