@@ -107,7 +107,7 @@ def test_a_tar_of_others_that_is_cut_gives_what_is_before_and_one_fault(at: int)
     data, placed = tar_of(SAMPLE)
     members, faults = walked(data[:at])
     assert members == [one for one in placed if one.offset + one.size <= at]
-    assert len(faults) == 1 and "the tar: " in faults[0].text and "cut short" in faults[0].text
+    assert len(faults) == 1 and "the tar: " in faults[0].text and "truncated" in faults[0].text
 
 
 @given(

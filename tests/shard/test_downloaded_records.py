@@ -59,7 +59,7 @@ def test_many_records_come_back_in_the_order_asked_for(
         if one is not None:
             assert [evidence.jpeg(0, row, i) for i in range(len(one.jpegs))] == list(one.jpegs)
     assert len(asked) == (sum(one is not None and any(one.jpegs) for one in items) if where == "store" else 0)
-    with pytest.raises(DataError, match="15 rows, asked for row 15"):
+    with pytest.raises(DataError, match="15 rows; row 15 was requested"):
         list(evidence.records(0, [0, 15]))
 
 
@@ -76,15 +76,15 @@ def test_more_parts_than_are_held(tmp_path: Path) -> None:
 def test_what_is_not_there_is_said(made: MadeRun) -> None:
     lost = replace(made.parts["web"][0], index=9)
     evidence = DownloadedRecords(made.store, [*made.parts["web"], lost])
-    with pytest.raises(DataError, match="15 rows, asked for row 15"):
+    with pytest.raises(DataError, match="15 rows; row 15 was requested"):
         evidence.record(0, 15)
-    with pytest.raises(DataError, match="asked for row -1"):
+    with pytest.raises(DataError, match="row -1 was requested"):
         evidence.jpeg(0, -1, 0)
-    with pytest.raises(DataError, match="row 0 has 1 images, asked for number 1"):
+    with pytest.raises(DataError, match="row 0 has 1 images; image 1 was requested"):
         evidence.jpeg(0, 0, 1)
     with pytest.raises(StorageError, match=r"part-00009\.records\.parquet"):
         evidence.record(9, 0)
-    with pytest.raises(DataError, match="asked for part 10, which the corpus does not have"):
+    with pytest.raises(DataError, match="the corpus has no part 10"):
         evidence.record(10, 0)
 
 

@@ -75,7 +75,7 @@ def test_a_flipped_byte_of_a_downloaded_image_is_an_error(tmp_path: Path) -> Non
     at = int(job.samples.image_offset[0] + job.samples.image_bytes[0]) - 1
     tar = job.parts[int(job.samples.part[0])].images_tar()
     flip(store, tar, at)
-    with pytest.raises(DataError, match=r"part-0000\d\.tar: the image at byte \d+ is not the one"):
+    with pytest.raises(DataError, match=r"part-0000\d\.tar: the image at byte \d+ has changed"):
         write_shard(store, job)
     assert store.size(job.receipt()) is None
     assert store.size("shards/docs/docs-000000.tar") is None
@@ -89,7 +89,7 @@ def test_a_broken_downloaded_record_is_an_error(tmp_path: Path) -> None:
     job = jobs[0]
     tar = job.parts[int(job.samples.part[0])].images_tar()
     flip(store, tar, int(job.samples.offset[0]) + 512)
-    with pytest.raises(DataError, match=r"part-0000\d\.tar: the record at byte \d+ is not the one that was downloaded"):
+    with pytest.raises(DataError, match=r"part-0000\d\.tar: the record at byte \d+ has changed since it was downloaded"):
         write_shard(store, job)
 
 
@@ -134,7 +134,7 @@ def test_open_shards_gives_what_was_written(made: MadeRun, name: str) -> None:
 
 
 def test_what_is_no_finished_set_is_not_opened(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="not a finished shard set"):
+    with pytest.raises(DataError, match="the shard set is not finished"):
         open_shards(tmp_path)
 
 

@@ -206,7 +206,7 @@ def _plugin(name: str, data: bytes) -> Image.Image:
         raise ImageError("unsupported_format", name.lower())
     factory, accept = Image.OPEN[name]
     if accept is not None and accept(data[:16]) is not True:
-        raise ImageError("undecodable_image", f"not as a {name} begins")
+        raise ImageError("undecodable_image", f"does not start like a {name}")
     image: Image.Image = factory(io.BytesIO(data), "")
     return image
 

@@ -49,7 +49,7 @@ def orientation_of(exif: bytes | None, xmp: bytes | None) -> int:
 
 
 def _exif_orientation(exif: bytes) -> int | None:
-    """The tag's value in the first directory; None where there is no such tag."""
+    """The tag's value in the first directory; None without such a tag."""
     while exif.startswith(_PREFIX):
         exif = exif[len(_PREFIX) :]
     order = _ORDERS.get(exif[:4])
@@ -79,7 +79,7 @@ def _value(exif: bytes, order: str, kind: int, values: int, at: int) -> int:
 
 
 class BrokenProfile(Exception):
-    """Bytes that are no ICC profile, or one that does not fit the image."""
+    """Bytes that are not an ICC profile, or a profile that does not fit the image."""
 
 
 class ToSrgb:
@@ -134,7 +134,7 @@ def to_srgb(profile: bytes, mode: str) -> ToSrgb | None:
 def _conversion(profile: bytes, mode: str) -> ToSrgb | None:
     own = _SPACES.get(profile[16:20])
     if not 132 <= len(profile) <= _MOST_BYTES or profile[36:40] != b"acsp" or profile[12:16] not in _CLASSES:
-        raise BrokenProfile("not the profile of an image")
+        raise BrokenProfile("not an image profile")
     if own is None or not (own == mode or (own == "RGB" and mode == "L")):
         raise BrokenProfile(f"a profile of {profile[16:20]!r} for an image of {mode}")
     try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 RUN_DIRECTORIES: Final = ("download", "score", "filter", "shards", "tokens", "search")
-"""Directories of a run directory that its stages and search write; anything else that lies there is not the run's."""
+"""Directories of a run directory that its stages and search write; anything else there does not belong to the run."""
 
 EXPORT_JSON: Final = "export.json"
 """The receipt of an export, in its directory."""

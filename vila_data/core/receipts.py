@@ -1,8 +1,8 @@
 """Receipts: the JSON that is written last for a part and makes its outputs valid.
 
 A unit of work writes its outputs into a scratch directory, commits them one by one
-and then the receipt. Whoever is killed in between leaves no receipt, so the work
-is done again and gives the same bytes.
+and then the receipt. A process killed in between leaves no receipt, so the work
+is repeated and gives the same bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def fingerprint(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a unit of work took in, counted and put out.
+    """Inputs, counts and outputs of a unit of work.
 
     inputs: fingerprint of everything that its outputs depend on.
     counts: stage counters; funnel rows under "funnel".
@@ -51,7 +51,7 @@ class Receipt:
 
 
 def read_receipt(store: Store, path: str) -> Receipt | None:
-    """The receipt at `path`, or None where there is none or it is no receipt."""
+    """The receipt at `path`, or None if it is missing or not a receipt."""
     if store.size(path) is None:
         return None
     try:
@@ -123,7 +123,7 @@ class Outputs:
         }
 
     def items(self) -> list[tuple[str, Path]]:
-        """(final path, local path) in the order in which they were asked for."""
+        """(final path, local path) in the order of the calls."""
         return list(self._paths.items())
 
 

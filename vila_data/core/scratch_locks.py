@@ -22,9 +22,9 @@ _TEMPORARY: Final = "vila-data-held-"
 
 
 def lock_directory(directory: Path, *, wait: bool = False) -> int | None:
-    """Make a directory and hold it until the descriptor that comes back is closed; None: another one holds it.
+    """Make a directory and lock it until the returned descriptor is closed; None: another process holds it.
 
-    wait: for whoever holds it, such as one who deletes it just now.
+    wait: for the process that holds it, for example one that is deleting it.
 
     Raises:
         OSError: it cannot be made.
@@ -40,13 +40,13 @@ def lock_directory(directory: Path, *, wait: bool = False) -> int | None:
 
 
 def delete_locked(directory: Path, owner: int) -> None:
-    """Delete a claimed directory and let go of it."""
+    """Delete a locked directory and release its lock."""
     shutil.rmtree(directory, ignore_errors=True)
     os.close(owner)
 
 
 def delete_unlocked(base: Path) -> None:
-    """Delete what lies in a directory and nobody holds, then the directory if it is empty; what cannot be deleted stays."""
+    """Delete the unlocked contents of a directory, then the directory if it is empty; what cannot be deleted stays."""
     with suppress(OSError):
         for path in list(base.iterdir()):
             with suppress(OSError):
@@ -56,7 +56,7 @@ def delete_unlocked(base: Path) -> None:
 
 @contextmanager
 def temporary_directory() -> Iterator[Path]:
-    """A new directory for temporary files, claimed and deleted afterwards; those of killed processes are deleted first."""
+    """A new locked directory for temporary files, deleted afterwards; those of killed processes are deleted first."""
     for left in Path(tempfile.gettempdir()).glob(_TEMPORARY + "*"):
         with suppress(OSError):
             _delete_unlocked(left)
@@ -100,7 +100,7 @@ def _delete_unlocked(path: Path) -> None:
 
 
 def _held(directory: Path, wait: bool) -> int | None:
-    """The descriptor that holds a directory; None: another one holds it.
+    """The descriptor that locks a directory; None: another process holds it.
 
     Raises:
         FileNotFoundError: it was deleted before it was locked.

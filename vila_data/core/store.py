@@ -1,6 +1,6 @@
-"""Where a run lies: any fsspec URL, read by range and written atomically.
+"""Storage for a run: any fsspec URL, with range reads and atomic writes.
 
-Files are written atomically: a file is either complete or absent. It is written to a temporary
+A file is either complete or absent. It is written to a temporary
 file on the same file system and renamed, or, on an object store, uploaded in one
 put, which is atomic there.
 """
@@ -109,7 +109,7 @@ class Store:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A fresh local directory for temporary files, gone afterwards; `clear_scratch`, of whatever process, spares it.
+        """A new local directory for temporary files, deleted afterwards; no process's `clear_scratch` deletes it before.
 
         For a local store it is inside the store, so that a commit is a rename.
         """
@@ -126,10 +126,10 @@ class Store:
 
     @contextmanager
     def alone(self, what: str) -> Iterator[None]:
-        """Let no other process do `what` in a local store as long as the block lasts; stores elsewhere have no locks.
+        """Keep other processes from doing `what` in a local store for the duration of the block; remote stores have no locks.
 
         Raises:
-            UsageError: another one is at it.
+            UsageError: another process is doing it.
         """
         if not self.is_local:
             yield
@@ -197,7 +197,7 @@ class Store:
 
 
 def _boto_error() -> type[Exception]:
-    """botocore's base error where s3fs is installed; it is no OSError."""
+    """botocore's base error where s3fs is installed; it is not an OSError."""
     try:
         from botocore.exceptions import BotoCoreError
     except ImportError:

@@ -106,7 +106,7 @@ FATES: Final = pa.schema(
         pa.field("fate", pa.string(), nullable=False),  # kept | dropped | failed
         pa.field("reason", pa.string()),  # rule or error, null if kept
         pa.field("stage", pa.string(), nullable=False),  # stage in which it was decided: download | filter
-        pa.field("text_index", pa.int32()),  # of a kept image: the sentence that it stands before
+        pa.field("text_index", pa.int32()),  # of a kept image: the sentence that it comes before
         pa.field("similarity", pa.float32()),  # of a kept image: to that sentence
     ]
 )
@@ -130,7 +130,7 @@ SHARD_INDEX: Final = pa.schema(
 """shards/<set>/<set>-NNNNNN.parquet: one row a sample, in tar order."""
 
 IMAGE_ID: Final = -200
-"""Stands in `ids` once for each image, whatever number of tokens the image takes."""
+"""Is in `ids` once for each image, however many tokens the image takes."""
 IGNORED: Final = -100
 """Label of what is not trained."""
 
@@ -207,7 +207,7 @@ def read_parquet(stream: Any, columns: list[str] | None = None, schema: pa.Schem
     """A whole Parquet file, or some of its columns.
 
     Raises:
-        pyarrow.ArrowInvalid: it is no whole Parquet file, or not of `schema`, or lacks a column.
+        pyarrow.ArrowInvalid: it is not a complete Parquet file, or not of `schema`, or lacks a column.
     """
     from pyarrow import parquet as pq  # loader processes do without it
 
@@ -226,7 +226,7 @@ def read_arrow(source: Any) -> pa.Table:
     """A whole Arrow IPC file; of a memory map nothing is copied.
 
     Raises:
-        pyarrow.ArrowInvalid: it is no whole Arrow file.
+        pyarrow.ArrowInvalid: it is not a complete Arrow file.
     """
     with pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(use_threads=False)) as file:
         return file.read_all()

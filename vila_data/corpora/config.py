@@ -37,7 +37,7 @@ class Preselect(StrictModel):
     def _one_amount(self) -> Preselect:
         wanted, other = ("count", "fraction") if self.keep == "top_count" else ("fraction", "count")
         if getattr(self, wanted) is None or getattr(self, other) is not None:
-            raise ValueError(f"keep: {self.keep} takes {wanted}, and not {other}")
+            raise ValueError(f"keep: {self.keep} needs {wanted}, and no {other}")
         return self
 
 
@@ -48,7 +48,7 @@ class CorpusFiles(StrictModel):
     part_records: records of one part, the unit of work and of resume.
     kind:         what the files hold.
     makes:        the kind of its records.
-    has_rows:     whether files are .json, .jsonl (also .gz) or .parquet with a record per row; others are not looked into.
+    has_rows:     whether files are .json, .jsonl (also .gz) or .parquet with a record per row; others are not inspected.
     """
 
     makes: ClassVar[RecordKind]
@@ -89,7 +89,7 @@ class CoyoConfig(CorpusFiles):
 
 
 class Img2datasetConfig(CorpusFiles):
-    """Pairs that img2dataset has downloaded: its .tar files, beside .parquet and _stats.json; or `pipe:COMMAND`, a command
+    """Pairs that img2dataset has downloaded: its .tar files, next to .parquet and _stats.json; or `pipe:COMMAND`, a command
     that writes such a tar.
 
     kind: what the files hold.
@@ -104,7 +104,7 @@ class LlavaConfig(CorpusFiles):
     """LLaVA conversations and chat messages with images: .json, .jsonl (also .gz) or .parquet.
 
     kind:       what the files hold.
-    image_root: directory or URL below which image paths lie; without it images are addresses, or in the rows.
+    image_root: directory or URL below which image paths are; without it images are URLs, or in the rows.
     """
 
     makes = "conversation"
@@ -116,12 +116,12 @@ class TextConfig(CorpusFiles):
     """Text-only instructions, from files (.json, .jsonl, also .gz; .parquet) or a Hugging Face dataset.
 
     kind:     what the files hold.
-    files:    paths or globs, relative to the recipe's file, or fsspec URLs; not beside `dataset`.
+    files:    paths or globs, relative to the recipe's file, or fsspec URLs; not together with `dataset`.
     dataset:  name on the hub, or a directory; its data files become `files` when the recipe is resolved, and are read
               by range.
     config:   configuration of the dataset, as `datasets` takes it.
     split:    split of the dataset.
-    revision: commit, tag or branch of the dataset; None: the newest, looked up at each launch.
+    revision: commit, tag or branch of the dataset; None: the newest, looked up at each run.
     system:   system prompt of rows that bring none; None: the template's own, "": none.
     """
 
@@ -171,7 +171,7 @@ class Flickr8kConfig(CorpusFiles):
     """Flickr8k pairs: a captions file, `image,caption` or `image.jpg#0<tab>caption`, and the directory of its images.
 
     kind:       what the files hold.
-    image_root: directory or URL below which the images lie.
+    image_root: directory or URL below which the images are.
     """
 
     makes = "pair"

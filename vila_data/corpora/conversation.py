@@ -47,7 +47,7 @@ def conversation(
     messages: tuple[Message, ...] | None = None,
     tools: tuple[dict[str, Any], ...] | None = None,
 ) -> Record:
-    """A conversation; each image belongs to the turn that holds its mark. Without images, marks are plain text.
+    """A conversation; each image belongs to the turn that has its placeholder. Without images, placeholders are plain text.
 
     Raises:
         RowProblem: empty_conversation, turn_order or image_count.
@@ -56,7 +56,9 @@ def conversation(
         raise RowProblem("empty_conversation", "every answer is empty" if turns else "it has no turns")
     for number, (before, after) in enumerate(itertools.pairwise(turns), 1):
         if before[0] == after[0]:
-            raise RowProblem("turn_order", f"turns {number - 1} and {number} are both from {after[0]}; turns alternate")
+            raise RowProblem(
+                "turn_order", f"turns {number - 1} and {number} are both from {after[0]}; turns must alternate"
+            )
     holders = [number for number, (_, text) in enumerate(turns) for _ in range(text.count(IMAGE_PLACEHOLDER))]
     if images and len(holders) != len(images):
         raise RowProblem("image_count", f"{len(holders)} {IMAGE_PLACEHOLDER} placeholders, but {len(images)} images")
@@ -73,7 +75,7 @@ def conversation(
 
 
 def exchanges(pairs: Sequence[tuple[str, str]], images: int) -> list[Turn]:
-    """Questions and answers about a row's images: where no question has a mark, all images are before the first one."""
+    """Questions and answers about a row's images: where no question has a placeholder, all images are before the first one."""
     if images and pairs and not any(IMAGE_PLACEHOLDER in question for question, _ in pairs):
         pairs = [(question, in_words(answer)) for question, answer in pairs]
         pairs[0] = (f"{IMAGE_PLACEHOLDER}\n" * images + pairs[0][0], pairs[0][1])
@@ -81,7 +83,7 @@ def exchanges(pairs: Sequence[tuple[str, str]], images: int) -> list[Turn]:
 
 
 def in_words(text: str) -> str:
-    """The text with marks that are plain text, as a conversation with images spells them."""
+    """The text with plain-text placeholders spelled as in a conversation with images."""
     return text.replace(IMAGE_PLACEHOLDER, PLACEHOLDER_AS_TEXT)
 
 
@@ -91,10 +93,10 @@ def read_turns(turns: Any) -> tuple[list[Turn], str | None]:
     Answers of tools in a row are one turn, each on a line of its own.
 
     Raises:
-        RowProblem: an entry is no turn, or its speaker is not known.
+        RowProblem: an entry is not a turn, or its speaker is unknown.
     """
     if not isinstance(turns, list):
-        raise RowProblem("wrong_type", f"the turns are a {type(turns).__name__}, not a list")
+        raise RowProblem("wrong_type", f"turns must be a list, found a {type(turns).__name__}")
     found: list[Turn] = []
     system = None
     before = ""
@@ -104,7 +106,7 @@ def read_turns(turns: Any) -> tuple[list[Turn], str | None]:
             or not isinstance(turn.get("from"), str)
             or not isinstance(turn.get("value"), str)
         ):
-            raise RowProblem("wrong_type", f"turn {number} is no {{from: text, value: text}}")
+            raise RowProblem("wrong_type", f"turn {number} must be {{from: string, value: string}}")
         speaker = turn["from"].lower()
         if speaker in SYSTEM and number == 0:
             system = turn["value"]
@@ -113,7 +115,9 @@ def read_turns(turns: Any) -> tuple[list[Turn], str | None]:
         elif speaker in SPEAKERS:
             found.append((SPEAKERS[speaker], turn["value"]))
         else:
-            raise RowProblem("wrong_type", f"turn {number} is from {turn['from']!r}; known are {', '.join(SPEAKERS)}")
+            raise RowProblem(
+                "wrong_type", f"turn {number} is from {turn['from']!r}; must be one of {', '.join(SPEAKERS)}"
+            )
         before = speaker
     return found, system
 
@@ -153,7 +157,7 @@ NO_IMAGES: Final = "kind text has no images; use kind llava"
 
 @dataclass(frozen=True, slots=True)
 class RowImages:
-    """A row's images beside its messages, and how an image inside an entry is read; None: there are to be none."""
+    """A row's images outside its messages, and how an image inside an entry is read; None: images are not allowed."""
 
     column: Sequence[ImageRef] = ()
     read: Callable[[Any], ImageRef] | None = None
@@ -195,16 +199,16 @@ def chat(record_id: str, entries: Any, images: RowImages, system: str | None = N
 def _normal(entries: Any) -> tuple[list[Message], list[Any]]:
     """The messages in normal form, and for each entry of an image its image as published, or its _Place."""
     if not isinstance(entries, list):
-        raise RowProblem("wrong_type", f"messages is a {type(entries).__name__}, not a list")
+        raise RowProblem("wrong_type", f"messages must be a list, found a {type(entries).__name__}")
     messages: list[Message] = []
     pictures: list[Any] = []
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict) or not isinstance(entry.get("role"), str):
-            raise RowProblem("wrong_type", f"messages: message {number} is no {{role: text, content: …}}")
+            raise RowProblem("wrong_type", f"messages: message {number} must be {{role: string, content: …}}")
         role = ROLES.get(entry["role"].lower())
         if role is None:
             raise RowProblem(
-                "wrong_type", f"messages: message {number} is from {entry['role']!r}; known are {', '.join(ROLES)}"
+                "wrong_type", f"messages: message {number} is from {entry['role']!r}; must be one of {', '.join(ROLES)}"
             )
         message = {key: value for key, value in entry.items() if value is not None} | {"role": role}
         if "content" in message:
@@ -212,7 +216,7 @@ def _normal(entries: Any) -> tuple[list[Message], list[Any]]:
         for key in _REASONING:
             if not isinstance(message.get(key, ""), str):
                 found = type(message[key]).__name__
-                raise RowProblem("wrong_type", f"messages: {key} of message {number} is a {found}, not a text")
+                raise RowProblem("wrong_type", f"messages: {key} of message {number} must be a string, found a {found}")
         _normal_calls(message, number)
         if not _is_json(message):
             raise RowProblem(
@@ -230,7 +234,7 @@ def _content(content: Any, number: int, pictures: list[Any]) -> str | list[dict[
     if not isinstance(content, list):
         raise RowProblem(
             "wrong_type",
-            f"messages: the content of message {number} is a {type(content).__name__}, not a text, a list or null",
+            f"messages: the content of message {number} must be a string, a list or null, found a {type(content).__name__}",
         )
     return [_entry(entry, f"entry {at} of message {number}", pictures) for at, entry in enumerate(content)]
 
@@ -240,20 +244,24 @@ def _entry(entry: Any, where: str, pictures: list[Any]) -> dict[str, Any]:
     if isinstance(entry, str):
         return {"type": "text", "text": entry}
     if not isinstance(entry, dict):
-        raise RowProblem("wrong_type", f"messages: {where} is a {type(entry).__name__}, not an object with a type")
+        raise RowProblem(
+            "wrong_type", f"messages: {where} must be an object with a type, found a {type(entry).__name__}"
+        )
     own = next((entry[key] for key in _IMAGE_KEYS if entry.get(key) is not None), None)
     kind = entry.get("type")
     if kind is None:
         kind = "text" if entry.get("text") is not None else "image" if own is not None else None
     if kind in _TEXTS:
         if not isinstance(entry.get("text"), str):
-            raise RowProblem("wrong_type", f"messages: {where} is of type {kind} and has no text")
+            raise RowProblem("wrong_type", f"messages: {where} has type {kind} but no text")
         return {"type": "text", "text": entry["text"]}
     if kind in _IMAGES:
         index = entry.get("index")
         pictures.append(_Place(index if isinstance(index, int) else None) if own is None else own)
         return {"type": "image"}
-    raise RowProblem("wrong_type", f"messages: {where} is of type {kind!r}; known are {', '.join((*_TEXTS, *_IMAGES))}")
+    raise RowProblem(
+        "wrong_type", f"messages: {where} has type {kind!r}; must be one of {', '.join((*_TEXTS, *_IMAGES))}"
+    )
 
 
 def _normal_calls(message: Message, number: int) -> None:
@@ -267,7 +275,9 @@ def _normal_calls(message: Message, number: int) -> None:
     if found == []:
         return
     if found is None or not all(isinstance(_function(call).get("name"), str) for call in found):
-        raise RowProblem("wrong_type", f"messages: tool_calls of message {number} is no list of {{name, arguments}}")
+        raise RowProblem(
+            "wrong_type", f"messages: tool_calls of message {number} must be a list of {{name, arguments}}"
+        )
     message["tool_calls"] = [_with_arguments(call) for call in found]
 
 
@@ -284,14 +294,14 @@ def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def _objects(value: Any) -> list[dict[str, Any]] | None:
-    """A list of objects, which may be JSON themselves, as may the list; None where it is no such list."""
+    """A list of objects, which may be JSON themselves, as may the list; None if it is not such a list."""
     value = _parsed(value)
     found = [_parsed(entry) for entry in value] if isinstance(value, list) else None
     return found if found is not None and all(isinstance(entry, dict) for entry in found) else None
 
 
 def _parsed(value: Any) -> Any:
-    """What a text is the JSON of; the value itself where it is no text, or no JSON."""
+    """The value that a text is the JSON of; the value itself if it is not a text, or not JSON."""
     if not isinstance(value, str):
         return value
     try:
@@ -305,7 +315,7 @@ def _tools(tools: Any) -> tuple[dict[str, Any], ...]:
         return ()
     found = _objects(tools)
     if found is None or not _is_json(found):
-        raise RowProblem("wrong_type", "tools is no list of objects, nor the JSON of one")
+        raise RowProblem("wrong_type", "tools must be a list of objects, or the JSON of one")
     return tuple(found)
 
 
@@ -381,12 +391,14 @@ def _found(pictures: Sequence[Any], images: RowImages) -> list[ImageRef]:
         if not 0 <= at < len(column):
             named = "" if picture.index is None else f" (index {picture.index})"
             raise RowProblem(
-                "image_count", f"messages: {len(pictures)} places for images{named}, the row has {len(column)} images"
+                "image_count", f"messages: {len(pictures)} image entries{named}, but the row has {len(column)} images"
             )
         found.append(column[at])
         used.add(at)
     if len(used) != len(column):
-        raise RowProblem("image_count", f"messages: {len(pictures)} places for images, {len(column)} images of the row")
+        raise RowProblem(
+            "image_count", f"messages: {len(pictures)} image entries, but the row has {len(column)} images"
+        )
     return found
 
 
@@ -418,7 +430,7 @@ def _said(message: Message, has_images: bool) -> str:
 
 
 def _texts(message: Message, has_images: bool) -> Iterator[str]:
-    """The pieces of a content: texts, neighbors joined, and marks. A mark inside a text is told from an image's."""
+    """The pieces of a content: texts, neighbors joined, and placeholders. A placeholder inside a text is spelled differently from an image's."""
     content = message.get("content", "")
     entries = [{"type": "text", "text": content}] if isinstance(content, str) else content
     text = ""
@@ -438,7 +450,7 @@ def read_chat(record_id: str, row: Row, images: RowImages, default_system: str |
     A row's own system prompt takes the place of `default_system`. In the form [{from, value}], `tools` are below it.
 
     Raises:
-        RowProblem: the turns or images are no conversation.
+        RowProblem: the turns or images are not a conversation.
     """
     form, turns = _turns(row)
     if turns is None:
@@ -462,7 +474,7 @@ def tools_text(row: Row) -> str | None:
         try:
             return json.dumps(tools, ensure_ascii=False)
         except (TypeError, ValueError, RecursionError) as error:
-            raise RowProblem("wrong_type", f"tools has no form in JSON: {error}") from None
+            raise RowProblem("wrong_type", f"tools cannot be written as JSON: {error}") from None
     return tools or None
 
 

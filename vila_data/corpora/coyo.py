@@ -34,7 +34,7 @@ class CoyoSource:
             missing = [name for name in needed if name not in parquet.schema_arrow.names]
             if missing:
                 raise DataError(
-                    f"{file}: no column {', '.join(missing)}; it has {', '.join(parquet.schema_arrow.names)}"
+                    f"{file}: no column {', '.join(missing)}; the file has {', '.join(parquet.schema_arrow.names)}"
                 )
             rows = parquet.metadata.num_rows if max_rows is None else min(max_rows, parquet.metadata.num_rows)
         scores = None

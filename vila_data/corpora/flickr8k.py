@@ -1,4 +1,4 @@
-"""Flickr8k: a file of captions, several an image, beside a directory of images. A pair is one row of it."""
+"""Flickr8k: a file of captions, several per image, next to a directory of images. A pair is one row of the file."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from vila_data.corpora.source import RowProblem
 _SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".gif", ".webp")
 PATH_KEYS: Final = ("url", "path")
 ENCODED_KEYS: Final = ("bytes", "base64", "data")
-"""Keys of an object that is an image: its address or path, its bytes or base64."""
+"""Keys of an object that is an image: its URL or path, its bytes or base64."""
 _LEAST_BASE64: Final = 64
 """Characters of a text that may be an image in base64; the smallest PNG has 92."""
 _MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
@@ -37,7 +37,7 @@ def as_list(value: Any) -> list[Any]:
 
 
 def named_image(value: Any, image_root: str | None) -> ImageRef:
-    """An image given as an address, a path below `image_root`, bytes, base64, a `data:` address or an object of these.
+    """An image given as a URL, a path below `image_root`, bytes, base64, a `data:` URL or an object of these.
 
     Raises:
         RowProblem: it is none of these.
@@ -51,7 +51,7 @@ def named_image(value: Any, image_root: str | None) -> ImageRef:
     if isinstance(value, bytes):
         return ImageRef(url="", data=value)
     if not isinstance(value, str):
-        raise RowProblem("wrong_type", f"an image is a {type(value).__name__}, not a path")
+        raise RowProblem("wrong_type", f"an image must be a path, found a {type(value).__name__}")
     if is_data_url(value):
         return encoded_image(value)
     data = _base64_image(value)
@@ -66,7 +66,7 @@ def _named(name: str, image_root: str | None) -> ImageRef:
 
 
 def encoded_image(value: Any) -> ImageRef:
-    """An image given as bytes, as base64 or as a `data:` address; broken base64 is an image that fails.
+    """An image given as bytes, as base64 or as a `data:` URL; broken base64 is an image that fails.
 
     Raises:
         RowProblem: it is none of these.
@@ -76,7 +76,7 @@ def encoded_image(value: Any) -> ImageRef:
     if isinstance(value, bytes):
         return ImageRef(url="", data=value)
     if not isinstance(value, str):
-        raise RowProblem("wrong_type", f"an image is a {type(value).__name__}, not base64")
+        raise RowProblem("wrong_type", f"an image must be base64, found a {type(value).__name__}")
     text = value.strip()
     if is_data_url(text):
         text = text.partition(",")[2]

@@ -1,4 +1,4 @@
-"""LLaVA: conversations with images named by path or address, or in the row; text-only ones between them.
+"""LLaVA: conversations with images named by path or URL, or in the row; text-only ones among them.
 
 Row formats: docs/sources.md. The published `id` is not unique in mix665k, so a record is
 named by its file and row.
@@ -20,7 +20,7 @@ _OTHER_MEDIA: Final = ("video", "videos", "audio", "audios")
 
 
 def llava_rows(config: LlavaConfig) -> ReadRow:
-    """Reads `{image | images}` beside `conversations`, `messages`, `instruction, output` or the_cauldron's `texts`."""
+    """Reads `{image | images}` next to `conversations`, `messages`, `instruction, output` or the_cauldron's `texts`."""
     read_image = partial(named_image, image_root=config.image_root)
 
     def read(record_id: str, row: Row) -> Record:
@@ -48,8 +48,8 @@ def llava_rows(config: LlavaConfig) -> ReadRow:
 def _pairs(texts: Any) -> list[tuple[str, str]]:
     """The questions and answers of the_cauldron."""
     if not isinstance(texts, list):
-        raise RowProblem("wrong_type", f"texts is a {type(texts).__name__}, not a list of {{user, assistant}}")
+        raise RowProblem("wrong_type", f"texts must be a list of {{user, assistant}}, found a {type(texts).__name__}")
     for number, entry in enumerate(texts):
         if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("user", "assistant")):
-            raise RowProblem("wrong_type", f"texts: entry {number} is no {{user: text, assistant: text}}")
+            raise RowProblem("wrong_type", f"texts: entry {number} must be {{user: string, assistant: string}}")
     return [(entry["user"], entry["assistant"]) for entry in texts]

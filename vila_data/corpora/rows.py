@@ -199,7 +199,7 @@ def _walk_list(stream: Any, offset: int) -> Iterator[Found]:
         if window[at : at + 1] == "]":
             return
         if ended or len(window) - at > _MAX_ROW:
-            yield -1, RowProblem("truncated_file", f"no end of the row at byte {offset + at}, nor of the list")
+            yield -1, RowProblem("truncated_file", f"the row at byte {offset + at} and the list do not end")
             return
         more = stream.read(max(_WINDOW, len(window) - at)).decode("latin-1")
         ended = not more
@@ -218,7 +218,7 @@ def _value_end(decode: Any, window: str, at: int, ended: bool) -> int | None:
 
 
 def _balanced_end(window: str, at: int) -> int | None:
-    """Where a value that is no JSON ends by its brackets and quotes, so that the next one can be read."""
+    """Where a value that is not JSON ends by its brackets and quotes, so that the next one can be read."""
     bare = _BARE.match(window, at)
     if bare is not None:
         return bare.end()
@@ -323,7 +323,7 @@ def text_field(row: Row, key: str) -> str:
             "missing_field", f"{key} is missing; the row has the keys {', '.join(map(str, row)) or 'none'}"
         )
     if not isinstance(value, str):
-        raise RowProblem("wrong_type", f"{key} is a {type(value).__name__}, not a text")
+        raise RowProblem("wrong_type", f"{key} must be a string, found a {type(value).__name__}")
     return value
 
 

@@ -1,10 +1,10 @@
-"""Preselection: the rows with the largest published scores, exactly, without sorting a corpus.
+"""Preselection: find exactly the rows with the highest published scores without sorting the corpus.
 
 One pass over the score columns gives each file's histogram of c at 1e-4 and the
 rows around the bin in which the cut will probably fall (files of a corpus are
 alike). The histograms' sum names the bin; an exact sort inside it gives the cut.
-Only a file unlike the others is looked at again. Memory: one histogram and some
-thousand rows a file, whatever the corpus's size. (docs/sources.md)
+Only a file unlike the others is looked at again. Memory: one histogram and a few
+thousand rows per file, regardless of the corpus's size. (docs/sources.md)
 """
 
 from __future__ import annotations

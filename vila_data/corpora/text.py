@@ -72,16 +72,16 @@ def _alpaca(row: Row) -> list[Turn]:
 def _history(value: Any) -> list[Turn]:
     turns: list[Turn] = []
     if value and not isinstance(value, list):
-        raise RowProblem("wrong_type", f"history is a {type(value).__name__}, not a list of [question, answer]")
+        raise RowProblem("wrong_type", f"history must be a list of [question, answer], found a {type(value).__name__}")
     for entry in value or []:
         if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(text, str) for text in entry):
-            raise RowProblem("wrong_type", "history is no list of [question, answer]")
+            raise RowProblem("wrong_type", "history must be a list of [question, answer]")
         turns += [("human", entry[0]), ("gpt", entry[1])]
     return turns
 
 
 class NoDataFiles(Exception):
-    """A dataset whose files cannot be told; the message says why and what to do."""
+    """A dataset whose files cannot be determined; the message says why and what to do."""
 
 
 def data_files(config: TextConfig) -> tuple[str, ...]:
@@ -90,7 +90,7 @@ def data_files(config: TextConfig) -> tuple[str, ...]:
     `skip(n)` of a streamed dataset reads all rows before the n-th, so parts read slices of files instead.
 
     Raises:
-        NoDataFiles: no such dataset, configuration or split, or files that are no rows.
+        NoDataFiles: no such dataset, configuration or split, or files that are not rows.
     """
     import datasets
 
@@ -105,5 +105,7 @@ def data_files(config: TextConfig) -> tuple[str, ...]:
     files = tuple(map(str, found[config.split]))
     problem = next((problem for problem in map(unreadable, files) if problem is not None), None)
     if problem is not None or getattr(builder.config, "field", None) is not None:
-        raise NoDataFiles(f"{config.dataset!r} is not a dataset of plain rows ({files[0]}); {problem or 'name its files'}")
+        raise NoDataFiles(
+            f"{config.dataset!r} is not a dataset of plain rows ({files[0]}); {problem or 'name its files'}"
+        )
     return files

@@ -20,7 +20,7 @@ _PATHS: Final = (".jpg", ".jpeg", ".png", ".gif", ".webp")
 
 
 def vflan_rows(config: VflanConfig) -> ReadRow:
-    """Reads `{question, answer, image}`: the images stand before the question, marks in its words are taken out."""
+    """Reads `{question, answer, image}`: the images come before the question, placeholders in its text are removed."""
 
     def read(record_id: str, row: Row) -> Record:
         question = text_field(row, "question").rstrip()
@@ -41,7 +41,7 @@ def _key(row: Row, name: str) -> str:
 
 
 def _picture(value: Any, image_root: str | None) -> ImageRef:
-    """A text is a path or an address by its end or beginning, else base64."""
+    """A text is a path or a URL by its suffix or prefix, else base64."""
     if isinstance(value, str) and not is_data_url(value):
         name = value.lower()
         if name.endswith(_PATHS) or name.startswith(("http://", "https://")):
@@ -53,10 +53,10 @@ def _turns(question: str, answer: str, images: int) -> list[Turn]:
     if _DIALOG not in question or _QUESTION not in question:
         return exchanges([(without_placeholders(question), answer)], images)
     if images > 1:
-        raise RowProblem("image_count", f"a visual dialog ({_DIALOG!r}) is about one image, the row has {images}")
+        raise RowProblem("image_count", f"a visual dialog ({_DIALOG!r}) must have one image, found {images}")
     asked = [entry.split(_ANSWER) for entry in question.split(_QUESTION)[1:]]
     if len(asked[-1]) != 1 or any(len(entry) != 2 for entry in asked[:-1]):
-        raise RowProblem("turn_order", f"a visual dialog ({_DIALOG!r}) whose questions and answers do not alternate")
+        raise RowProblem("turn_order", f"questions and answers of a visual dialog ({_DIALOG!r}) must alternate")
     asked[-1].append(answer)
     questions = [without_placeholders(entry[0]) for entry in asked]
     questions[0] = f"{IMAGE_PLACEHOLDER}\n{questions[0]}"  # without an image it is plain text, as there
@@ -66,9 +66,9 @@ def _turns(question: str, answer: str, images: int) -> list[Turn]:
 
 
 def without_placeholders(text: str) -> str:
-    """The text without image marks and their line breaks, nor any mark that taking them out would join."""
-    for mark in (f"{IMAGE_PLACEHOLDER}\n", f"\n{IMAGE_PLACEHOLDER}", IMAGE_PLACEHOLDER):
-        text = text.replace(mark, "")
+    """The text without image placeholders and their line breaks, also those that removing others would create."""
+    for placeholder in (f"{IMAGE_PLACEHOLDER}\n", f"\n{IMAGE_PLACEHOLDER}", IMAGE_PLACEHOLDER):
+        text = text.replace(placeholder, "")
     while IMAGE_PLACEHOLDER in text:
         text = text.replace(IMAGE_PLACEHOLDER, "")
     return text

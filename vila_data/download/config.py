@@ -37,9 +37,9 @@ class DownloadConfig(StrictModel):
     allow_private_hosts: host or host:port that may have private addresses.
     opt_out:             X-Robots-Tag directives that keep an image out; `none` counts as noindex.
     robots_txt:          whether to fetch and follow each origin's robots.txt first; one that cannot be read forbids.
-    contact:             mail or web address put into the User-Agent.
+    contact:             e-mail address or URL put into the User-Agent.
     resize:              None keeps the size.
-    engine:              what downloads: the package's own client, or img2dataset (pairs by address only).
+    engine:              what downloads: the package's own client, or img2dataset (pairs by URL only).
     """
 
     timeout_s: Seconds = 10.0

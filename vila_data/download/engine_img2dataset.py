@@ -1,6 +1,6 @@
 """img2dataset as the engine for pair corpora: its download and resize, our checks, tables and tar.
 
-For teams that compare with, or continue, what img2dataset made. It judges no addresses
+For teams that compare with, or continue, what img2dataset made. It checks no addresses
 (it would fetch ``http://127.0.0.1/`` and ``file://``; the latter is refused here), reads no
 robots.txt, and bounds neither bytes nor time of a body; `per_host`, `max_bytes` and
 `idle_timeout_s` have no effect. Use the builtin engine for URLs that are not trusted.
@@ -102,7 +102,7 @@ def _pairs(records: Iterable[Record | BadRecord]) -> Iterator[Record | BadRecord
     for record in records:
         if isinstance(record, Record) and record.kind != "pair":
             raise UsageError(
-                f"download.engine img2dataset serves pair corpora only; {record.record_id} is a {record.kind}: "
+                f"download.engine img2dataset supports pair corpora only; {record.record_id} is a {record.kind}: "
                 "use engine: builtin"
             )
         yield record
@@ -151,7 +151,7 @@ def _run(out: Path, config: DownloadConfig) -> None:
         )
     if done.returncode:
         tail = (out / "log").read_bytes()[-500:].decode("utf-8", "replace").strip()
-        raise RunError(f"img2dataset ended with status {done.returncode}: {tail}")
+        raise RunError(f"img2dataset exited with status {done.returncode}: {tail}")
 
 
 def _read_back(

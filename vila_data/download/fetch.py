@@ -190,7 +190,7 @@ class Fetched:
 def _coding(encoding: str) -> str:
     """The one coding of a Content-Encoding that is to be undone, or an empty text.
 
-    Names that are no coding (``none``, ``utf-8``, ``image/jpeg``, ``aws-chunked``) mean the bytes as they are.
+    Names that are not a coding (``none``, ``utf-8``, ``image/jpeg``, ``aws-chunked``) mean the bytes as they are.
     """
     if not encoding:
         return ""
@@ -332,7 +332,7 @@ _VALUED_DIRECTIVES: Final = ("unavailable_after", "max-snippet", "max-image-prev
 _CRAWLER: Final = re.compile(
     "bot(?![a-z])|crawl|spider|agent|google|bing|yahoo|slurp|yandex|baidu|duckduck|facebook|meta-|apple|gpt|openai|anthropic|claude|perplexity|vila-data"
 )
-"""In the names of crawlers; what else stands before a colon is taken for everyone's."""
+"""In the names of crawlers; anything else before a colon is taken to apply to all agents."""
 _AGENT: Final = re.compile(r"([\w*.-]+)(?:/[\w.-]*)?\s*:")
 
 
@@ -400,10 +400,10 @@ class Fetcher:
         cut:   a longer body is cut at the limit instead of failing, and opt-outs do not count (robots.txt).
 
         Raises:
-            FetchError: whatever else became of it.
+            FetchError: the request failed.
             RunError: this machine is out of file descriptors.
         """
-        self._judge_literal(url)
+        self._check_literal(url)
         exact = AnyURL.build(scheme=url.scheme, authority=url.authority, path=url.target, encoded=True)
         timeout = aiohttp.ClientTimeout(
             total=max(total_s, 0.001), sock_connect=self._config.idle_timeout_s, sock_read=self._config.idle_timeout_s
@@ -438,13 +438,13 @@ class Fetcher:
                     response.close()
                     break
             body.finish()
-        except BaseException:  # cancellation too: the shared memory is given back, the error goes on
+        except BaseException:  # cancellation too: the shared memory is given back, the error is raised again
             body.discard()
             raise
         return body
 
-    def _judge_literal(self, url: WebURL) -> None:
-        """Judge a URL whose host is an address, which the resolver never sees.
+    def _check_literal(self, url: WebURL) -> None:
+        """Check a URL whose host is an IP address, which the resolver never sees.
 
         Raises:
             FetchError: the address is not public.

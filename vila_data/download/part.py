@@ -1,4 +1,4 @@
-"""The stage for one part: every image asked for once, each with a fate; the tar and tables in record order; a receipt."""
+"""Download one part: every image requested once, each with a fate; the tar and tables in record order; a receipt."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class _Writer:
         """Write the tar, the images' table and the records' table.
 
         Raises:
-            OSError: no space left; or the error of whoever else works on the part.
+            OSError: no space left; or the error of another thread of the part.
         """
         try:
             with self._stream:

@@ -47,7 +47,7 @@ class ScratchFile:
         """`size` bytes that were appended at `offset`."""
         data = os.pread(self._descriptor, size, offset)
         if len(data) != size:
-            raise OSError(f"scratch file ends {size - len(data)} bytes early")
+            raise OSError(f"scratch file is {size - len(data)} bytes too short")
         return data
 
     def close(self) -> None:

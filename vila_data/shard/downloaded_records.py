@@ -20,12 +20,12 @@ from vila_data.core.tables import read_table
 from vila_data.core.tarcodec import BLOCK
 
 _TABLES: Final = 8
-"""Parts whose places are held: 28 bytes a record and an image each."""
+"""Parts whose locations are cached: 28 bytes per record and per image."""
 
 
 @dataclass(frozen=True)
 class _Places:
-    """Where a part's records (m) and images (n) lie in its tar; offset -1: there is none."""
+    """Where a part's records (m) and images (n) are in its tar; offset -1: missing."""
 
     offset: NDArray[np.int64]  # [m] of the JSON's header
     size: NDArray[np.int64]  # [m] of the JSON
@@ -47,7 +47,7 @@ class DownloadedRecords:
         self._places = lru_cache(maxsize=_TABLES)(self._read_places)
 
     def record(self, part: int, row: int) -> Record | None:
-        """The record of a metadata row; None where the row is no record.
+        """The record of a metadata row; None if the row is not a record.
 
         Raises:
             DataError: there is no such row, or the bytes are not a record's.
@@ -85,7 +85,9 @@ class DownloadedRecords:
         places = self._row(part, row)
         first, last = places.firsts[row : row + 2].tolist()
         if not 0 <= image_index < last - first:
-            raise DataError(f"{self._where(part)}: row {row} has {last - first} images, asked for number {image_index}")
+            raise DataError(
+                f"{self._where(part)}: row {row} has {last - first} images; image {image_index} was requested"
+            )
         path = self._part(part).images_tar()
         offsets, sizes = places.image_offset[first:last], places.image_size[first:last]
         there = offsets >= 0
@@ -98,12 +100,12 @@ class DownloadedRecords:
     def _row(self, part: int, row: int) -> _Places:
         places = self._places(part)
         if not 0 <= row < len(places.offset):
-            raise DataError(f"{self._where(part)}: {len(places.offset)} rows, asked for row {row}")
+            raise DataError(f"{self._where(part)}: {len(places.offset)} rows; row {row} was requested")
         return places
 
     def _part(self, index: int) -> Part:
         if index not in self._parts:
-            raise DataError(f"{self._store.url}: asked for part {index}, which the corpus does not have")
+            raise DataError(f"{self._store.url}: the corpus has no part {index}")
         return self._parts[index]
 
     def _where(self, part: int) -> str:

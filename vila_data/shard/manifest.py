@@ -1,4 +1,4 @@
-"""What a finished set says of itself: manifest.json, wids-meta.json, and Megatron-Energon's `.nv-meta/` and `.tar.idx`.
+"""The metadata files of a finished set: manifest.json, wids-meta.json, and Megatron-Energon's `.nv-meta/` and `.tar.idx`.
 
 With these Energon 7 reads a set as it is. `energon prepare` may be run over it, and is needed only for access by key
 (`.nv-meta/index.sqlite`, an auxiliary dataset of a metadataset).
@@ -72,7 +72,7 @@ def metadata_files(view: View, shards: Sequence[tuple[str, int]]) -> dict[str, b
 
 
 def tar_index(starts: Sequence[int], end: int) -> bytes:
-    """A `.tar.idx`: where each sample's first header stands, then where the last sample ends; uint64 each."""
+    """A `.tar.idx`: where each sample's first header is, then where the last sample ends; uint64 each."""
     return struct.pack(f"<{len(starts) + 1}Q", *starts, end)
 
 
@@ -122,7 +122,7 @@ class Manifest:
 
 
 def manifest_path(name: str) -> str:
-    """Where a set's manifest lies in a run."""
+    """Path of a set's manifest in a run."""
     return f"shards/{name}/manifest.json"
 
 

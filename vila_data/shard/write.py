@@ -43,9 +43,9 @@ class SampleRefs:
     part, row:      the record; offset, json_bytes: its JSON member in the part's tar, header first.
     json_digest:    the first 64 bits of the JSON's sha256.
     images_end:     int64[s], where each sample's images end among the k.
-    image_offset, image_bytes, digest: where an image's bytes lie, and the first 64 bits of their sha256.
+    image_offset, image_bytes, digest: where an image's bytes are, and the first 64 bits of their sha256.
     width, height:  of the stored image, pixels.
-    text_index:     the sentence it stands before; similarity: to that sentence, NaN if not scored.
+    text_index:     the sentence it comes before; similarity: to that sentence, NaN if not scored.
     size_bound:     int64[s], bytes that the sample takes in a tar at most.
     """
 
@@ -144,7 +144,7 @@ def record_bound(
 
 
 def pair_bound(json_bytes: NDArray[np.int64], image_bytes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """int64[s], bytes that samples of the view `pairs` take at most; their text stands in two members."""
+    """int64[s], bytes that samples of the view `pairs` take at most; their text is in two members."""
     text = 2 * json_bytes + _JSON_BYTES_A_SAMPLE + _JSON_BYTES_AN_IMAGE
     return member_bytes_of(text) + 2 * BLOCK + member_bytes_of(image_bytes)
 
@@ -252,7 +252,7 @@ def _digests(sha256: pa.ChunkedArray) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One shard to write: set, number, view, samples, and the parts that they lie in."""
+    """One shard to write: set, number, view, samples, and the parts that they are in."""
 
     name: str
     index: int
@@ -320,13 +320,13 @@ def _read(store: Store, job: ShardJob) -> Iterator[tuple[Record, list[KeptImage]
         start = int(refs.offset[sample])
         content = data[BLOCK : BLOCK + int(refs.json_bytes[sample])]
         if _digest(hashlib.sha256(content).hexdigest()) != int(refs.json_digest[sample]):
-            raise DataError(f"{where}: the record at byte {start} is not the one that was downloaded")
+            raise DataError(f"{where}: the record at byte {start} has changed since it was downloaded")
         record = record_from_json(content, f"{where}: byte {start + BLOCK}")
         yield record, [_image(refs, i, data, start, where) for i in refs.images_of(sample)]
 
 
 def _span(job: ShardJob, sample: int) -> Span:
-    """Where a record lies in its part's tar, from its header to the last of its kept images."""
+    """Where a record is in its part's tar, from its header to the last of its kept images."""
     refs = job.samples
     start = int(refs.offset[sample])
     ends = (int(refs.image_offset[i] + refs.image_bytes[i]) for i in refs.images_of(sample))
@@ -339,7 +339,7 @@ def _image(refs: SampleRefs, i: int, data: bytes, start: int, tar: str) -> KeptI
     jpeg = data[at : at + int(refs.image_bytes[i])]
     sha256 = hashlib.sha256(jpeg).hexdigest()
     if _digest(sha256) != int(refs.digest[i]):
-        raise DataError(f"{tar}: the image at byte {refs.image_offset[i]} is not the one that was downloaded")
+        raise DataError(f"{tar}: the image at byte {refs.image_offset[i]} has changed since it was downloaded")
     similarity = refs.similarity[i]
     return KeptImage(
         image_index=int(refs.image_index[i]),

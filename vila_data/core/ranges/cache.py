@@ -25,14 +25,14 @@ _LOG = logging.getLogger(__name__)
 _DIRECTORIES: Final = 64
 _LOCKS: Final = 256
 _CHECK: Final = 4
-"""Bytes of the CRC-32 behind a range's own bytes."""
+"""Bytes of the CRC-32 after a range's own bytes."""
 _KEPT_WHEN_FULL: Final = 0.9
 _PAUSE: Final = 1000
 """Entries not stored after a write failed."""
 _TOTAL: Final = ".total"
 _PART: Final = ".part"
 GRACE_S: Final = 60.0
-"""A whole file is not evicted so soon after it was asked for: whoever asked must have time to open it."""
+"""A whole file is not evicted this soon after it was requested: its reader must have time to open it."""
 _DEAD_PART_S: Final = 86_400.0
 
 
@@ -74,7 +74,7 @@ class RangeCache:
         return None
 
     def put(self, key: str, data: bytes | memoryview) -> None:
-        """Store bytes under a key; a disk that refuses them is warned of once, and the run goes on without."""
+        """Store bytes under a key; if the disk refuses them, warn once and continue without the cache."""
         if self._pause:
             self._pause -= 1
             return
@@ -88,7 +88,7 @@ class RangeCache:
             if not self._warned:
                 self._warned = True
                 _LOG.warning(
-                    "%s: the cache cannot be written (%s): ranges are read from the store each time", home.path, error
+                    "%s: the cache cannot be written (%s): every range is read from the store", home.path, error
                 )
 
     def _home(self, key: str) -> _BoundedDirectory:
@@ -96,7 +96,7 @@ class RangeCache:
 
 
 class FileCache:
-    """Whole files by key, `bound` bytes in all, besides those asked for in the last minute.
+    """Whole files by key, `bound` bytes in all, besides those requested in the last minute.
 
     A file that is evicted while a process maps it stays readable there.
     """
@@ -133,7 +133,7 @@ class FileCache:
 
 
 class _BoundedDirectory:
-    """Files of one directory, whose sizes in whole disk blocks stay within a bound, whoever writes there.
+    """Files of one directory, whose sizes in whole disk blocks stay within a bound, regardless of which process writes there.
 
     grace_s: a file used so recently is not evicted. dead_part_s: a part not written for so long has no writer;
     0 where parts are written under the directory's lock, so that one found by its holder never has.

@@ -40,7 +40,7 @@ class Request:
 class Run:
     """Spans that one request fetches, as far as they are known.
 
-    gap:     bytes between two spans that are fetched along with them rather than asked for apart.
+    gap:     bytes between two spans that are fetched along with them rather than by another request.
     largest: bytes of a request, unless one span alone is larger.
     """
 
@@ -94,7 +94,7 @@ class ReadOptions(StrictModel):
 
     cache_dir:    directory on a local disk for what was read from a remote store, shared by all processes
                   of a user on a machine and kept afterwards. None: ranges are not kept, and whole files
-                  lie in a private temporary directory.
+                  are in a private temporary directory.
     cache_bytes:  bound of that directory: three quarters are for ranges, one quarter for whole files.
     io_threads:   requests under way at a time.
     retries:      attempts after the first one; 0: none.
@@ -278,7 +278,7 @@ class PrefetchReader:
             if self._closed:
                 raise RangeError("the reader is closed", 1, True)
             if span.offset < 0 or span.size < 0:
-                raise RangeError("no such range", 1, True)
+                raise RangeError("not a valid range", 1, True)
             request = self._pending.get(span)
             own = request if request in self._queued else None
             if own is not None:

@@ -37,7 +37,7 @@ _LARGE: Final = 4 << 20
 
 
 class _File:
-    """A descriptor, closed when nobody uses it any more."""
+    """A descriptor, closed after its last use."""
 
     def __init__(self, path: Path) -> None:
         self.descriptor = -1
@@ -91,8 +91,8 @@ class LocalReader:
             if len(data) != size:
                 there = _size(file)
                 raise StorageError(
-                    f"{self._root / path}: {size} bytes at offset {offset} were asked for, but the file has {there} "
-                    "bytes: it was cut short or written again since its manifest was; check the run with `vila-data check`"
+                    f"{self._root / path}: {size} bytes at offset {offset} were requested, but the file has {there} "
+                    "bytes: it was truncated or rewritten after its manifest; check the run with `vila-data check`"
                 )
         except OSError as error:
             raise StorageError(f"{self._root / path}: {size} bytes at offset {offset}: {error.strerror}") from error
@@ -222,7 +222,7 @@ class Blocks:
         self._block = lru_cache(maxsize=held)(self._read_block)
 
     def read(self, span: Span, block: Span) -> bytes:
-        """The bytes of a span that lies in a block.
+        """The bytes of a span within a block.
 
         Raises:
             StorageError: the file is missing or shorter than the span, or cannot be read.

@@ -152,7 +152,7 @@ class RangeFetch:
         if len(data) < size and offset + size > (there := await self._size(path)):
             raise RangeError(f"the file has {there} bytes", 1, True)
         if len(data) != size:
-            raise RangeError(f"{len(data)} bytes came", 1, False)
+            raise RangeError(f"got {len(data)} bytes", 1, False)
         return data
 
     async def _size(self, path: str) -> int:
@@ -186,7 +186,7 @@ def _file_system(url: str, options: ReadOptions) -> tuple[Any, str]:
 
 
 async def _in_thread(call: Callable[[], T]) -> T:
-    """Run a blocking call in a thread that nobody waits for when it never ends."""
+    """Run a blocking call in a thread that is abandoned if it never ends."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
