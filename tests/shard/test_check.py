@@ -366,7 +366,7 @@ def test_a_sample_without_json(copy: Copy) -> None:
     members = copy.members(0)
     copy.rewrite(0, members[1:])
     key = members[0][0].split(".")[0]
-    assert any(problem.endswith(f"key {key}: no {key}.json") for problem in copy.problems)
+    assert any(problem.endswith(f"key {key}: {key}.json is missing") for problem in copy.problems)
 
 
 def test_check_tar_says_what_is_no_tar(tmp_path: Path) -> None:

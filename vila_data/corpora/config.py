@@ -14,16 +14,16 @@ from vila_data.core.records import RecordKind
 class Preselect(StrictModel):
     """Which rows of a pair corpus are worth a download, by the sum of published scores.
 
-    c = sum of the columns `by`. Rows with c > `min_sum` take part; the `count`
+    c = sum of the columns `by`. Rows with c > `min_sum` are candidates; the `count`
     largest, or floor(`fraction` x all rows), are kept, over the whole corpus or in
     each file. Ties: c descending, then id ascending. (docs/sources.md)
 
     by:       columns of the metadata that are summed.
-    keep:     whether `count` or `fraction` says how many are kept.
+    keep:     whether `count` or `fraction` sets how many rows are kept.
     count:    rows kept, with `keep: top_count`.
     fraction: share of all rows kept, with `keep: top_fraction`.
     min_sum:  c must be above this; None: no bound.
-    scope:    over the whole corpus at once, or in each file.
+    scope:    whether the selection is over the whole corpus or within each file.
     """
 
     by: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -42,13 +42,13 @@ class Preselect(StrictModel):
 
 
 class CorpusFiles(StrictModel):
-    """What every corpus has: its metadata files and how they are cut into parts.
+    """Keys of every corpus: its metadata files and how they are split into parts.
 
     files:        paths or globs, relative to the recipe's file, or fsspec URLs; `{00..31}` and `{a,b}` are expanded.
-    part_records: records of one part, the unit of work and of resume.
+    part_records: records per part, the unit of work and of resuming.
     kind:         what the files hold.
     makes:        the kind of its records.
-    has_rows:     whether files are .json, .jsonl (also .gz) or .parquet with a record per row; others are not inspected.
+    has_rows:     whether files are .json, .jsonl (also .gz) or .parquet with one record per row; others are not inspected.
     """
 
     makes: ClassVar[RecordKind]
@@ -122,7 +122,7 @@ class TextConfig(CorpusFiles):
     config:   configuration of the dataset, as `datasets` takes it.
     split:    split of the dataset.
     revision: commit, tag or branch of the dataset; None: the newest, looked up at each run.
-    system:   system prompt of rows that bring none; None: the template's own, "": none.
+    system:   system prompt of rows without one; None: the template's own, "": none.
     """
 
     makes = "conversation"
