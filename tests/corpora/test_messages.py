@@ -441,7 +441,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "wrong_type",
         "messages: the content of message 1 must be a string, a list or null, found a int",
     ),
-    ({"messages": [user(3), A]}, "wrong_type", "messages: entry 0 of message 0 must be an object with a type, found a int"),
+    (
+        {"messages": [user(3), A]},
+        "wrong_type",
+        "messages: entry 0 of message 0 must be an object with a type, found a int",
+    ),
     (
         {"messages": [user({"type": "text", "text": None}), A]},
         "wrong_type",
@@ -490,8 +494,16 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "wrong_type",
         "messages: message 1 is not JSON",
     ),
-    ({"messages": [user("q"), A], "tools": "search"}, "wrong_type", "tools must be a list of objects, or the JSON of one"),
-    ({"messages": [user("q"), A], "tools": [DEEP]}, "wrong_type", "tools must be a list of objects, or the JSON of one"),
+    (
+        {"messages": [user("q"), A], "tools": "search"},
+        "wrong_type",
+        "tools must be a list of objects, or the JSON of one",
+    ),
+    (
+        {"messages": [user("q"), A], "tools": [DEEP]},
+        "wrong_type",
+        "tools must be a list of objects, or the JSON of one",
+    ),
     (
         {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "tools": [b""]},
         "wrong_type",
@@ -547,7 +559,11 @@ REFUSED_LLAVA: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"messages": [user({**IMAGE, "image": 3}), A]}, "wrong_type", "an image must be a path, found a int"),
     ({"texts": "q"}, "wrong_type", "texts must be a list of {user, assistant}, found a str"),
-    ({"texts": [{"user": "q"}], "images": ["a"]}, "wrong_type", "texts: entry 0 must be {user: string, assistant: string}"),
+    (
+        {"texts": [{"user": "q"}], "images": ["a"]},
+        "wrong_type",
+        "texts: entry 0 must be {user: string, assistant: string}",
+    ),
     ({"texts": ["q", None], "images": [None, "a"]}, "wrong_type", "an image must be a path, found a NoneType"),
     ({"texts": []}, "empty_conversation", "it has no turns"),
     (

@@ -104,7 +104,7 @@ def test_a_good_recipe_is_resolved(tmp_path: Path) -> None:
             "meta/dogs_*.jsonl",
             "recipe.yaml:5 corpora.docs.files.0: 'meta/dogs_*.jsonl' matches no file",
         ),
-        ("count: 10, ", "", "recipe.yaml:9 corpora.pairs.preselect: keep: top_count takes count, and not fraction"),
+        ("count: 10, ", "", "recipe.yaml:9 corpora.pairs.preselect: keep: top_count needs count, and no fraction"),
         (
             "aspect_ratio: [0.5, 2.0]",
             "aspect_ratio: [2.0, 0.5]",

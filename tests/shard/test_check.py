@@ -255,7 +255,8 @@ def test_an_index_with_other_checksums_or_sizes(copy: Copy, column: str) -> None
     (problem,) = copy.problems
     if column == "crc32c":
         assert (
-            problem == f"{copy.tar(1).name}: {rows[at]['members'][-1]}: crc32c does not match the index: bytes have changed"
+            problem
+            == f"{copy.tar(1).name}: {rows[at]['members'][-1]}: crc32c does not match the index: bytes have changed"
         )
     else:
         assert problem.startswith(f"{path.name}: key {rows[at]['key']}: widths and heights")

@@ -89,7 +89,9 @@ def test_a_broken_downloaded_record_is_an_error(tmp_path: Path) -> None:
     job = jobs[0]
     tar = job.parts[int(job.samples.part[0])].images_tar()
     flip(store, tar, int(job.samples.offset[0]) + 512)
-    with pytest.raises(DataError, match=r"part-0000\d\.tar: the record at byte \d+ has changed since it was downloaded"):
+    with pytest.raises(
+        DataError, match=r"part-0000\d\.tar: the record at byte \d+ has changed since it was downloaded"
+    ):
         write_shard(store, job)
 
 
