@@ -515,7 +515,7 @@ REFUSED_LLAVA: list[tuple[dict[str, Any], str, str]] = [
         (
             {"messages": [user({"type": kind, kind: "x"}), A]},
             "wrong_type",
-            f"messages: entry 0 of message 0 is of type '{kind}'; known",
+            f"messages: entry 0 of message 0 has type '{kind}'; must be one of",
         )
         for kind in ("video", "audio", "video_url", "input_audio", "thinking")
     ],

@@ -157,7 +157,7 @@ def test_an_index_of_other_samples_is_an_error(made: MadeRun, tmp_path: Path) ->
     index = folder / "pairs-000000.parquet"
     table = pq.read_table(index)
     pq.write_table(table.slice(0, len(table) - 1), index)
-    with pytest.raises(DataError, match=rf"pairs-000000.parquet: {len(table) - 1} samples, the manifest has"):
+    with pytest.raises(DataError, match=rf"pairs-000000.parquet: {len(table) - 1} samples, but the manifest says"):
         list(open_shards(folder))
     pq.write_table(table.drop_columns(["offsets"]), index)
     with pytest.raises(DataError, match=r"not an index: .*offsets"):

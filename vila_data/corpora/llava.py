@@ -13,7 +13,7 @@ from vila_data.core.records import Record
 from vila_data.corpora.config import LlavaConfig
 from vila_data.corpora.conversation import RowImages, conversation, exchanges, read_chat
 from vila_data.corpora.images import as_list, named_image
-from vila_data.corpora.rows import ReadRow, Row, text_field
+from vila_data.corpora.rows import ReadRow, Row, missing, text_field
 from vila_data.corpora.source import RowProblem
 
 _OTHER_MEDIA: Final = ("video", "videos", "audio", "audios")
@@ -37,9 +37,7 @@ def llava_rows(config: LlavaConfig) -> ReadRow:
         elif row.get("texts") is not None:
             pairs = _pairs(row["texts"])
         else:
-            raise RowProblem(
-                "missing_field", f"no conversations; the row has the keys {', '.join(map(str, row)) or 'none'}"
-            )
+            raise missing("no conversations", row)
         return conversation(record_id, exchanges(pairs, len(images)), images)
 
     return read

@@ -8,7 +8,7 @@ from typing import Any
 
 from vila_data.core.records import ImageRef, Record
 from vila_data.corpora.images import encoded_image
-from vila_data.corpora.rows import Row
+from vila_data.corpora.rows import Row, missing
 from vila_data.corpora.source import RowProblem
 
 
@@ -40,9 +40,7 @@ def obelics_row(record_id: str, row: Row) -> Record:
 def _entries(row: Row, key: str) -> list[str | None]:
     value = row.get(key)
     if value is None:
-        raise RowProblem(
-            "missing_field", f"{key} is missing; the row has the keys {', '.join(map(str, row)) or 'none'}"
-        )
+        raise missing(f"{key} is missing", row)
     if not isinstance(value, list) or not all(entry is None or isinstance(entry, str) for entry in value):
         raise RowProblem("wrong_type", f"{key} must be a list of strings and nulls")
     return value

@@ -311,6 +311,11 @@ def unreadable(file: str) -> str | None:
     return f"rows are read from {', '.join(ROW_SUFFIXES)}"
 
 
+def missing(what: str, row: Row) -> RowProblem:
+    """A row without a field that it must have."""
+    return RowProblem("missing_field", f"{what}; the row has the keys {', '.join(map(str, row)) or 'none'}")
+
+
 def text_field(row: Row, key: str) -> str:
     """A row's text under `key`.
 
@@ -319,9 +324,7 @@ def text_field(row: Row, key: str) -> str:
     """
     value = row.get(key)
     if value is None:
-        raise RowProblem(
-            "missing_field", f"{key} is missing; the row has the keys {', '.join(map(str, row)) or 'none'}"
-        )
+        raise missing(f"{key} is missing", row)
     if not isinstance(value, str):
         raise RowProblem("wrong_type", f"{key} must be a string, found a {type(value).__name__}")
     return value

@@ -47,7 +47,10 @@ def text_rows(config: TextConfig) -> ReadRow:
 
 def _turns(row: Row) -> list[Turn]:
     if row.get("instruction") is not None:
-        return [*_history(row.get("history")), *_alpaca(row)]
+        question = text_field(row, "instruction")
+        if row.get("input"):
+            question = f"{question}\n{text_field(row, 'input')}"
+        return [*_history(row.get("history")), ("human", question), ("gpt", text_field(row, "output"))]
     for asked, answered in _EXCHANGES:
         if row.get(asked) is not None and answered in row:
             question, answer = text_field(row, asked), text_field(row, answered)
@@ -60,13 +63,6 @@ def _turns(row: Row) -> list[Turn]:
         f"unknown row format (known: conversations; messages; instruction, output; {known}); "
         f"the row has {'the keys ' + ', '.join(map(str, row)) if row else 'no keys'}",
     )
-
-
-def _alpaca(row: Row) -> list[Turn]:
-    question = text_field(row, "instruction")
-    if row.get("input"):
-        question = f"{question}\n{text_field(row, 'input')}"
-    return [("human", question), ("gpt", text_field(row, "output"))]
 
 
 def _history(value: Any) -> list[Turn]:

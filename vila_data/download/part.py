@@ -52,7 +52,7 @@ def download_part(
         RunError: this machine is out of file descriptors.
         UsageError: the engine cannot take these records, or is not installed.
     """
-    report = progress or _silent
+    report = progress or (lambda finished: None)
     with committing(store, part.receipt("download"), inputs) as outputs:
         with (
             closing(PartImages(outputs.directory / "part_images")) as part_images,
@@ -87,10 +87,6 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
         return
     with ThreadPoolExecutor(1, thread_name_prefix="vila-download") as thread:
         thread.submit(asyncio.run, work).result()
-
-
-def _silent(_: int) -> None:
-    return None
 
 
 class _Table:

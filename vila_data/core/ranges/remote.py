@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as WaitTimeoutError
 from contextlib import ExitStack, closing
@@ -72,11 +72,7 @@ class RangeFetch:
         Raises:
             RangeError: the last attempt's reason.
         """
-        return self.wait(self.start(path, offset, size))
-
-    def start(self, path: str, offset: int, size: int) -> Future[bytes]:
-        """Begin to fetch a range; `wait` gives it."""
-        return self._begin(self._tried(lambda: self._range(path, offset, size)))
+        return self._run(lambda: self._range(path, offset, size))
 
     def size(self, path: str) -> int:
         """Bytes of a file.
@@ -84,7 +80,7 @@ class RangeFetch:
         Raises:
             RangeError: the last attempt's reason.
         """
-        return self.wait(self._begin(self._tried(lambda: self._size(path))))
+        return int(self._file_info(path)["size"])
 
     def version(self, path: str) -> str:
         """What the store says of a file that changes when it is written again.
@@ -92,17 +88,10 @@ class RangeFetch:
         Raises:
             RangeError: the last attempt's reason.
         """
-        return self.wait(self._begin(self._tried(lambda: self._about(path, lambda about: repr(sorted(about.items()))))))
+        return repr(sorted(self._file_info(path).items()))
 
-    def wait(self, future: Future[T]) -> T:
-        """The result of what was begun, at the latest when all attempts would have run out of time."""
-        try:
-            return future.result(self._deadline_s)
-        except CancelledError as error:
-            raise RangeError("the reader was closed", 1, True) from error
-        except WaitTimeoutError as error:
-            future.cancel()
-            raise RangeError(f"no answer within {self._deadline_s:.0f} s", self._options.retries + 1, False) from error
+    def _file_info(self, path: str) -> dict[str, Any]:
+        return self._run(lambda: self._info(path))
 
     def close(self) -> None:
         """Break off what is under way; nothing can be begun afterwards."""
@@ -111,15 +100,21 @@ class RangeFetch:
         for future in list(self._under_way):
             future.cancel()
 
-    def _begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+    def _run(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """The result of the first attempt that succeeds, at the latest when all of them would have run out of time."""
         with self._beginning:  # what is begun is seen by `close`, or not begun
             if self._closed:
-                work.close()
                 raise RangeError("the reader is closed", 1, True)
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+            future = asyncio.run_coroutine_threadsafe(self._tried(attempt), self._loop)
             self._under_way.add(future)
         future.add_done_callback(self._under_way.discard)
-        return future
+        try:
+            return future.result(self._deadline_s)
+        except CancelledError as error:
+            raise RangeError("the reader was closed", 1, True) from error
+        except WaitTimeoutError as error:
+            future.cancel()
+            raise RangeError(f"no answer within {self._deadline_s:.0f} s", self._options.retries + 1, False) from error
 
     async def _tried(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """The result of the first attempt that succeeds."""
@@ -149,21 +144,18 @@ class RangeFetch:
             data: bytes = await self._fs._cat_file(at, start=offset, end=offset + size)
         else:
             data = await _in_thread(lambda: self._fs.cat_file(at, start=offset, end=offset + size))
-        if len(data) < size and offset + size > (there := await self._size(path)):
-            raise RangeError(f"the file has {there} bytes", 1, True)
+        if len(data) < size and offset + size > (file_size := int((await self._info(path))["size"])):
+            raise RangeError(f"the file has {file_size} bytes", 1, True)
         if len(data) != size:
             raise RangeError(f"got {len(data)} bytes", 1, False)
         return data
 
-    async def _size(self, path: str) -> int:
-        return await self._about(path, lambda about: int(about["size"]))
-
-    async def _about(self, path: str, of: Callable[[dict[str, Any]], T]) -> T:
+    async def _info(self, path: str) -> dict[str, Any]:
         at = f"{self._root}/{path}"
-        about: dict[str, Any] = (
+        info: dict[str, Any] = (
             await self._fs._info(at) if self._fs.async_impl else await _in_thread(lambda: self._fs.info(at))
         )
-        return of(about)
+        return info
 
 
 def _file_system(url: str, options: ReadOptions) -> tuple[Any, str]:
