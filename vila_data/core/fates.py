@@ -28,7 +28,7 @@ RECORD_REASONS: Final[tuple[str, ...]] = (
 )
 """Why a metadata row is not a record.
 
-image_count         a conversation's places for images (<image>, image entries) and its images differ in number, or
+image_count         a conversation's placeholders (<image>, image entries) and its images differ in number, or
                     there are too many images
 turn_order          turns of {from, value} do not alternate
 empty_conversation  it has no turns, or no answer with words or tool calls in it

@@ -27,7 +27,7 @@ __all__ = [
     "covering_scale",
     "decode_rgb",
     "decode_scaled",
-    "normalise",
+    "normalize_image",
     "perceptual_hash",
     "pixels_to_store",
     "plain_size",
@@ -64,7 +64,7 @@ class StoredImage:
     profile_ignored: bool = False
 
 
-def normalise(
+def normalize_image(
     data: bytes,
     *,
     max_pixels: int,
@@ -98,10 +98,10 @@ def normalise(
 def pixels_to_store(
     data: bytes, *, max_pixels: int, shorter_side_px: int | None = 336, only_if_larger: bool = True
 ) -> Pixels:
-    """Pixels [H, W, 3] uint8 RGB that `normalise` encodes; of a JPEG whose bytes it keeps, what they decode to.
+    """Pixels [H, W, 3] uint8 RGB that `normalize_image` encodes; of a JPEG whose bytes it keeps, what they decode to.
 
     Raises:
-        ImageError: as `normalise`.
+        ImageError: as `normalize_image`.
     """
     ready = _prepared(data, _Plan(max_pixels, shorter_side_px, only_if_larger, 90))
     return decode_rgb(ready.jpeg) if isinstance(ready, StoredImage) else ready.pixels
@@ -114,8 +114,8 @@ def decode_rgb(jpeg: bytes, min_side: int | None = None) -> Pixels:
         ImageError: the bytes cannot be decoded.
     """
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(jpeg)
-        if colours in _PLAIN:
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(jpeg)
+        if colors in _PLAIN:
             limit = min_side or min(height, width)
             scale = next(s for s in _SCALES if s == 0 or min(_scaled(height, s), _scaled(width, s)) >= limit)
             return _decode(jpeg, height, width, scale, "RGB", own=True)
@@ -131,10 +131,10 @@ def plain_size(jpeg: bytes | memoryview) -> tuple[int, int] | None:
     Reads the header alone, in about 2 us.
     """
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(jpeg)
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(jpeg)
     except ValueError:
         return None
-    return (height, width) if colours in _PLAIN else None
+    return (height, width) if colors in _PLAIN else None
 
 
 def covering_scale(height: int, width: int, min_height: int, min_width: int) -> int:
@@ -211,13 +211,13 @@ def _prepare_jpeg(data: bytes, plan: _Plan) -> _Ready | StoredImage | None:
     if facts.profile_broken:  # the strict decoder would complain of it
         data = clean_jpeg(data, facts)
         facts = replace(jpeg_facts(data), orientation=facts.orientation, profile_broken=True)
-    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
     if height * width > plan.max_pixels:
         raise ImageError("too_many_pixels", f"{width} x {height}")
-    if colours not in _PLAIN:
+    if colors not in _PLAIN:
         return None
     check_scans(data, facts, width * height)
-    convert, ignored = _conversion(facts, colours)
+    convert, ignored = _conversion(facts, colors)
     target = plan.size(width, height)
     if target == (width, height) and facts.orientation == 1 and convert is None:
         jpeg = clean_jpeg(data, facts)
@@ -232,12 +232,12 @@ def _prepare_jpeg(data: bytes, plan: _Plan) -> _Ready | StoredImage | None:
     return _upright_at_size(rgb, width, height, facts.orientation, plan, ignored)
 
 
-def _conversion(facts: JpegFacts, colours: str) -> tuple[ToSrgb | None, bool]:
+def _conversion(facts: JpegFacts, colors: str) -> tuple[ToSrgb | None, bool]:
     """What makes a JPEG's colors sRGB, and whether its profile is ignored."""
     if facts.profile is None:
         return None, facts.profile_broken
     try:
-        return to_srgb(facts.profile, "L" if colours == "Gray" else "RGB"), False
+        return to_srgb(facts.profile, "L" if colors == "Gray" else "RGB"), False
     except BrokenProfile:
         return None, True
 
@@ -261,7 +261,7 @@ def _decode(
     height: int,
     width: int,
     scale: int,
-    colours: str,
+    colors: str,
     own: bool = False,
     exact: bool = False,
     into: Pixels | None = None,
@@ -271,10 +271,10 @@ def _decode(
     exact: with smooth chroma, as the pixels are not resized.
     """
     out_height, out_width = _scaled(height, scale), _scaled(width, scale)
-    size = out_height * out_width * (1 if colours == "GRAY" else 3)
+    size = out_height * out_width * (1 if colors == "GRAY" else 3)
     pixels: Pixels = simplejpeg.decode_jpeg(
         data,
-        colours,
+        colors,
         min_height=out_height,
         min_width=out_width,
         min_factor=1,

@@ -40,7 +40,7 @@ class CoyoSource:
         scores = None
         if self._config.preselect is not None:
             c, ids = self._scores(file, rows, self._config.preselect)
-            scores = selection.summarise(c, ids, self._config.preselect, expected_share)
+            scores = selection.summarize(c, ids, self._config.preselect, expected_share)
         return FileScan(file, rows, file_fingerprint(file), scores)
 
     def scores_at(self, file: str, rows: int, bin_index: int) -> selection.FileScores:

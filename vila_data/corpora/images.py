@@ -112,7 +112,7 @@ def _base64_image(text: str) -> bytes | None:
 
 
 def below(image_root: str, path: str) -> str | None:
-    """`path` under `image_root`, both without `..`; None where it would leave it. Links are followed, not judged."""
+    """`path` under `image_root`, both without `..`; None where it would leave it. Symbolic links are followed and not checked."""
     scheme, mark, directory = image_root.rpartition("://")
     directory = posixpath.normpath(directory)
     full = posixpath.normpath(posixpath.join(directory, path))

@@ -48,7 +48,7 @@ def eligible(c: NDArray[np.float64], rule: Preselect) -> NDArray[np.bool_]:
     return np.isfinite(c) if rule.min_sum is None else np.isfinite(c) & (c > rule.min_sum)
 
 
-def summarise(c: NDArray[np.float64], ids: NDArray[np.int64], rule: Preselect, share: float) -> FileScores:
+def summarize(c: NDArray[np.float64], ids: NDArray[np.int64], rule: Preselect, share: float) -> FileScores:
     """Histogram of a file's scores, and its rows near the cut when `share` of its rows is kept."""
     mask = eligible(c, rule)
     rows = len(c)

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vila_data.core.errors import RunError, UsageError
-from vila_data.core.images import ImageError, normalise
+from vila_data.core.images import ImageError, normalize_image
 from vila_data.core.records import BadRecord, Record
 from vila_data.download.config import DownloadConfig
 from vila_data.download.fetch import PRODUCT
@@ -179,7 +179,7 @@ def _read_back(
 def _store(image: Image, row: dict[str, Any], jpeg: bytes, part_images: PartImages, config: DownloadConfig) -> None:
     """Verify one of its JPEGs and keep its bytes; the original's size is as it reports."""
     try:
-        stored = normalise(jpeg, max_pixels=config.max_pixels, shorter_side_px=None)
+        stored = normalize_image(jpeg, max_pixels=config.max_pixels, shorter_side_px=None)
     except ImageError as error:
         part_images.fail(image, error.error_class, 200)
         return

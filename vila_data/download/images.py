@@ -14,7 +14,7 @@ from typing import Final
 
 from vila_data.core.cpus import cpu_count
 from vila_data.core.fates import IMAGE_ERRORS
-from vila_data.core.images import ImageError, StoredImage, normalise
+from vila_data.core.images import ImageError, StoredImage, normalize_image
 from vila_data.core.records import BadRecord, ImageRef, Record, record_to_json, without_surrogates
 from vila_data.corpora.images import read_image
 from vila_data.download.config import DownloadConfig
@@ -176,7 +176,7 @@ def store_body(
     resize = config.resize
     try:
         data = take()
-        stored = normalise(
+        stored = normalize_image(
             data,
             max_pixels=config.max_pixels,
             shorter_side_px=resize.shorter_side_px if resize else None,

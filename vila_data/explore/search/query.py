@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vila_data.core.errors import UsageError
-from vila_data.core.images import ImageError, decode_rgb, normalise
+from vila_data.core.images import ImageError, decode_rgb, normalize_image
 from vila_data.core.store import Store
 from vila_data.download.config import DownloadConfig
 from vila_data.score.clip import Clip
@@ -51,7 +51,7 @@ def image_vector(clip: Clip, path: str, download: DownloadConfig) -> NDArray[np.
         raise UsageError(f"--image {path}: no such file")
     resize = download.resize
     try:
-        stored = normalise(
+        stored = normalize_image(
             store.read(name),
             max_pixels=download.max_pixels,
             shorter_side_px=resize.shorter_side_px if resize else None,
