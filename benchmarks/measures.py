@@ -26,8 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vila_data.core.layout import Part
-from vila_data.core.schemas import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS, FATES, SCORE_IMAGES
 from vila_data.core.store import Store
+from vila_data.core.tables import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS, FATES, SCORE_IMAGES
 from vila_data.explore.measures import CorpusMeasures
 from vila_data.filter.config import ImageRules, Rules
 

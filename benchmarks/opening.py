@@ -30,8 +30,8 @@ import pyarrow.parquet as pq
 
 from vila_data.core.cpus import cpu_count
 from vila_data.core.layout import tokens_folder
-from vila_data.core.schemas import LENGTHS, SCHEMA_VERSION
 from vila_data.core.store import Store
+from vila_data.core.tables import LENGTHS, SCHEMA_VERSION
 from vila_data.encode.config import PackConfig
 from vila_data.encode.tokens import TokenManifest, encoding_fingerprint
 from vila_data.mix.config import BlendConfig

@@ -80,7 +80,7 @@ def test_limited_runs_take_the_first_samples(folder: Path) -> None:
 def test_a_command_that_fails_commits_nothing_of_its_part(folder: Path) -> None:
     late = folder / "data" / "late.tar"
     path = recipe(folder, f"pipe:cat {folder}/data/00000.tar && cat {late}")
-    with pytest.raises(vd.StorageError, match=r"^pipe:cat .*late\.tar: the command ended with status 1; relaunch"):
+    with pytest.raises(vd.StorageError, match=r"^pipe:cat .*late\.tar: the command exited with status 1; rerun"):
         vd.run(path, folder / "run", runner="local")
     assert not list((folder / "run").rglob("part-00000.*"))
     late.write_bytes(b"")
@@ -92,7 +92,7 @@ def test_a_full_disk_is_said_and_not_how_the_command_ended() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
     try:
-        with pytest.raises(vd.StorageError, match=r"^pipe:head .*: File too large; relaunch"):
+        with pytest.raises(vd.StorageError, match=r"^pipe:head .*: File too large; rerun"):
             open_binary("pipe:head -c 9000000 /dev/zero").__enter__()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

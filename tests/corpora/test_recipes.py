@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import vila_data as vd
-from vila_data.corpora import hub
+from vila_data.corpora import text
 from vila_data.recipe.recipe import Recipe
 
 RECIPE = """version: 1
@@ -172,7 +172,7 @@ def test_rules_for_conversations(folder: Path) -> None:
 def test_data_sets_of_other_files_are_refused(folder: Path) -> None:
     (folder / "tables").mkdir()
     (folder / "tables" / "test.csv").write_text("prompt,completion\np,c\n")
-    with pytest.raises(vd.RecipeError, match=r"corpora\.talk\.dataset: .*is no data set of plain rows .*test\.csv"):
+    with pytest.raises(vd.RecipeError, match=r"corpora\.talk\.dataset: .*is not a dataset of plain rows .*test\.csv"):
         load(folder, "dataset: talk", "dataset: tables")
 
 
@@ -192,7 +192,7 @@ def test_a_data_set_on_the_hub_is_read_by_its_file_urls(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
     config = TextConfig(kind="text", dataset="a/b", config="en", revision="c0ffee")
-    assert hub.data_files(config) == ("hf://datasets/a/b@c0ffee/0.parquet",)
+    assert text.data_files(config) == ("hf://datasets/a/b@c0ffee/0.parquet",)
     assert asked == [(("a/b", "en"), {"revision": "c0ffee"})]
 
 

@@ -183,7 +183,7 @@ def test_details_of_failed_rows_name_file_and_row(folder: Path, done: tuple[Path
     ]
     assert details == [
         f"{folder}/chat.json: row 7: 0 <image> placeholders, but 1 images",
-        f"{folder}/chat.json: row 8: turns 0 and 1 are both from gpt; turns alternate",
+        f"{folder}/chat.json: row 8: turns 0 and 1 are both from gpt; turns must alternate",
         f"{folder}/chat.json: row 9: it has no turns",
     ]
 

@@ -29,9 +29,8 @@ from vila_data.core.checksums import crc32c
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.layout import shard_stem
 from vila_data.core.receipts import read_receipt, valid_receipt
-from vila_data.core.schemas import LENGTHS, SHARD_INDEX, TOKENS
 from vila_data.core.store import Store
-from vila_data.core.tables import read_arrow
+from vila_data.core.tables import LENGTHS, SHARD_INDEX, TOKENS, read_arrow
 from vila_data.encode.check import check_tokens
 from vila_data.encode.config import PackConfig
 from vila_data.encode.part import COUNTS, EncodeJob, encode_shard

@@ -25,8 +25,8 @@ from tests.explore.made_page import stored as stored_jpeg
 from tests.made_run import Item, drawn, make_set, write_part, write_parts_list
 from vila_data.core.layout import Part
 from vila_data.core.records import ImageRef, Record
-from vila_data.core.schemas import DOWNLOAD_RECORDS
 from vila_data.core.store import Store
+from vila_data.core.tables import DOWNLOAD_RECORDS
 from vila_data.core.tarcodec import TarWriter
 from vila_data.explore.page import page_pieces
 from vila_data.explore.preview import Choice, ListedRecord, preview

@@ -24,8 +24,8 @@ from tests.made_run import (
 from vila_data.build import run as launch
 from vila_data.cli import app
 from vila_data.core.errors import DataError, UsageError, VilaDataError
-from vila_data.core.schemas import FATES
 from vila_data.core.store import Store
+from vila_data.core.tables import FATES
 from vila_data.explore.preview import Choice, build, preview
 from vila_data.explore.preview.records import Highlight, RecordLocation
 from vila_data.explore.preview.run_source import RunSource, image_detail, matched_text

@@ -18,7 +18,7 @@ from tests.loader.made_stream import opened
 from tests.made_preview import streamed_run
 from vila_data.cli import main
 from vila_data.core.errors import DataError
-from vila_data.core.schemas import IGNORED
+from vila_data.core.tables import IGNORED
 from vila_data.explore.preview import Choice, PreviewReport, preview
 from vila_data.explore.preview.records import Highlight, RecordLocation
 from vila_data.explore.preview.run_source import RunSource

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tests.made_requests import counted_ranges
 from vila_data.core.errors import DataError, StorageError
 from vila_data.core.ranges import cache, spans
-from vila_data.core.ranges.spans import Span
+from vila_data.core.ranges.prefetch import Span
 from vila_data.core.receipts import committing
 from vila_data.core.store import Store
 from vila_data.explore.search import index

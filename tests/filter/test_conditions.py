@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from vila_data.core.expression import parse
 from vila_data.core.layout import Part
-from vila_data.core.schemas import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS, SCORE_IMAGES, score_schema
 from vila_data.core.scores import PartTables, Scores, ScoreTable, values_of
 from vila_data.core.store import Store
+from vila_data.core.tables import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS, SCORE_IMAGES, score_schema
 from vila_data.filter import duplicates
 from vila_data.filter.config import DocumentRules, FilterConfig, ImageRules, Rules
 from vila_data.filter.part import filter_part, part_digests, rows_worth_scoring

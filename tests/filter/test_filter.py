@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vila_data.core.schemas import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS, SCORE_IMAGES
 from vila_data.core.scores import PartTables
+from vila_data.core.tables import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS, SCORE_IMAGES
 from vila_data.filter.config import DocumentRules, FilterConfig, ImageRules, Rules
 from vila_data.filter.duplicates import DIGEST, digests, later_copies
 from vila_data.filter.rules import (

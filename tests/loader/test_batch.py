@@ -18,7 +18,7 @@ import torch
 
 from tests.loader.made_arrays import made_arrays, made_batch
 from vila_data.core.errors import UsageError
-from vila_data.core.schemas import IGNORED, IMAGE_ID
+from vila_data.core.tables import IGNORED, IMAGE_ID
 from vila_data.loader.arrays import BatchArrays
 from vila_data.loader.packed import PackedBatch, segment_bounds
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vila_data.core.errors import DataError
-from vila_data.core.schemas import IGNORED, IMAGE_ID
+from vila_data.core.tables import IGNORED, IMAGE_ID
 from vila_data.encode.image_tokens import Fixed
 from vila_data.encode.token_set import TokenSample
 from vila_data.loader.expand import Expansion

@@ -16,8 +16,8 @@ from tests.loader.made_stream import PACK, encode, opened, write_recipe
 from tests.loader.test_loader import rows_of, same
 from tests.made_run import make_run, write_lock_of
 from vila_data.core.errors import DataError, RecipeError, UsageError
-from vila_data.core.schemas import IMAGE_ID
 from vila_data.core.store import Store
+from vila_data.core.tables import IMAGE_ID
 from vila_data.encode.config import PackConfig
 from vila_data.encode.image_tokens import OWN, Fixed, ImageTokens
 from vila_data.encode.tokenizer import load_tokenizer

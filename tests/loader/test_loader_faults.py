@@ -22,7 +22,7 @@ from tests.loader.made_stream import IMAGE, opened
 from tests.loader.test_loader import same
 from vila_data.core.checksums import crc32c
 from vila_data.core.errors import DataError, RunError
-from vila_data.core.schemas import IGNORED, TOKENS
+from vila_data.core.tables import IGNORED, TOKENS
 from vila_data.encode.token_set import row_crc32c
 from vila_data.loader.packed import PackedBatch
 from vila_data.loader.pool import Patience, WorkerPool

@@ -17,7 +17,7 @@ import torch
 from tests.loader.made_arrays import made_batch
 from tests.loader.tiny_models import FAMILIES, IMAGE_TOKEN, alone, has_images, packed_batch, tiny_model, worst
 from vila_data.core.errors import UsageError
-from vila_data.core.schemas import IGNORED, IMAGE_ID
+from vila_data.core.tables import IGNORED, IMAGE_ID
 from vila_data.loader.packed import PackedBatch
 from vila_data.loader.views import MASKS, MASKS_HOLD_FOR
 

@@ -15,7 +15,7 @@ import torch
 from tests.examples.made_batches import MadeSample, pack
 from tests.loader.made_arrays import MADE_UP, VOCABULARY, made_batch
 from vila_data.core.errors import UsageError
-from vila_data.core.schemas import IGNORED, IMAGE_ID
+from vila_data.core.tables import IGNORED, IMAGE_ID
 from vila_data.loader.masks import block_mask
 from vila_data.loader.packed import PackedBatch
 from vila_data.loader.views import MASKS

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.expression import parse
-from vila_data.core.schemas import LENGTHS, SHARD_INDEX
+from vila_data.core.tables import LENGTHS, SHARD_INDEX
 from vila_data.mix.config import Subset
 from vila_data.mix.subset import COLUMNS, SubsetFilter, index_columns, subset_columns
 

@@ -108,7 +108,7 @@ def test_a_good_recipe_is_resolved(tmp_path: Path) -> None:
             "meta/dogs_*.jsonl",
             "recipe.yaml:5 corpora.docs.files.0: no file matches 'meta/dogs_*.jsonl'",
         ),
-        ("count: 10, ", "", "recipe.yaml:9 corpora.pairs.preselect: keep: top_count takes count, and not fraction"),
+        ("count: 10, ", "", "recipe.yaml:9 corpora.pairs.preselect: keep: top_count needs count, and no fraction"),
         (
             "aspect_ratio: [0.5, 2.0]",
             "aspect_ratio: [2.0, 0.5]",

@@ -12,7 +12,7 @@ import yaml
 
 import vila_data as vd
 from vila_data.core.errors import DataError
-from vila_data.core.schemas import SCHEMA_VERSION
+from vila_data.core.tables import SCHEMA_VERSION
 from vila_data.explore.inspection import check, inspect
 from vila_data.explore.preview import preview
 from vila_data.explore.search.query import Query, search

@@ -17,8 +17,8 @@ import vila_data as vd
 from tests.made_run import MadeRun, make_run
 from vila_data.cli import app
 from vila_data.core.errors import DataError, UsageError, VilaDataError
-from vila_data.core.schemas import DOWNLOAD_RECORDS
 from vila_data.core.store import Store
+from vila_data.core.tables import DOWNLOAD_RECORDS
 from vila_data.explore.inspection import check, inspect
 from vila_data.explore.preview import preview
 from vila_data.explore.search.query import Query, build_index, search

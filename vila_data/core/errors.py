@@ -36,7 +36,7 @@ class RecipeError(UsageError):
 
 
 class RunError(VilaDataError):
-    """The call was right, the run could not be finished; relaunching resumes it."""
+    """The call was right, the run could not be finished; rerunning resumes it."""
 
 
 class DataError(RunError):

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from vila_data.core.errors import DataError, StorageError
 from vila_data.core.layout import shard_stem
 from vila_data.core.receipts import read_receipt
-from vila_data.core.schemas import LENGTHS, TOKENS
 from vila_data.core.store import Store
-from vila_data.core.tables import parsing, read_arrow, read_table
+from vila_data.core.tables import LENGTHS, TOKENS, parsing, read_arrow, read_table
 from vila_data.encode.part import IMAGE_SUFFIX, EncodeJob
 from vila_data.encode.tokens import TokenManifest, TokenSet, lengths_of, read_token_manifest
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vila_data.core.errors import DataError, UsageError
-from vila_data.core.layout import EXPORT_JSON, RUN_FOLDERS
+from vila_data.core.layout import EXPORT_JSON, RUN_DIRECTORIES
 from vila_data.core.receipts import read_receipt
 from vila_data.core.samples import SampleContent, decode_foreign
 from vila_data.core.store import Store
@@ -117,7 +117,7 @@ def _words(sample: SampleContent) -> dict[str, str]:
 
 def _check_run(run: Run) -> Iterator[str]:
     store = run.store
-    files = [path for path in store.files("") if path.split("/", 1)[0] in RUN_FOLDERS]
+    files = [path for path in store.files("") if path.split("/", 1)[0] in RUN_DIRECTORIES]
     for path in files:
         if path.endswith(".json") and (path.split("/")[-1].startswith("part-") or "/.receipts/" in path):
             yield from _check_receipt(store, path)

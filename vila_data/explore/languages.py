@@ -11,12 +11,12 @@ import numpy as np
 
 from vila_data.core.layout import shard_stem
 from vila_data.core.ranges.reader import Span, read_spans
-from vila_data.core.records import IMAGE_MARK
+from vila_data.core.records import IMAGE_PLACEHOLDER
 from vila_data.core.samples import SampleContent, decode_sample
 from vila_data.core.store import Store
-from vila_data.shard.layout import shuffle
 from vila_data.shard.manifest import Manifest
 from vila_data.shard.read import read_index
+from vila_data.shard.write import shuffle
 
 SAMPLED: Final = 512
 SHARDS_READ: Final = 8
@@ -86,5 +86,5 @@ def sampled_texts(store: Store, manifest: Manifest, seed: int) -> Iterator[str]:
 def _text(sample: SampleContent) -> str:
     texts = sample.texts
     if sample.view == "conversations" and sample.images:
-        texts = tuple(text.replace(IMAGE_MARK, " ") for text in texts)
+        texts = tuple(text.replace(IMAGE_PLACEHOLDER, " ") for text in texts)
     return " ".join(text for text in texts if text)

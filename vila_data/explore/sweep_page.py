@@ -20,7 +20,7 @@ from vila_data.explore.thumbnail import Thumbnail, data_uri
 from vila_data.filter.whatif_cuts import AtCut, NearestToCuts
 from vila_data.runs.progress import Progress
 from vila_data.runs.run import Run
-from vila_data.shard.evidence import Evidence
+from vila_data.shard.downloaded_records import DownloadedRecords
 
 _UNITS: Final = ("images", "records")
 
@@ -254,7 +254,7 @@ class _ImageBudget:
 class _ExampleReader:
     """Examples of one corpus, read by range."""
 
-    def __init__(self, evidence: Evidence, key: str) -> None:
+    def __init__(self, evidence: DownloadedRecords, key: str) -> None:
         self._evidence = evidence
         self._thumbnail = lru_cache(maxsize=256)(self._read_thumbnail)
         self._unit = {"min_similarity": "similarity", "min_side_px": "px"}.get(key.rsplit(".", 1)[1], "images kept")

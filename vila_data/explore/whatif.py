@@ -21,7 +21,7 @@ from vila_data.runs.progress import NoProgress, Progress
 from vila_data.runs.run import Run, open_run
 from vila_data.runs.stages import stages_of
 from vila_data.shard.config import ShardSet, View
-from vila_data.shard.layout import count_shards, member_bytes_of, pair_bound, record_bound
+from vila_data.shard.write import count_shards, member_bytes_of, pair_bound, record_bound
 
 MB = 1_000_000
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from vila_data.core.errors import DataError, UsageError
-from vila_data.core.layout import EXPORT_JSON, RUN_FOLDERS
+from vila_data.core.layout import EXPORT_JSON, RUN_DIRECTORIES
 from vila_data.core.receipts import committing, fingerprint
 from vila_data.core.store import Store
 from vila_data.export.energon import Energon
@@ -152,7 +152,7 @@ def _choose(path: str, to: str, out: Store, only: Sequence[str], shards: int | N
 
 def _choose_of_run(path: str, to: str, out: Store, only: Sequence[str], shards: int | None) -> _Chosen:
     run = open_run(path)
-    for folder in RUN_FOLDERS:
+    for folder in RUN_DIRECTORIES:
         _refuse_inside(out, run.store, folder)
     names = list(run.recipe.shards)
     for name in only:

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from vila_data.core.errors import DataError
 from vila_data.core.layout import Part
 from vila_data.core.receipts import Receipt, committing
-from vila_data.core.schemas import FATES
 from vila_data.core.scores import PartTables, Scores
 from vila_data.core.store import Store
-from vila_data.core.tables import read_parquet
+from vila_data.core.tables import FATES, read_parquet
 from vila_data.filter import duplicates
 from vila_data.filter.config import Rules
 from vila_data.filter.rules import (

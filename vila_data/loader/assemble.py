@@ -15,8 +15,8 @@ from vila_data.core.errors import DataError, StorageError
 from vila_data.core.images import ImageError
 from vila_data.core.layout import shard_stem
 from vila_data.core.ranges.reader import RangeReader, Span
-from vila_data.core.schemas import IGNORED
 from vila_data.core.store import Store
+from vila_data.core.tables import IGNORED
 from vila_data.encode.image_tokens import ImageTokens
 from vila_data.encode.token_set import TokenSample, TokenSet
 from vila_data.loader.arrays import BatchArrays, Fault, Origin

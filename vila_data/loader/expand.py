@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vila_data.core.errors import DataError
-from vila_data.core.schemas import IGNORED, IMAGE_ID
+from vila_data.core.tables import IGNORED, IMAGE_ID
 from vila_data.encode.image_tokens import ImageTokens
 from vila_data.encode.token_set import TokenSample
 

@@ -62,7 +62,7 @@ class BatchHeader:
 
     size: as batch.layout.BatchSize; packs: rows that are real packs; after: the position behind the step; last: no
     step follows; sources int64[sources, 3]: samples, images and tokens of each source of the blend; spent: seconds by stage since the feed
-    began; read: counters of core.ranges.spans.RangeCounters, likewise.
+    began; read: counters of core.ranges.prefetch.RangeCounters, likewise.
     """
 
     size: tuple[int, ...]

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vila_data.core.errors import UsageError
-from vila_data.core.schemas import IGNORED, IMAGE_ID
+from vila_data.core.tables import IGNORED, IMAGE_ID
 from vila_data.loader.masks import additive_mask, block_mask
 
 MASKS: Final = ("none", "bool4d", "additive")

@@ -59,7 +59,7 @@ class Lengths:
 
     @classmethod
     def of_table(cls, table: pa.Table, shards: int) -> Lengths:
-        """From a set's lengths (core.schemas.LENGTHS): `shards` shards, rows in the order of shards and rows."""
+        """From a set's lengths (core.tables.LENGTHS): `shards` shards, rows in the order of shards and rows."""
         shard, row = (table.column(name).to_numpy().astype(np.int64) for name in ("shard", "row"))
         counts = np.bincount(shard, minlength=shards)
         ends = np.cumsum(counts)

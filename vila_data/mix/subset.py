@@ -109,7 +109,7 @@ def index_columns(names: Iterable[str]) -> list[str]:
 def subset_columns(index: pa.Table, lengths: pa.Table, names: Iterable[str]) -> dict[str, NDArray[Any]]:
     """{name: array[n]} of one shard for `names` of COLUMNS.
 
-    index: the shard's core.schemas.SHARD_INDEX, at least its `index_columns`; lengths: its LENGTHS. Both have n rows, in
+    index: the shard's core.tables.SHARD_INDEX, at least its `index_columns`; lengths: its LENGTHS. Both have n rows, in
     the shard's order.
 
     Raises:

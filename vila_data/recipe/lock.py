@@ -14,8 +14,8 @@ import yaml
 
 from vila_data.core.errors import DataError, RecipeError, UsageError
 from vila_data.core.receipts import fingerprint
-from vila_data.core.schemas import check_version
 from vila_data.core.store import Store
+from vila_data.core.tables import check_version
 from vila_data.download.config import DownloadConfig
 from vila_data.recipe.recipe import Recipe, checked
 from vila_data.recipe.yaml_lines import ValueWithLines
@@ -24,7 +24,7 @@ from vila_data.score.kinds import SCORERS
 LOCK = "recipe.lock.yaml"
 FORM = 4
 """Version of the run directory format; a run is only read by versions of vila-data with the same form (`check_form`).
-Increment it with core.schemas.SCHEMA_VERSION, and when a path of shards/FORMAT.md changes."""
+Increment it with core.tables.SCHEMA_VERSION, and when a path of shards/FORMAT.md changes."""
 
 
 def stage_fingerprints(

@@ -16,9 +16,9 @@ from vila_data.core.config import StrictModel
 from vila_data.core.errors import UsageError
 from vila_data.core.scores import Scores
 from vila_data.corpora.config import AnyCorpus, CorpusFiles, TextConfig
-from vila_data.corpora.hub import NoDataFiles, data_files
 from vila_data.corpora.rows import unreadable
 from vila_data.corpora.source import PIPE
+from vila_data.corpora.text import NoDataFiles, data_files
 from vila_data.download.config import DownloadConfig
 from vila_data.encode.config import PackConfig
 from vila_data.filter.config import FilterConfig, Rules

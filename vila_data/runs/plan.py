@@ -147,7 +147,7 @@ def _cuts(config: CorpusFiles, scans: list[FileScan]) -> list[selection.Cut | No
         return [None] * len(scans)
     source, rule = CoyoSource(config), config.preselect
 
-    def again(found: list[FileScan]) -> Callable[[int, int], selection.Scores]:
+    def again(found: list[FileScan]) -> Callable[[int, int], selection.FileScores]:
         return lambda index, bin_index: source.scores_at(found[index].file, found[index].rows, bin_index)
 
     groups = [scans] if rule.scope == "corpus" else [[found] for found in scans]

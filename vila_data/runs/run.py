@@ -25,7 +25,7 @@ from vila_data.runs.plan import CorpusPlan, committed_plan
 from vila_data.runs.report import RUN_JSON, corpus_funnel, read_run_json
 from vila_data.runs.set_stages import ready_tokenizer
 from vila_data.runs.stages import Stages, stages_of
-from vila_data.shard.evidence import Evidence
+from vila_data.shard.downloaded_records import DownloadedRecords
 from vila_data.shard.manifest import Manifest, read_manifest
 from vila_data.shard.read import ShardSetReader
 
@@ -147,7 +147,7 @@ class Run:
     def part_table(self, part: Part, table: PartTable, columns: Sequence[str] | None = None) -> pa.Table:
         """Read a table of a part, or some of its columns.
 
-        images: a row per image of the metadata, the result of its download (core.schemas.DOWNLOAD_IMAGES);
+        images: a row per image of the metadata, the result of its download (core.tables.DOWNLOAD_IMAGES);
         records: a row per row of the metadata (DOWNLOAD_RECORDS); fates: a row per record and per image (FATES).
 
         Raises:
@@ -160,7 +160,7 @@ class Run:
     def scores(self, part: Part, columns: Sequence[str] | None = None, scorer: str | None = None) -> pa.Table | None:
         """A scorer's table of a part, one row per image or record; None if it has none.
 
-        scorer: or an entry of `stages`; None: the one that `min_similarity` uses (core.schemas.SCORE_IMAGES).
+        scorer: or an entry of `stages`; None: the one that `min_similarity` uses (core.tables.SCORE_IMAGES).
 
         Raises:
             UsageError: the recipe has no such scorer.
@@ -176,9 +176,9 @@ class Run:
         name = self.similarity if scorer is None else scorer
         return None if name is None else part.scores_table(name)
 
-    def evidence(self, corpus: str) -> Evidence:
+    def evidence(self, corpus: str) -> DownloadedRecords:
         """The records and images of a corpus as downloaded, whatever their fate."""
-        return Evidence(self.store, self.parts(corpus))
+        return DownloadedRecords(self.store, self.parts(corpus))
 
     def manifest(self, name: str) -> Manifest | None:
         """The manifest of a shard set; None before the set is finished.

@@ -20,9 +20,8 @@ from vila_data.encode.tokenizer import TextTokenizer, load_tokenizer
 from vila_data.encode.tokens import TokenManifest, date_path, encoding_fingerprint, finish_tokens, read_token_manifest
 from vila_data.recipe.recipe import Recipe
 from vila_data.runs.stage import PartStage, RunState, make_set
-from vila_data.shard.layout import lay_out
 from vila_data.shard.manifest import Manifest, finish_set, manifest_path, read_manifest
-from vila_data.shard.write import ShardJob, write_shard
+from vila_data.shard.write import ShardJob, plan_shards, write_shard
 
 _MB: Final = 1_000_000
 
@@ -84,7 +83,7 @@ class ShardStage:
                 fingerprint([inputs, index]),
             )
             for index, refs in enumerate(
-                lay_out(store, parts, config.view, name, self._recipe.seed, config.max_mb * _MB)
+                plan_shards(store, parts, config.view, name, self._recipe.seed, config.max_mb * _MB)
             )
         ]
 

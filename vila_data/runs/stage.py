@@ -14,9 +14,9 @@ from typing import Any, Protocol
 from vila_data.core.errors import UsageError
 from vila_data.core.layout import Part
 from vila_data.core.receipts import Receipt, fingerprint, read_receipt, valid_receipt
-from vila_data.core.schemas import SCHEMA_VERSION
 from vila_data.core.scores import Scores
 from vila_data.core.store import Store
+from vila_data.core.tables import SCHEMA_VERSION
 from vila_data.recipe.recipe import Recipe
 from vila_data.runs.plan import CorpusPlan
 

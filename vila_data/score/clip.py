@@ -77,7 +77,7 @@ class ClipConfig(Scorer):
     embeddings: bool = False
 
     def columns(self) -> tuple[Column, ...]:
-        """The columns of core.schemas.SCORE_IMAGES."""
+        """The columns of core.tables.SCORE_IMAGES."""
         index, many = pa.int32(), pa.list_(pa.float32())
         return (
             Column("similarity", pa.float32(), "cosine", _COSINE, "to its caption, or to its published sentence"),

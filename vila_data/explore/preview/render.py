@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vila_data.core.errors import DataError
-from vila_data.core.records import IMAGE_MARK
+from vila_data.core.records import IMAGE_PLACEHOLDER
 from vila_data.explore.page import page_pieces
 from vila_data.explore.preview.records import FATES, PreviewImage, PreviewPack, PreviewPage, PreviewRecord
 from vila_data.explore.preview.text import SafeText, one_line, safe_link, safe_text
@@ -199,8 +199,8 @@ class _RecordRenderer:
         """A turn of a conversation, each image in the place of its placeholder."""
         pieces: list[SafeText | Figure] = []
         rest, left = text, list(images)
-        while left and IMAGE_MARK in rest:
-            before, rest = rest.split(IMAGE_MARK, 1)
+        while left and IMAGE_PLACEHOLDER in rest:
+            before, rest = rest.split(IMAGE_PLACEHOLDER, 1)
             if before.strip():
                 pieces.append(self._text(before))
             pieces.append(self._figure(left.pop(0)))

@@ -261,7 +261,7 @@ def image_detail(reason: str, image: Mapping[str, Any], similarity: float | None
 
     Locks of earlier versions do not have every rule of a corpus: then the found number alone.
 
-    image: its row of core.schemas.DOWNLOAD_IMAGES.
+    image: its row of core.tables.DOWNLOAD_IMAGES.
     """
     width, height, limits = image["original_width"], image["original_height"], rules.images
     if reason == "min_side_px":

@@ -12,8 +12,7 @@ import pyarrow.compute as pc
 
 from vila_data.core.errors import VilaDataError
 from vila_data.core.layout import record_key, shard_stem, tokens_folder
-from vila_data.core.schemas import IGNORED, IMAGE_ID
-from vila_data.core.tables import parsing, read_arrow
+from vila_data.core.tables import IGNORED, IMAGE_ID, parsing, read_arrow
 from vila_data.encode.token_set import TokenSample, TokenSet, read_token_manifest
 from vila_data.encode.tokenizer import TextTokenizer
 from vila_data.encode.tokens import encoding_fingerprint

@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 
 from vila_data.core.cpus import cpu_count
 from vila_data.core.errors import DataError, StorageError, UsageError
-from vila_data.core.ranges.cache import FileCache, cache_folder, digest
+from vila_data.core.ranges.cache import FileCache, cache_directory, digest
+from vila_data.core.ranges.prefetch import whole
 from vila_data.core.ranges.reader import read_spans
-from vila_data.core.ranges.spans import whole
 from vila_data.core.receipts import committing, fingerprint, read_receipt, valid_receipt
 from vila_data.core.store import Store
 from vila_data.explore.search.exact import Allowed, EmbeddedPart, Kind, Ranking, Slice, blocks, read_block, read_rows
@@ -257,6 +257,6 @@ def copies_directory() -> Path:
     """
     try:
         home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        return cache_folder(home) / "indexes"
+        return cache_directory(home) / "indexes"
     except (RuntimeError, StorageError) as error:  # no home; not writable
         raise OSError(str(error)) from error

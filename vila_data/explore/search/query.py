@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vila_data.core.errors import DataError, UsageError
-from vila_data.core.images import ImageError, decode_rgb, normalise
+from vila_data.core.images import ImageError, decode_rgb, normalize_image
 from vila_data.core.layout import score_stage
 from vila_data.core.store import Store
 from vila_data.download.config import DownloadConfig
@@ -331,7 +331,7 @@ def _image_vector(clip: Clip, path: str, download: DownloadConfig) -> NDArray[np
         raise UsageError(f"--image {path}: no such file")
     resize = download.resize
     try:
-        stored = normalise(
+        stored = normalize_image(
             store.read(name),
             max_pixels=download.max_pixels,
             shorter_side_px=resize.shorter_side_px if resize else None,

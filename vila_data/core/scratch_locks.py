@@ -1,7 +1,7 @@
-"""Files and folders that a living process holds: nobody else gets one, and what dead processes left is deleted.
+"""Scratch directories locked by a running process. Directories left by dead processes are deleted.
 
-The lock is the kernel's (flock), on a file, for a folder on one in it, so that it ends with its process however that ends.
-Where a file system has no such locks, everybody gets a folder and nothing is deleted.
+The lock is the kernel's (flock), on a file, for a directory on one in it, so that it ends with its process however that ends.
+Where a file system has no such locks, everybody gets a directory and nothing is deleted.
 """
 
 from __future__ import annotations
@@ -21,58 +21,58 @@ _TRIES: Final = 100
 _TEMPORARY: Final = "vila-data-held-"
 
 
-def claim(folder: Path, *, wait: bool = False) -> int | None:
-    """Make a folder and hold it until the descriptor that comes back is closed; None: another one holds it.
+def lock_directory(directory: Path, *, wait: bool = False) -> int | None:
+    """Make a directory and lock it until the returned descriptor is closed; None: another process holds it.
 
-    wait: for whoever holds it, such as one who deletes it just now.
+    wait: for the process that holds it, for example one that is deleting it.
 
     Raises:
         OSError: it cannot be made.
     """
     for left in reversed(range(_TRIES)):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            return _held(folder, wait)
+            directory.mkdir(parents=True, exist_ok=True)
+            return _held(directory, wait)
         except FileNotFoundError:
             if not left:
                 raise
     raise AssertionError
 
 
-def release(folder: Path, owner: int) -> None:
-    """Delete a claimed folder and let go of it."""
-    shutil.rmtree(folder, ignore_errors=True)
+def delete_locked(directory: Path, owner: int) -> None:
+    """Delete a locked directory and release its lock."""
+    shutil.rmtree(directory, ignore_errors=True)
     os.close(owner)
 
 
-def delete_unclaimed(base: Path) -> None:
-    """Delete what lies in a folder and nobody holds, then the folder if it is empty; what cannot be deleted stays."""
+def delete_unlocked(base: Path) -> None:
+    """Delete the unlocked contents of a directory, then the directory if it is empty; what cannot be deleted stays."""
     with suppress(OSError):
         for path in list(base.iterdir()):
             with suppress(OSError):
-                _delete_unclaimed(path)
+                _delete_unlocked(path)
         base.rmdir()
 
 
 @contextmanager
-def temporary() -> Iterator[Path]:
-    """A new folder for temporary files, claimed and deleted afterwards; those of killed processes are deleted first."""
+def temporary_directory() -> Iterator[Path]:
+    """A new locked directory for temporary files, deleted afterwards; those of killed processes are deleted first."""
     for left in Path(tempfile.gettempdir()).glob(_TEMPORARY + "*"):
         with suppress(OSError):
-            _delete_unclaimed(left)
+            _delete_unlocked(left)
     owner = None
     while owner is None:
-        folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
+        directory = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
         with suppress(FileNotFoundError):
-            owner = _held(folder, wait=True)
+            owner = _held(directory, wait=True)
     try:
-        yield folder
+        yield directory
     finally:
-        release(folder, owner)
+        delete_locked(directory, owner)
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[int]:
+def locked_file(path: Path) -> Iterator[int]:
     """Hold the lock of a file, which is made where it is missing; its descriptor.
 
     Raises:
@@ -86,32 +86,33 @@ def locked(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _delete_unclaimed(path: Path) -> None:
+def _delete_unlocked(path: Path) -> None:
     if not path.is_dir() or path.is_symlink():
         path.unlink()
         return
     owner = _open(path / _OWNER)
     try:
         fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(path, ignore_errors=True)
+        if os.path.samestat(os.stat(path / _OWNER), os.fstat(owner)):  # else another process made the directory anew
+            shutil.rmtree(path, ignore_errors=True)
     finally:
         os.close(owner)
 
 
-def _held(folder: Path, wait: bool) -> int | None:
-    """The descriptor that holds a folder; None: another one holds it.
+def _held(directory: Path, wait: bool) -> int | None:
+    """The descriptor that locks a directory; None: another process holds it.
 
     Raises:
         FileNotFoundError: it was deleted before it was locked.
     """
-    owner = _open(folder / _OWNER)
+    owner = _open(directory / _OWNER)
     if not _lock(owner, wait):
         os.close(owner)
         return None
     try:
-        if os.path.samestat(os.stat(folder / _OWNER), os.fstat(owner)):
+        if os.path.samestat(os.stat(directory / _OWNER), os.fstat(owner)):
             return owner
-        raise FileNotFoundError(errno.ENOENT, "others keep deleting it", str(folder))
+        raise FileNotFoundError(errno.ENOENT, "others keep deleting it", str(directory))
     except FileNotFoundError:
         os.close(owner)
         raise

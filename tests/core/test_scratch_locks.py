@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from vila_data.core.claims import claim, delete_unclaimed, release
 from vila_data.core.errors import StorageError, UsageError
+from vila_data.core.scratch_locks import delete_locked, delete_unlocked, lock_directory
 from vila_data.core.store import SCRATCH_DIR, Store
 
 HOLDER = """
@@ -98,15 +98,15 @@ def test_clearing_and_claiming_at_once(tmp_path: Path) -> None:
 
 def test_a_folder_that_was_deleted_while_one_waited_is_made_again(tmp_path: Path) -> None:
     folder = tmp_path / "held"
-    owner = claim(folder)
-    assert owner is not None and claim(folder) is None
+    owner = lock_directory(folder)
+    assert owner is not None and lock_directory(folder) is None
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(claim, folder, wait=True)
-        release(folder, owner)
+        waiting = pool.submit(lock_directory, folder, wait=True)
+        delete_locked(folder, owner)
         other = waiting.result()
-    assert other is not None and folder.is_dir() and claim(folder) is None
+    assert other is not None and folder.is_dir() and lock_directory(folder) is None
     os.close(other)
-    delete_unclaimed(tmp_path)
+    delete_unlocked(tmp_path)
     assert not folder.exists()
 
 
@@ -119,6 +119,6 @@ def test_a_place_where_nothing_can_be_made_is_one_error(tmp_path: Path) -> None:
 
 
 def test_stores_without_locks_go_on() -> None:
-    store = Store("memory://claims")
+    store = Store("memory://locks")
     with store.alone("export"), store.alone("export"):
         store.clear_scratch()

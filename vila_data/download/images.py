@@ -14,13 +14,12 @@ from typing import Final
 
 from vila_data.core.cpus import cpu_count
 from vila_data.core.fates import IMAGE_ERRORS
-from vila_data.core.images import ImageError, StoredImage, normalise
+from vila_data.core.images import ImageError, StoredImage, normalize_image
 from vila_data.core.records import BadRecord, ImageRef, Record, record_to_json, without_surrogates
-from vila_data.corpora.pictures import read_picture
-from vila_data.download.body import BodyMemory, Fetched, FetchError
+from vila_data.corpora.images import read_image
 from vila_data.download.config import DownloadConfig
-from vila_data.download.fetch import Fetcher, Network
-from vila_data.download.pending import Image, Pending, PendingRecord, Spool
+from vila_data.download.fetch import BodyMemory, Fetched, Fetcher, FetchError, Network
+from vila_data.download.pending import Image, Pending, PendingRecord, ScratchFile
 from vila_data.download.robots import Robots
 from vila_data.download.schedule import Schedule
 from vila_data.download.urls import parse_url
@@ -37,14 +36,14 @@ Picked = tuple[Image, ImageRef]
 """An image to look after, and where it is."""
 
 
-class Intake:
-    """A part's records and images on their way to `pending`; scratch files are in `folder`."""
+class PartImages:
+    """A part's records and images on their way to `pending`; scratch files are in `directory`."""
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir()
-        self.folder = folder
-        self.spool = Spool(folder / "spool")
-        self.pending = Pending(self.spool)
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir()
+        self.directory = directory
+        self.scratch = ScratchFile(directory / "spool")
+        self.pending = Pending(self.scratch)
         self.bytes_fetched = 0
         self._images: dict[str, Image] = {}  # by URL, or _FILE and path
 
@@ -118,13 +117,13 @@ class Intake:
 
     def close(self) -> None:
         """Close the scratch file."""
-        self.spool.close()
+        self.scratch.close()
 
 
 def local_body(ref: ImageRef, max_bytes: int) -> Callable[[], bytes] | None:
     """What gives the bytes of an image that needs no download; None: it is to be fetched."""
     if ref.file is not None:
-        return partial(read_picture, ref.file, max_bytes)
+        return partial(read_image, ref.file, max_bytes)
     data = ref.data
     return None if data is None else lambda: data
 
@@ -132,8 +131,10 @@ def local_body(ref: ImageRef, max_bytes: int) -> Callable[[], bytes] | None:
 class Decoding:
     """Bodies into stored JPEGs, in threads, a bounded number at a time."""
 
-    def __init__(self, intake: Intake, config: DownloadConfig, done: Callable[[BaseException | None], None]) -> None:
-        self._intake = intake
+    def __init__(
+        self, part_images: PartImages, config: DownloadConfig, done: Callable[[BaseException | None], None]
+    ) -> None:
+        self._part_images = part_images
         self._config = config
         self.max_bytes = config.max_bytes
         self._done = done
@@ -151,7 +152,7 @@ class Decoding:
 
     async def _run(self, image: Image, take: Callable[[], bytes], http_code: int | None) -> None:
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self.threads, store_body, self._intake, self._config, image, take, http_code)
+        await loop.run_in_executor(self.threads, store_body, self._part_images, self._config, image, take, http_code)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -168,14 +169,14 @@ class Decoding:
 
 
 def store_body(
-    intake: Intake, config: DownloadConfig, image: Image, take: Callable[[], bytes], http_code: int | None
+    part_images: PartImages, config: DownloadConfig, image: Image, take: Callable[[], bytes], http_code: int | None
 ) -> None:
-    """Normalise one body and keep it, or note why that cannot be."""
+    """Normalize one body and keep it, or note why that cannot be."""
     data: bytes | None = None
     resize = config.resize
     try:
         data = take()
-        stored = normalise(
+        stored = normalize_image(
             data,
             max_pixels=config.max_pixels,
             shorter_side_px=resize.shorter_side_px if resize else None,
@@ -185,13 +186,13 @@ def store_body(
     except ImageError as error:
         size = None if data is None else len(data)
         detail = error.detail if size is not None and error.error_class in _DETAILED else None
-        intake.fail(image, error.error_class, http_code, size, detail)
+        part_images.fail(image, error.error_class, http_code, size, detail)
         return
-    intake.store(image, stored, http_code, len(data))
+    part_images.store(image, stored, http_code, len(data))
 
 
 async def fetch_all(
-    intake: Intake,
+    part_images: PartImages,
     records: Iterable[Record | BadRecord],
     config: DownloadConfig,
     network: Network,
@@ -202,7 +203,7 @@ async def fetch_all(
     Raises:
         OSError: no space left. RunError: out of file descriptors. Whatever `records` raises.
     """
-    memory = BodyMemory(intake.folder)
+    memory = BodyMemory(part_images.directory)
 
     def finished(error: BaseException | None = None) -> None:
         if error is not None:
@@ -212,19 +213,19 @@ async def fetch_all(
 
     async def deliver(image: Image, outcome: Fetched | FetchError) -> None:
         if isinstance(outcome, FetchError):
-            intake.fail(image, outcome.error_class, outcome.http_code)
+            part_images.fail(image, outcome.error_class, outcome.http_code)
             finished()
         else:
-            intake.bytes_fetched += outcome.body.size
+            part_images.bytes_fetched += outcome.body.size
             await decoding.submit(image, outcome.body.take, outcome.http_code)
 
     async with Fetcher(config, network, memory) as fetcher:
-        robots = Robots(fetcher, intake.spool, config, network.backoff_s) if config.robots_txt else None
+        robots = Robots(fetcher, part_images.scratch, config, network.backoff_s) if config.robots_txt else None
         schedule = Schedule(config, fetcher, robots, deliver, network.backoff_s)
-        decoding = Decoding(intake, config, finished)
+        decoding = Decoding(part_images, config, finished)
         reading = ThreadPoolExecutor(1, thread_name_prefix="vila-read")
         try:
-            await _read_all(intake, iter(records), schedule, decoding, reading, progress)
+            await _read_all(part_images, iter(records), schedule, decoding, reading, progress)
             await schedule.wait_below(1)
         finally:
             await schedule.stop()
@@ -233,7 +234,7 @@ async def fetch_all(
 
 
 async def _read_all(
-    intake: Intake,
+    part_images: PartImages,
     records: Iterator[Record | BadRecord],
     schedule: Schedule,
     decoding: Decoding,
@@ -243,7 +244,7 @@ async def _read_all(
     loop = asyncio.get_running_loop()
     more = True
     while more:
-        more, picked, finished = await loop.run_in_executor(reading, intake.take, records, _BATCH)
+        more, picked, finished = await loop.run_in_executor(reading, part_images.take, records, _BATCH)
         if finished:
             progress(finished)
         for image, ref in picked:
@@ -254,7 +255,7 @@ async def _read_all(
                 continue
             url = parse_url(ref.url)
             if url is None:
-                intake.fail(image, "bad_url")
+                part_images.fail(image, "bad_url")
                 progress(1)
             else:
                 schedule.add(image, url)

@@ -1,4 +1,4 @@
-"""Images as metadata rows name them: addresses, files below an `image_root`, bytes, base64."""
+"""Images as metadata rows name them: URLs, files below an `image_root`, bytes, base64."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vila_data.corpora.source import RowProblem
 _SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".gif", ".webp")
 PATH_KEYS: Final = ("url", "path")
 ENCODED_KEYS: Final = ("bytes", "base64", "data")
-"""Keys of an object that is an image: its address or path, its bytes or base64."""
+"""Keys of an object that is an image: its URL or path, its bytes or base64."""
 _LEAST_BASE64: Final = 64
 """Characters of a text that may be an image in base64; the smallest PNG has 92."""
 _MAGIC: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
@@ -36,8 +36,8 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def named_picture(value: Any, image_root: str | None) -> ImageRef:
-    """An image given as an address, a path below `image_root`, bytes, base64, a `data:` address or an object of these.
+def named_image(value: Any, image_root: str | None) -> ImageRef:
+    """An image given as a URL, a path below `image_root`, bytes, base64, a `data:` URL or an object of these.
 
     Raises:
         RowProblem: it is none of these.
@@ -46,14 +46,14 @@ def named_picture(value: Any, image_root: str | None) -> ImageRef:
         name = next((value[key] for key in PATH_KEYS if value.get(key) is not None), None)
         encoded = next((value[key] for key in ENCODED_KEYS if value.get(key) is not None), None)
         if encoded is not None:
-            return replace(encoded_picture(encoded), url=name if isinstance(name, str) else "")
+            return replace(encoded_image(encoded), url=name if isinstance(name, str) else "")
         value = name
     if isinstance(value, bytes):
         return ImageRef(url="", data=value)
     if not isinstance(value, str):
-        raise RowProblem("wrong_type", f"an image is a {type(value).__name__}, not a path")
+        raise RowProblem("wrong_type", f"an image must be a path, found a {type(value).__name__}")
     if is_data_url(value):
-        return encoded_picture(value)
+        return encoded_image(value)
     data = _base64_image(value)
     return _named(value.removeprefix("file://"), image_root) if data is None else ImageRef(url="", data=data)
 
@@ -65,8 +65,8 @@ def _named(name: str, image_root: str | None) -> ImageRef:
     return ImageRef(url=name, error="bad_url") if file is None else ImageRef(url=name, file=file)
 
 
-def encoded_picture(value: Any) -> ImageRef:
-    """An image given as bytes, as base64 or as a `data:` address; broken base64 is an image that fails.
+def encoded_image(value: Any) -> ImageRef:
+    """An image given as bytes, as base64 or as a `data:` URL; broken base64 is an image that fails.
 
     Raises:
         RowProblem: it is none of these.
@@ -76,7 +76,7 @@ def encoded_picture(value: Any) -> ImageRef:
     if isinstance(value, bytes):
         return ImageRef(url="", data=value)
     if not isinstance(value, str):
-        raise RowProblem("wrong_type", f"an image is a {type(value).__name__}, not base64")
+        raise RowProblem("wrong_type", f"an image must be base64, found a {type(value).__name__}")
     text = value.strip()
     if is_data_url(text):
         text = text.partition(",")[2]
@@ -87,7 +87,7 @@ def encoded_picture(value: Any) -> ImageRef:
 
 
 def is_data_url(text: str) -> bool:
-    """Whether the text is a picture's bytes, and not where it is."""
+    """Whether the text is an image's bytes, and not where it is."""
     return text.lstrip()[:5].lower() == "data:"
 
 
@@ -112,15 +112,15 @@ def _base64_image(text: str) -> bytes | None:
 
 
 def below(image_root: str, path: str) -> str | None:
-    """`path` under `image_root`, both without `..`; None where it would leave it. Links are followed, not judged."""
-    scheme, mark, folder = image_root.rpartition("://")
-    folder = posixpath.normpath(folder)
-    full = posixpath.normpath(posixpath.join(folder, path))
-    inside = full.startswith(folder.rstrip("/") + "/") and "\0" not in full
+    """`path` under `image_root`, both without `..`; None where it would leave it. Symbolic links are followed and not checked."""
+    scheme, mark, directory = image_root.rpartition("://")
+    directory = posixpath.normpath(directory)
+    full = posixpath.normpath(posixpath.join(directory, path))
+    inside = full.startswith(directory.rstrip("/") + "/") and "\0" not in full
     return f"{scheme}{mark}{full}" if inside else None
 
 
-def read_picture(file: str, max_bytes: int) -> bytes:
+def read_image(file: str, max_bytes: int) -> bytes:
     """The bytes of a local image, or of one with its name and another suffix where it is not there.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What `download` left of a record, whatever its fate: its texts and its pictures, by range."""
+"""Read the downloaded texts and images of any record, kept or not, by byte range."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from vila_data.core.tables import read_table
 from vila_data.core.tarcodec import BLOCK
 
 _TABLES: Final = 8
-"""Parts whose places are held: 28 bytes a record and an image each."""
+"""Parts whose locations are cached: 28 bytes per record and per image."""
 
 
 @dataclass(frozen=True)
 class _Places:
-    """Where a part's records (m) and images (n) lie in its tar; offset -1: there is none."""
+    """Where a part's records (m) and images (n) are in its tar; offset -1: missing."""
 
     offset: NDArray[np.int64]  # [m] of the JSON's header
     size: NDArray[np.int64]  # [m] of the JSON
@@ -34,8 +34,8 @@ class _Places:
     image_size: NDArray[np.int64]  # [n]
 
 
-class Evidence:
-    """The records and pictures of one corpus of a run, as downloaded; kept, dropped or failed.
+class DownloadedRecords:
+    """The records and images of one corpus of a run, as downloaded; kept, dropped or failed.
 
     parts: of the corpus. Reads by range through the tables of `download`; those of the parts used last are held.
     """
@@ -47,7 +47,7 @@ class Evidence:
         self._places = lru_cache(maxsize=_TABLES)(self._read_places)
 
     def record(self, part: int, row: int) -> Record | None:
-        """The record of a metadata row; None where the row is no record.
+        """The record of a metadata row; None if the row is not a record.
 
         Raises:
             DataError: there is no such row, or the bytes are not a record's.
@@ -56,7 +56,7 @@ class Evidence:
         return next(self.records(part, [row]))
 
     def records(self, part: int, rows: Sequence[int]) -> Iterator[Record | None]:
-        """The records of some rows, in the order given; neighbours come by one read where reads are requests.
+        """The records of some rows, in the order given; neighbors come by one read where reads are requests.
 
         Raises:
             DataError, StorageError: as `record`.
@@ -85,7 +85,9 @@ class Evidence:
         places = self._row(part, row)
         first, last = places.firsts[row : row + 2].tolist()
         if not 0 <= image_index < last - first:
-            raise DataError(f"{self._where(part)}: row {row} has {last - first} images, asked for number {image_index}")
+            raise DataError(
+                f"{self._where(part)}: row {row} has {last - first} images; image {image_index} was requested"
+            )
         path = self._part(part).images_tar()
         offsets, sizes = places.image_offset[first:last], places.image_size[first:last]
         there = offsets >= 0
@@ -98,12 +100,12 @@ class Evidence:
     def _row(self, part: int, row: int) -> _Places:
         places = self._places(part)
         if not 0 <= row < len(places.offset):
-            raise DataError(f"{self._where(part)}: {len(places.offset)} rows, asked for row {row}")
+            raise DataError(f"{self._where(part)}: {len(places.offset)} rows; row {row} was requested")
         return places
 
     def _part(self, index: int) -> Part:
         if index not in self._parts:
-            raise DataError(f"{self._store.url}: asked for part {index}, which the corpus does not have")
+            raise DataError(f"{self._store.url}: the corpus has no part {index}")
         return self._parts[index]
 
     def _where(self, part: int) -> str:

@@ -11,7 +11,7 @@ from tests.made_requests import counted_ranges
 from tests.made_run import Item, MadeRun, documents, write_part
 from vila_data.core.errors import DataError, StorageError
 from vila_data.core.store import Store
-from vila_data.shard.evidence import Evidence
+from vila_data.shard.downloaded_records import DownloadedRecords
 
 
 def rows_of(made: MadeRun, corpus: str) -> list[list[Item | None]]:
@@ -24,7 +24,7 @@ def rows_of(made: MadeRun, corpus: str) -> list[list[Item | None]]:
 
 @pytest.mark.parametrize("corpus", ["web", "alt", "talk"])
 def test_every_record_and_picture_comes_back(made: MadeRun, corpus: str) -> None:
-    evidence = Evidence(made.store, made.parts[corpus])
+    evidence = DownloadedRecords(made.store, made.parts[corpus])
     lost = bad = 0
     for part, items in enumerate(rows_of(made, corpus)):
         for row, one in enumerate(items):
@@ -48,7 +48,7 @@ def test_many_records_come_back_in_the_order_asked_for(
         store = Store("memory://evidence")
         for path in made.store.files("download/web"):
             store.commit_bytes(made.store.read(path), path)
-    evidence = Evidence(store, made.parts["web"])
+    evidence = DownloadedRecords(store, made.parts["web"])
     asked = counted_ranges(monkeypatch)
     for rows in (range(len(items)), [9, 5, 5, 2, 14, 9]):
         expected = [None if (one := items[row]) is None else one.record for row in rows]
@@ -59,14 +59,14 @@ def test_many_records_come_back_in_the_order_asked_for(
         if one is not None:
             assert [evidence.jpeg(0, row, i) for i in range(len(one.jpegs))] == list(one.jpegs)
     assert len(asked) == (sum(one is not None and any(one.jpegs) for one in items) if where == "store" else 0)
-    with pytest.raises(DataError, match="15 rows, asked for row 15"):
+    with pytest.raises(DataError, match="15 rows; row 15 was requested"):
         list(evidence.records(0, [0, 15]))
 
 
 def test_more_parts_than_are_held(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     items = documents(12)
-    evidence = Evidence(store, [write_part(store, "many", index, [one]) for index, one in enumerate(items)])
+    evidence = DownloadedRecords(store, [write_part(store, "many", index, [one]) for index, one in enumerate(items)])
     for _ in range(2):
         for index, one in enumerate(items):
             assert evidence.record(index, 0) == one.record
@@ -75,16 +75,16 @@ def test_more_parts_than_are_held(tmp_path: Path) -> None:
 
 def test_what_is_not_there_is_said(made: MadeRun) -> None:
     lost = replace(made.parts["web"][0], index=9)
-    evidence = Evidence(made.store, [*made.parts["web"], lost])
-    with pytest.raises(DataError, match="15 rows, asked for row 15"):
+    evidence = DownloadedRecords(made.store, [*made.parts["web"], lost])
+    with pytest.raises(DataError, match="15 rows; row 15 was requested"):
         evidence.record(0, 15)
-    with pytest.raises(DataError, match="asked for row -1"):
+    with pytest.raises(DataError, match="row -1 was requested"):
         evidence.jpeg(0, -1, 0)
-    with pytest.raises(DataError, match="row 0 has 1 images, asked for number 1"):
+    with pytest.raises(DataError, match="row 0 has 1 images; image 1 was requested"):
         evidence.jpeg(0, 0, 1)
     with pytest.raises(StorageError, match=r"part-00009\.records\.parquet"):
         evidence.record(9, 0)
-    with pytest.raises(DataError, match="asked for part 10, which the corpus does not have"):
+    with pytest.raises(DataError, match="the corpus has no part 10"):
         evidence.record(10, 0)
 
 
@@ -96,10 +96,10 @@ def test_damaged_bytes_are_an_error(tmp_path: Path) -> None:
     data[512:520] = b"not json"
     tar.write_bytes(data)
     with pytest.raises(DataError, match=r"byte 512: not a record.*run check on the run"):
-        Evidence(store, [part]).record(0, 0)
+        DownloadedRecords(store, [part]).record(0, 0)
     tar.write_bytes(data[:100])
     with pytest.raises(StorageError, match="at offset"):
-        Evidence(store, [part]).record(0, 0)
+        DownloadedRecords(store, [part]).record(0, 0)
     (tmp_path / part.records_table()).write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"records.parquet: not a whole Parquet table: .*; run check on the run"):
-        Evidence(store, [part]).record(0, 0)
+        DownloadedRecords(store, [part]).record(0, 0)
