@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from tests.made_requests import counted_ranges
 from vila_data.core.errors import DataError, StorageError
-from vila_data.core.ranges import cache, spans
+from vila_data.core.ranges import cache, prefetch
 from vila_data.core.ranges.prefetch import Span
 from vila_data.core.receipts import committing
 from vila_data.core.store import Store
@@ -224,7 +224,7 @@ def store() -> Iterator[Store]:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Span]:
-    monkeypatch.setattr(spans, "LARGEST", 8_000)
+    monkeypatch.setattr(prefetch, "LARGEST", 8_000)
     return counted_ranges(monkeypatch)
 
 
