@@ -82,8 +82,8 @@ def test_what_encoding_left_out_is_a_share(facts: tuple[dict[str, Any], dict[str
     totals["tokens"]["docs"] |= CUT
     text = card(totals, lock)
     keys = words("pack.sequence_length or pack.tokens_per_image")
-    assert f"| docs | {words('tokens cut, in 4 samples')} | {keys} | 33.3% | 40 | 120 |" in text
-    assert f"without a sequence{words(': too_long')} | {keys} | 15.0% | 3 | 20 |" in text
+    assert f"| docs | {words('tokens truncated, in 4 samples')} | {keys} | 33.3% | 40 | 120 |" in text
+    assert f"samples skipped{words(': too_long')} | {keys} | 15.0% | 3 | 20 |" in text
     assert "| set | left out by encoding | to change it | share | count | of |" in text
 
 

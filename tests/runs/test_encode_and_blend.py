@@ -152,7 +152,7 @@ def test_samples_longer_than_a_sequence_are_cut_and_counted(
     assert chat["samples_cut"] > 0 and failed > 0 and chat["sequences"] + failed == chat["samples"]
     print_run(Console(width=250), inspect(tmp_path / "run")[1])
     cut, of = chat["tokens_cut"], chat["tokens_cut"] + chat["tokens"]
-    row = rf"chat +│ tokens cut, in {chat['samples_cut'] + failed:,} samples +│ +{cut / of:.1%} │ +{cut:,} │ +{of:,} tokens"
+    row = rf"chat +│ tokens truncated, in {chat['samples_cut'] + failed:,} samples +│ +{cut / of:.1%} │ +{cut:,} │ +{of:,} tokens"
     assert re.search(row, capsys.readouterr().out)
     told = json.loads((tmp_path / "run" / "run.json").read_text())["tokens"]["chat"]["left_out"]
     assert (told[0]["unit"], told[0]["count"], told[0]["of"], told[0]["share"]) == ("tokens", cut, of, cut / of)

@@ -195,12 +195,10 @@ def print_bench(console: Console, value: dict[str, Any]) -> None:
         mark = "  < slowest" if stage == value["slowest_stage"] else ""
         stages.add_row(f"{stage}{mark}", f"{seconds:.2f}", f"{seconds / total:.1%}")
     console.print(stages)
-    step = (
-        f"with steps of {value['step_s'] * 1000:.0f} ms" if value["step_s"] else "taking batches as fast as they come"
-    )
+    step = f"with steps of {value['step_s'] * 1000:.0f} ms" if value["step_s"] else "no simulated training step"
     shares = ", ".join(f"{name} {share:.1%}" for name, share in value["sources"].items())
     for line in (
-        f"the consumer, {step}, waited {value['waited_share']:.2%} of the time; slowest stage: {value['slowest_stage']}",
+        f"consumer ({step}) waited {value['waited_share']:.2%} of the time; slowest stage: {value['slowest_stage']}",
         f"fill {value['fill']:.2%}; tokens: {shares}",
         f"cache hits {value['cache_hits']:,} of {value['reads']:,} reads; retries {value['retries']:,}; broken images or samples "
         f"{sum(value['faults'].values()):,}; workers restarted {value['replaced_workers']:,}",

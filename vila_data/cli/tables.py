@@ -188,7 +188,9 @@ def _print_blend(console: Console, value: dict[str, Any]) -> None:
         console.print(f"and {count:,} more times: {name}", highlight=False, markup=False)
     packs = value["packs"]
     unfilled = packs.get("unfilled_tokens", {})
-    reasons = "; tokens not filled: " * bool(unfilled) + ", ".join(f"{name} {n:,}" for name, n in unfilled.items())
+    reasons = "; unfilled tokens by cause: " * bool(unfilled) + ", ".join(
+        f"{name} {n:,}" for name, n in unfilled.items()
+    )
     console.print(
         f"{packs['packs']:,} packs, {packs['fill']:.2%} full, {packs['samples_per_pack']['mean']:.1f} samples and "
         f"{packs['images_per_pack']['mean']:.1f} images per pack{reasons}",

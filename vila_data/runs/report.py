@@ -184,7 +184,7 @@ class Speeds:
         return found
 
 
-NO_SEQUENCE: Final = "without a sequence"
+NO_SEQUENCE: Final = "samples skipped"
 _LENGTH: Final = "pack.sequence_length"
 _LENGTHS: Final = f"{_LENGTH} or pack.tokens_per_image"
 _TEMPLATE: Final = "the tokenizer's chat template, or pack.template"
@@ -228,7 +228,7 @@ def omissions(counts: Mapping[str, Any]) -> list[Omission]:
     if counts["tokens_cut"]:
         samples = counts["samples_cut"] + sum(failed.get(fate, 0) for fate in ("too_long", "too_many_images"))
         change = length + " or pack.max_images_per_pack" * bool(failed.get("too_many_images"))
-        cut, what = counts["tokens_cut"], f"tokens cut, in {many(samples, 'samples')}"
+        cut, what = counts["tokens_cut"], f"tokens truncated, in {many(samples, 'samples')}"
         found.append(Omission(what, "tokens", "", cut, cut + counts["tokens"], change))
     if counts["images_left_out"]:
         images = counts["images_left_out"]
