@@ -10,7 +10,7 @@ from vila_data.encode.token_set import TokenSet
 from vila_data.encode.tokenizer import TextTokenizer
 from vila_data.explore.preview.drawn_packs import PackedSample, PackLegend, ShownPack
 from vila_data.explore.preview.faults import DAMAGE, TokenFaults
-from vila_data.loader.expand import Expansion
+from vila_data.loader.assemble import Expansion
 from vila_data.mix.released import released_blend
 from vila_data.mix.sequence import PackSequence, PlannedPacks
 from vila_data.mix.sources import BlendedSets, read_blended_sets
