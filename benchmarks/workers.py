@@ -29,10 +29,10 @@ import psutil
 from stream_data import made_run
 
 import vila_data as vd
-from vila_data.loader.lease import SlotLender
-from vila_data.loader.orders import Order
-from vila_data.loader.pool import Patience, WorkerPool
-from vila_data.loader.worker import STATUS_BYTES, Worker
+from vila_data.loader.assemble import STATUS_BYTES
+from vila_data.loader.buffers import BorrowedBuffers, Request
+from vila_data.loader.pool import Timeout, WorkerPool
+from vila_data.loader.worker import Worker
 
 STEPS, WARM = 60, 4
 BUSY_S = 0.002
@@ -48,26 +48,26 @@ class Threads:
         for number in range(count):
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             own = replace(spec, stride=count, limit_bytes=spec.limit_bytes // count)
-            orders = [Order(0, spec.epoch, spec.start, number)]
-            worker = Worker(theirs, own, orders, lengths, bytearray(STATUS_BYTES))
+            requests = [Request(0, spec.epoch, spec.start, number)]
+            worker = Worker(theirs, own, requests, lengths, bytearray(STATUS_BYTES))
             self._threads.append(threading.Thread(target=worker.run, daemon=True))
             self._threads[-1].start()
-            self._sides.append((ours, SlotLender(ours)))
+            self._sides.append((ours, BorrowedBuffers(ours)))
 
     def get(self) -> Any:
-        ours, lender = self._sides[self._step % self._count]
+        ours, buffers = self._sides[self._step % self._count]
         self._step += 1
         while True:
             message, fds, _, _ = socket.recv_fds(ours, 65_536, 1)
             if message[:1] == b"B":
-                return lender.take(message, list(fds))
-            if message[:1] == b"W" and lender.exhausted:
+                return buffers.borrow(message, list(fds))
+            if message[:1] == b"W" and buffers.exhausted:
                 ours.send(b"G")
 
     def close(self) -> None:
-        for ours, lender in self._sides:
+        for ours, buffers in self._sides:
             ours.close()
-            lender.close()
+            buffers.close()
         for thread in self._threads:
             thread.join()
 
@@ -90,7 +90,7 @@ def measure(pool: Any, busy_s: float) -> tuple[float, float, float]:
 
 def cpu_s(pool: Any) -> float:
     """CPU time of this process and of the pool's."""
-    others = [psutil.Process(worker.process.pid).cpu_times() for worker in getattr(pool, "_workers", ())]
+    others = [psutil.Process(worker.process.pid).cpu_times() for worker in getattr(pool, "workers", ())]
     return time.process_time() + sum(times.user + times.system for times in others)
 
 
@@ -107,7 +107,7 @@ def measured(folder: Path, repeats: int, counts: list[int]) -> Iterator[dict[str
     for count in counts:
         for busy_s in (0.0, BUSY_S):
             made = {
-                "processes": lambda: WorkerPool(spec, lengths, count, Patience()),  # noqa: B023 - called in this turn
+                "processes": lambda: WorkerPool(spec, lengths, count, Timeout()),  # noqa: B023 - called in this turn
                 "threads": lambda: Threads(spec, lengths, count),  # noqa: B023
             }
             found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in made}

@@ -35,7 +35,7 @@ from vila_stages import STAGES, Stage, freeze, learning_rate, optimizer_of
 import vila_data as vd
 from vila_data.core.errors import VilaDataError
 from vila_data.encode.tokenizer import load_tokenizer
-from vila_data.loader.packed import PackedBatch
+from vila_data.loader.batch import PackedBatch
 
 if TYPE_CHECKING:
     from vila_data.loader.loader import StreamLoader

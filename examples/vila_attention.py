@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface
 
-from vila_data.loader.masks import block_mask, flex_block_mask
-from vila_data.loader.packed import PackedBatch
+from vila_data.loader.batch import PackedBatch
+from vila_data.loader.formats import block_mask, flex_block_mask
 
 Attention = Literal["sdpa", "flex", "flash"]
 ATTENTION: dict[str, str] = {"sdpa": "sdpa", "flex": "packed_flex", "flash": "packed_varlen"}
@@ -33,7 +33,7 @@ def packed_attention(batch: PackedBatch, attention: Attention) -> dict[str, Any]
         "position_ids": batch.positions,
         "attention_mask": None,
         "packed_ends": batch.cu_seqlens.to(batch.ids.device, torch.int32),
-        "longest": batch.longest,
+        "max_seqlen": batch.max_seqlen,
     }
 
 
@@ -55,7 +55,7 @@ def _flex(
 
 def _flash(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, *, packed_ends: Tensor,
-    longest: int, scaling: float, **_: Any,
+    max_seqlen: int, scaling: float, **_: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """query_BHLD and its like to out_BLHD, over all rows as one."""
     from torch.nn.attention import varlen  # torch 2.10 and later
@@ -63,7 +63,7 @@ def _flash(
     rows, heads, length, width = query.shape
     flat = [one.to(value.dtype).transpose(1, 2).flatten(0, 1) for one in (query, key, value)]
     out = varlen.varlen_attn(
-        *flat, packed_ends, packed_ends, longest, longest,
+        *flat, packed_ends, packed_ends, max_seqlen, max_seqlen,
         scale=scaling, window_size=(-1, 0), enable_gqa=key.shape[1] != heads,
     )  # fmt: skip
     return out.view(rows, length, heads, width), None

@@ -23,7 +23,7 @@ from transformers import (
 )
 from vila_attention import ATTENTION, Attention, packed_attention
 
-from vila_data.loader.packed import PackedBatch
+from vila_data.loader.batch import PackedBatch
 
 Projection = Literal["linear", "mlp2x_gelu", "downsample_2x2"]
 IGNORED = -100
@@ -175,7 +175,7 @@ class Vila(nn.Module):
             return words_BLD + 0 * self.image_tokens(blank).sum()
         images_NTD = self.image_tokens(pixels)
         length, width = words_BLD.shape[1:]
-        row_N, first_N, columns_N = batch.image_places.cpu()[:, :3].unbind(1)
+        row_N, first_N, columns_N = batch.image_spans.cpu()[:, :3].unbind(1)
         if int(columns_N.max()) > images_NTD.shape[1]:
             raise ValueError(
                 f"the batch has {int(columns_N.max())} tokens an image, the model makes {images_NTD.shape[1]}: set "

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vila_data.loader.arrays import BatchArrays
-from vila_data.loader.packed import PackedBatch
+from vila_data.loader.batch import PackedBatch
 
 IMAGE_ID, IGNORED = -200, -100
 

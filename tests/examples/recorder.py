@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from vila_data.loader.batch import PackedBatch
 from vila_data.loader.loader import StreamLoader
-from vila_data.loader.packed import PackedBatch
 
 STOP, STATUS = int(os.environ.get("LOOPS_STOP", "0")), int(os.environ.get("LOOPS_STATUS", "0"))
 _iterate, _view = StreamLoader.__iter__, PackedBatch.hugging_face

@@ -48,7 +48,7 @@ def test_logits_of_a_sample_are_those_of_the_sample_alone(attention: str, projec
     with torch.no_grad():
         logits = read.logits(together)
         spread = logits.std().item()
-        for number, (row, column, columns) in enumerate(together.sample_places.tolist()):
+        for number, (row, column, columns) in enumerate(together.sample_spans.tolist()):
             sample = [one for members in rows for one in members][number]
             alone = pack([[sample]], columns, patches)
             found = logits[row, column : column + columns]
@@ -65,7 +65,7 @@ def test_without_the_mask_samples_would_leak() -> None:
         kept = read.logits(together)
         together.segments.fill_(1)
         leaked = read.logits(together)
-    row, column, columns = together.sample_places[1].tolist()
+    row, column, columns = together.sample_spans[1].tolist()
     assert (kept - leaked)[row, column : column + columns].abs().max() > 1e-4
 
 

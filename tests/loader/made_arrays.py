@@ -6,8 +6,8 @@ import numpy as np
 
 from vila_data.core.tables import IGNORED, IMAGE_ID
 from vila_data.loader.arrays import BatchArrays, Origin
-from vila_data.loader.normalization import Normalization
-from vila_data.loader.packed import PackedBatch
+from vila_data.loader.batch import PackedBatch
+from vila_data.loader.pixels import Normalization
 
 PAD_ID = 0
 VOCABULARY = 90  # text ids are 3 to 89
@@ -57,8 +57,8 @@ def made_arrays(
         segments_BL=segments,
         cu_seqlens=np.array(bounds, np.int32),
         pixels_NHWC=rng.integers(0, 256, (len(images), side, side, 3), dtype=np.uint8),
-        image_places=np.array(images, np.int64).reshape(-1, 4),
-        sample_places=np.array(samples, np.int64).reshape(-1, 3),
+        image_spans=np.array(images, np.int64).reshape(-1, 4),
+        sample_spans=np.array(samples, np.int64).reshape(-1, 3),
     )
 
 
@@ -68,7 +68,7 @@ def made_batch(
     """A PackedBatch over `made_arrays`."""
     arrays = made_arrays(seed, **options)  # type: ignore[arg-type]
     rows, empty = len(arrays.ids_BL), int(options.get("empty_rows", 0))
-    origins = [Origin("docs", "mmc4", f"r{n}", f"k{n}", "docs-000000", n, 0) for n in range(len(arrays.sample_places))]
+    origins = [Origin("docs", "mmc4", f"r{n}", f"k{n}", "docs-000000", n, 0) for n in range(len(arrays.sample_spans))]
     return PackedBatch.of(
         arrays,
         origins=origins,

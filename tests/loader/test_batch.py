@@ -20,9 +20,9 @@ from tests.loader.made_arrays import made_arrays, made_batch
 from vila_data.core.errors import UsageError
 from vila_data.core.tables import IGNORED, IMAGE_ID
 from vila_data.loader.arrays import BatchArrays
-from vila_data.loader.packed import PackedBatch, segment_bounds
+from vila_data.loader.batch import PackedBatch, segment_bounds
 
-TENSORS = ("ids", "labels", "positions", "segments", "cu_seqlens", "pixels", "image_places", "sample_places")
+TENSORS = ("ids", "labels", "positions", "segments", "cu_seqlens", "pixels", "image_spans", "sample_spans")
 
 
 class Slot:
@@ -44,18 +44,18 @@ def test_the_makers_arrays_are_consistent(seed: int) -> None:
     """What other tests build on: each field says the same as the others."""
     arrays = made_arrays(seed, cut=seed % 2 == 0, empty_rows=seed % 3)
     rows, length = arrays.ids_BL.shape
-    assert np.array_equal(arrays.cu_seqlens, segment_bounds(arrays.sample_places, rows, length))
+    assert np.array_equal(arrays.cu_seqlens, segment_bounds(arrays.sample_spans, rows, length))
     image = np.zeros((rows, length), bool)
-    for row, first, columns, sample in arrays.image_places:
+    for row, first, columns, sample in arrays.image_spans:
         assert not image[row, first : first + columns].any()
         image[row, first : first + columns] = True
-        in_row, begin, size = arrays.sample_places[sample]
+        in_row, begin, size = arrays.sample_spans[sample]
         assert in_row == row
         assert begin <= first < first + columns <= begin + size
     assert np.array_equal(image, arrays.ids_BL == IMAGE_ID)
     assert (arrays.labels_BL[image | (arrays.segments_BL == 0)] == IGNORED).all()
-    assert len(arrays.pixels_NHWC) == len(arrays.image_places)
-    for row, first, columns in arrays.sample_places:
+    assert len(arrays.pixels_NHWC) == len(arrays.image_spans)
+    for row, first, columns in arrays.sample_spans:
         assert len(set(arrays.segments_BL[row, first : first + columns])) == 1
         assert np.array_equal(arrays.positions_BL[row, first : first + columns], np.arange(columns))
 
@@ -73,7 +73,7 @@ def test_tensors_are_views_of_the_arrays() -> None:
         torch.int64,
         torch.int64,
     ]
-    assert batch.longest == int(np.diff(arrays.cu_seqlens).max())
+    assert batch.max_seqlen == int(np.diff(arrays.cu_seqlens).max())
     assert batch.tokens == int((arrays.segments_BL > 0).sum())
     assert batch.fill == pytest.approx(batch.tokens / (batch.rows * batch.length))
 
@@ -129,9 +129,9 @@ def test_trim_cuts_padding_alone(seed: int) -> None:
     assert torch.equal(short.ids, batch.ids[:, : short.length])
     assert (batch.segments[:, short.length :] == 0).all()
     assert short.tokens == batch.tokens == int((short.segments > 0).sum())
-    fresh = segment_bounds(batch.sample_places.numpy(), 2, short.length)
+    fresh = segment_bounds(batch.sample_spans.numpy(), 2, short.length)
     assert short.cu_seqlens.tolist() == fresh.tolist()
-    assert short.longest == int(np.diff(fresh).max())
+    assert short.max_seqlen == int(np.diff(fresh).max())
     flat = short.segments.reshape(-1)
     for start, stop in itertools.pairwise(fresh):
         assert len(flat[start:stop].unique()) == 1
@@ -152,7 +152,7 @@ def test_to_a_device_keeps_lineage_and_places() -> None:
     there = batch.to("meta")
     assert there.ids.is_meta
     assert there.pixels.is_contiguous(memory_format=torch.channels_last)
-    assert there.sample_places is batch.sample_places
+    assert there.sample_spans is batch.sample_spans
     assert there.origins == batch.origins
     assert same(batch.to("cpu"), batch)
     if not torch.cuda.is_available():
@@ -164,8 +164,8 @@ def test_to_a_device_keeps_lineage_and_places() -> None:
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda batch: batch.trim(0), "multiple_of is 0"),
-        (lambda batch: batch.trim(-5), "multiple_of is -5"),
+        (lambda batch: batch.trim(0), "multiple_of must be at least 1, found 0"),
+        (lambda batch: batch.trim(-5), "multiple_of must be at least 1, found -5"),
         (lambda batch: batch.normalized(mean=(0.5,), std=1), "mean must be one number or three"),
         (lambda batch: batch.normalized(mean=0, std=(1, 0, 1)), "std one positive number or three"),
         (lambda batch: batch.normalized(std=(1, 1, 1)), "pass both mean and std, or neither"),
@@ -176,3 +176,12 @@ def test_to_a_device_keeps_lineage_and_places() -> None:
 def test_wrong_arguments_are_refused(call: Callable[[PackedBatch], object], said: str) -> None:
     with pytest.raises(UsageError, match=re.escape(said)):
         call(made_batch(0))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("longest", "max_seqlen"), ("image_places", "image_spans"), ("sample_places", "sample_spans")]
+)
+def test_old_names_of_fields_are_accepted(old: str, new: str) -> None:
+    batch = made_batch(1)
+    with pytest.warns(DeprecationWarning, match=f"{old} is now {new}"):
+        assert getattr(batch, old) is getattr(batch, new)

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from tests.loader.made_arrays import made_batch
+from vila_data.loader.batch import PackedBatch
 from vila_data.loader.device import DeviceCopies
-from vila_data.loader.packed import PackedBatch
 
 
 def test_on_the_cpu_batches_pass_through() -> None:

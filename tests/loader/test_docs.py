@@ -11,10 +11,10 @@ from typing import Any
 import vila_data as vd
 from tests.conftest import REPO
 from vila_data.core.ranges.prefetch import ReadOptions
+from vila_data.loader.batch import PackedBatch
 from vila_data.loader.faults import FaultBudget
 from vila_data.loader.loader import StreamLoader
-from vila_data.loader.packed import PackedBatch
-from vila_data.loader.pool import Patience
+from vila_data.loader.pool import Timeout
 
 PAGE = (REPO / "docs" / "streaming.md").read_text()
 README = (REPO / "README.md").read_text()
@@ -66,5 +66,5 @@ def test_every_field_of_the_page_is_one() -> None:
 
 def test_defaults_of_the_page_are_those_of_the_code() -> None:
     assert FaultBudget().largest_fraction == 0.001 and '`{"fraction": 0.001}` (the default' in PAGE
-    assert (Patience().say_s, Patience().end_s) == (30, 1_800)
-    assert '`patience={"say_s": 30, "end_s": 1800}`' in PAGE
+    assert (Timeout().warn_s, Timeout().fail_s) == (30, 1_800)
+    assert '`timeout={"warn_s": 30, "fail_s": 1800}`' in PAGE

@@ -20,7 +20,7 @@ from tests.loader.test_loader import same
 from tests.loader.test_loader_faults import damaged, overwrite, workers_of
 from vila_data.core.errors import UsageError
 from vila_data.loader.loader import StreamLoader
-from vila_data.loader.pool import Patience, WorkerPool
+from vila_data.loader.pool import Timeout, WorkerPool
 from vila_data.mix.rank_share import Position
 
 __all__ = ["damaged"]
@@ -148,7 +148,7 @@ def test_an_order_that_cannot_be_told_goes_to_a_new_worker(made_folder: Path, mo
     with opened(made_folder, num_workers=1) as loader:
         taken(loader, 3)
         before = pids()
-        monkeypatch.setattr("vila_data.loader.pool.orders_message", lambda orders: None)
+        monkeypatch.setattr("vila_data.loader.pool.request_message", lambda orders: None)
         for some in (loader, inline):
             some.set_epoch(2)
         found, expected = taken(loader, None), taken(inline, None)
@@ -158,7 +158,7 @@ def test_an_order_that_cannot_be_told_goes_to_a_new_worker(made_folder: Path, mo
 
 def test_what_fails_where_nobody_goes_any_more_is_not_raised(made_folder: Path) -> None:
     loader = opened(made_folder)
-    pool = WorkerPool(loader._spec, loader._lengths, 1, Patience())
+    pool = WorkerPool(loader._spec, loader._lengths, 1, Timeout())
     nowhere = Position(5, {"packs": 5, "plan": {"version": "none"}})
     assert pool.go_to(0, nowhere)
     with pytest.raises(UsageError):
@@ -173,7 +173,7 @@ def test_a_place_at_the_end_can_be_asked_for_again_and_again(made_folder: Path) 
     """A state that stands behind an epoch's last pack, as one of another world size may."""
     loader = opened(made_folder, num_workers=1)
     packs = loader.steps()
-    pool = WorkerPool(loader._spec, loader._lengths, 1, Patience(say_s=1, end_s=20))
+    pool = WorkerPool(loader._spec, loader._lengths, 1, Timeout(warn_s=1, fail_s=20))
     for _ in range(3):
         pool.go_to(0, Position(packs))
         assert pool.get() is None
@@ -224,7 +224,7 @@ def test_closing_in_a_signals_handler_ends_the_waiting(
     made_folder: Path, closing: Callable[[StreamLoader], None]
 ) -> None:
     expected = taken(opened(made_folder), 9)
-    loader = opened(made_folder, num_workers=1, prefetch_mb=0, patience=Patience(say_s=0.05, end_s=60))
+    loader = opened(made_folder, num_workers=1, prefetch_mb=0, timeout=Timeout(warn_s=0.05, fail_s=60))
     found = []
     for batch in loader:
         found.append(batch)

@@ -11,7 +11,7 @@ from vila_data.core.errors import DataError
 from vila_data.core.tables import IGNORED, IMAGE_ID
 from vila_data.encode.image_tokens import Fixed
 from vila_data.encode.token_set import TokenSample
-from vila_data.loader.expand import Expansion
+from vila_data.loader.assemble import Expansion
 
 
 def sample(ids: list[int], trained: list[tuple[int, int]], tokens: int) -> TokenSample:
@@ -50,10 +50,10 @@ def test_columns_are_those_of_a_plain_reading(data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     ("said", "tokens", "images", "message"),
     [
-        (12, 11, 1, r"12 tokens and 1 images where lengths\.parquet says 11 and 1"),
-        (12, 12, 2, r"12 tokens and 1 images where lengths\.parquet says 12 and 2"),
-        (3, 3, 1, "12 columns and 1 marks where 3 and 1 were planned"),
-        (13, 13, 1, "12 columns and 1 marks where 13 and 1 were planned"),
+        (12, 11, 1, r"12 tokens and 1 images, but lengths\.parquet says 11 and 1"),
+        (12, 12, 2, r"12 tokens and 1 images, but lengths\.parquet says 12 and 2"),
+        (3, 3, 1, "12 columns and 1 image placeholders, but 3 and 1 were planned"),
+        (13, 13, 1, "12 columns and 1 image placeholders, but 13 and 1 were planned"),
     ],
 )
 def test_what_was_not_planned_so_is_refused(said: int, tokens: int, images: int, message: str) -> None:

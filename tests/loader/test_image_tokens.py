@@ -22,7 +22,7 @@ from vila_data.encode.config import PackConfig
 from vila_data.encode.image_tokens import OWN, Fixed, ImageTokens
 from vila_data.encode.tokenizer import load_tokenizer
 from vila_data.encode.tokens import encoding_fingerprint, open_tokens
-from vila_data.loader.packed import PackedBatch
+from vila_data.loader.batch import PackedBatch
 from vila_data.recipe.recipe import load_recipe
 
 SETS = ("docs", "pairs", "chat")
@@ -116,16 +116,16 @@ def test_batches_have_the_columns_of_each_image(folder: Path, epoch: list[Packed
             for origin in batch.origins
             for image in tokens[origin.set].sample(int(origin.shard[-10:-4]), origin.row).images.tolist()
         ]
-        assert batch.image_places[:, 2].tolist() == expected
+        assert batch.image_spans[:, 2].tolist() == expected
         assert batch.tokens_per_image is None and not batch.cuts_images and not batch.faults
         marks = torch.zeros_like(batch.ids, dtype=torch.bool)
-        for row, first, columns, _ in batch.image_places.tolist():
+        for row, first, columns, _ in batch.image_spans.tolist():
             marks[row, first : first + columns] = True
             seen.add(columns)
         assert torch.equal(batch.ids == IMAGE_ID, marks)
-        assert int(batch.sample_places[:, 1:].sum(dim=1).max()) <= batch.length
+        assert int(batch.sample_spans[:, 1:].sum(dim=1).max()) <= batch.length
         for row in range(batch.packs):
-            assert int((batch.image_places[:, 0] == row).sum()) <= 12
+            assert int((batch.image_spans[:, 0] == row).sum()) <= 12
     assert len(seen) > 5 and len(epoch) > 10
 
 
@@ -149,16 +149,16 @@ def test_the_order_is_the_same_for_workers_and_after_a_resume(folder: Path, epoc
 
 
 def test_views_take_each_image_with_its_own_tokens(epoch: list[PackedBatch]) -> None:
-    batch = next(batch for batch in epoch if len(set(batch.image_places[:, 2].tolist())) > 1)
-    columns = batch.image_places[:, 2].tolist()
+    batch = next(batch for batch in epoch if len(set(batch.image_spans[:, 2].tolist())) > 1)
+    columns = batch.image_spans[:, 2].tolist()
     own = batch.hugging_face(32_000, tokens_per_image=columns)
     assert int((own.input_ids == 32_000).sum()) == sum(columns)
     assert own.pixel_values is not None and len(own.pixel_values) == len(columns)
     assert torch.equal(own.input_ids, batch.hugging_face(32_000).input_ids)
     vila = batch.vila(tokens_per_image=columns)
     assert int((vila.input_ids == IMAGE_ID).sum()) == len(columns) == len(vila.images)
-    assert vila.seqlens.tolist() == batch.sample_places[:, 2].tolist()
-    assert batch.varlen().image_places[:, 1].tolist() == columns
+    assert vila.seqlens.tolist() == batch.sample_spans[:, 2].tolist()
+    assert batch.varlen().image_spans[:, 1].tolist() == columns
     wrong = [*columns[:-1], columns[-1] + 1]
     for given in (wrong, columns[0], max(columns)):
         with pytest.raises(UsageError, match=r"an image takes .* pack\.image_tokens to the model's policy"):
@@ -214,7 +214,7 @@ def test_the_encoding_of_before_is_found(tmp_path: Path) -> None:
             {"policy": "fixed", "tokens": 0},
             r"recipe\.yaml:\d+ pack\.image_tokens\.tokens: input should be greater than 0",
         ),
-        ({"policy": "fixed", "tokens": 511}, r"recipe\.yaml:\d+ pack: .* does not fit into a sequence of 512 tokens"),
+        ({"policy": "fixed", "tokens": 511}, r"recipe\.yaml:\d+ pack: .* do not fit into a sequence of 512 tokens"),
         (None, r"recipe\.yaml:\d+ pack: set tokens_per_image or image_tokens, and not both"),
     ],
 )

@@ -24,10 +24,10 @@ from vila_data.core.errors import UsageError
 from vila_data.encode.sequence import IGNORED, IMAGE_ID
 from vila_data.encode.tokenizer import load_tokenizer
 from vila_data.encode.tokens import open_tokens
-from vila_data.loader.packed import PackedBatch
+from vila_data.loader.batch import PackedBatch
 from vila_data.loader.pixels import ImageOptions, decode_into
 
-TENSORS = ("ids", "labels", "positions", "segments", "cu_seqlens", "pixels", "image_places", "sample_places")
+TENSORS = ("ids", "labels", "positions", "segments", "cu_seqlens", "pixels", "image_spans", "sample_spans")
 
 
 def same(left: PackedBatch, right: PackedBatch) -> bool:
@@ -37,7 +37,7 @@ def same(left: PackedBatch, right: PackedBatch) -> bool:
 
 def rows_of(batch: PackedBatch) -> list[tuple[Any, ...]]:
     """What each real pack of a batch holds, whatever batch it stands in."""
-    rows = batch.sample_places[:, 0].tolist()
+    rows = batch.sample_spans[:, 0].tolist()
     return [
         (tuple(batch.ids[row].tolist()), tuple(o for o, r in zip(batch.origins, rows, strict=True) if r == row))
         for row in range(batch.packs)
@@ -71,7 +71,7 @@ def test_batches_hold_what_token_files_and_shards_hold(made_folder: Path, epoch:
     for batch in epoch:
         image = 0
         for number, (origin, (row, first, columns)) in enumerate(
-            zip(batch.origins, batch.sample_places.tolist(), strict=True)
+            zip(batch.origins, batch.sample_spans.tolist(), strict=True)
         ):
             shard = int(origin.shard[-10:-4])
             expected = tokens[origin.set].sample(shard, origin.row)
@@ -87,7 +87,7 @@ def test_batches_hold_what_token_files_and_shards_hold(made_folder: Path, epoch:
             assert len(set(batch.segments[row, place].tolist())) == 1
             members = samples[origin.key].members
             for name in expected.images.tolist():
-                at_row, at, width, sample = batch.image_places[image].tolist()
+                at_row, at, width, sample = batch.image_spans[image].tolist()
                 assert (at_row, sample, width) == (row, number, 16)
                 assert (batch.ids[row, at : at + width] == IMAGE_ID).all()
                 pixels = np.empty((32, 32, 3), np.uint8)
@@ -99,8 +99,8 @@ def test_batches_hold_what_token_files_and_shards_hold(made_folder: Path, epoch:
         padding = batch.segments == 0
         assert (batch.ids[padding] == tokenizer.pad_id).all() and (batch.labels[padding] == IGNORED).all()
         bounds = batch.cu_seqlens.tolist()
-        assert bounds[0] == 0 and bounds[-1] == 512 and batch.longest == int(np.diff(bounds).max())
-        assert set(bounds) >= {first for _, first, _ in batch.sample_places.tolist()}
+        assert bounds[0] == 0 and bounds[-1] == 512 and batch.max_seqlen == int(np.diff(bounds).max())
+        assert set(bounds) >= {first for _, first, _ in batch.sample_spans.tolist()}
     assert pictures > 100
 
 
@@ -172,17 +172,17 @@ def test_a_state_of_something_else_is_refused_with_what_differs(made_folder: Pat
     heavier = {**BLEND, "sources": [{**BLEND["sources"][0], "weight": 5}, *BLEND["sources"][1:]]}  # type: ignore[index]
     fewer = {**BLEND, "sources": BLEND["sources"][:2]}  # type: ignore[index]
     for change, said in (
-        ({"seed": 5}, "seed: the state has 17, this loader 5"),
+        ({"seed": 5}, "seed: the state has 17, this loader has 5"),
         ({"blend": heavier}, "blend: the state has"),
-        ({"blend": fewer}, "set 'chat' is not in it"),
+        ({"blend": fewer}, "set 'chat' is not in this stream"),
     ):
         loader = opened(made_folder, recipe_of(path, **change))  # type: ignore[arg-type]
         with pytest.raises(UsageError, match=said):
             loader.load_state_dict(state)
     loader = opened(made_folder)
     for broken, said in (
-        ({}, "version None"),
-        (None, "a NoneType"),
+        ({}, "version must be 1, found None"),
+        (None, "expected the mapping returned by state_dict\\(\\), found NoneType"),
         ({**state, "plan": "{"}, "damaged"),
         ({**state, "plan": "5"}, "damaged"),
         ({**state, "packs": -5}, "damaged"),
@@ -229,7 +229,7 @@ def test_what_makes_no_sense_is_refused(made_folder: Path, tmp_path: Path) -> No
     for wrong in ({"num_workers": -1}, {"prefetch_mb": -1}, {"epoch": -1}, {"batch_size": 0}):
         with pytest.raises(UsageError, match=f"{next(iter(wrong))}"):
             opened(made_folder, **wrong)
-    with pytest.raises(UsageError, match="rank and world_size must be given together"):
+    with pytest.raises(UsageError, match="rank and world_size must be passed together"):
         opened(made_folder, world_size=None)
     with pytest.raises(UsageError, match="no token files of tokenizer"):
         opened(made_folder, recipe_of(tmp_path / "recipe.yaml", pack={"tokens_per_image": 17}))

@@ -24,8 +24,8 @@ from vila_data.core.checksums import crc32c
 from vila_data.core.errors import DataError, RunError
 from vila_data.core.tables import IGNORED, TOKENS
 from vila_data.encode.token_set import row_crc32c
-from vila_data.loader.packed import PackedBatch
-from vila_data.loader.pool import Patience, WorkerPool
+from vila_data.loader.batch import PackedBatch
+from vila_data.loader.pool import Timeout, WorkerPool
 
 
 @pytest.fixture(scope="module")
@@ -92,18 +92,18 @@ def test_a_broken_image_is_counted_located_and_not_trained(
     faults = [fault for batch in found for fault in batch.faults]
     assert {fault.record_id for fault in faults} == {record for record, _ in broken}
     assert all(any(key in fault.where for key in keys) and ".tar" in fault.where for fault in faults)
-    assert sum("its sample is not trained" in line for line in caplog.messages) == 2
+    assert sum("this sample is excluded from the loss" in line for line in caplog.messages) == 2
     untrained = 0
     for whole, batch in zip(epoch, found, strict=True):
         assert batch.origins == whole.origins and torch.equal(batch.ids, whole.ids)
-        for origin, (row, first, columns) in zip(batch.origins, batch.sample_places.tolist(), strict=True):
+        for origin, (row, first, columns) in zip(batch.origins, batch.sample_spans.tolist(), strict=True):
             place = slice(first, first + columns)
             if origin.key in keys:
                 untrained += 1
                 assert (batch.labels[row, place] == IGNORED).all() and (whole.labels[row, place] != IGNORED).any()
             else:
                 assert torch.equal(batch.labels[row, place], whole.labels[row, place])
-        bad = [n for n, place in enumerate(batch.image_places.tolist()) if batch.origins[place[3]].key in keys]
+        bad = [n for n, place in enumerate(batch.image_spans.tolist()) if batch.origins[place[3]].key in keys]
         good = [n for n in range(len(batch.pixels)) if n not in bad]
         assert torch.equal(batch.pixels[good], whole.pixels[good])
         for number in bad[-1:]:
@@ -148,7 +148,7 @@ def test_a_damaged_token_file_leaves_its_samples_places_empty(damaged: Path, epo
     assert loader.metrics().faults["tokens"] > 3
     for whole, batch in zip(epoch, found, strict=True):
         assert torch.equal(batch.segments, whole.segments) and torch.equal(batch.cu_seqlens, whole.cu_seqlens)
-        for origin, (row, first, columns) in zip(batch.origins, batch.sample_places.tolist(), strict=True):
+        for origin, (row, first, columns) in zip(batch.origins, batch.sample_spans.tolist(), strict=True):
             if not origin.key:
                 assert origin.set == "pairs"
                 assert (batch.labels[row, first : first + columns] == IGNORED).all()
@@ -174,16 +174,18 @@ def test_a_killed_worker_is_named_and_its_place_taken(
 
 def test_workers_that_die_again_and_again_end_the_run(made_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONHASHSEED", "nonsense")  # an interpreter with this does not start
-    with pytest.raises(RunError, match=r"worker 0 \(pid \d+\) ended with status 1 .*the 4th in a row"):
+    with pytest.raises(
+        RunError, match=r"worker 0 \(pid \d+\) ended with status 1 .*giving up after 4 failures in a row"
+    ):
         list(opened(made_folder, num_workers=1))
 
 
 def test_a_worker_that_hangs_is_reported_and_ends_the_run(made_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     loader = opened(made_folder)
-    pool = WorkerPool(loader._spec, loader._lengths, 1, Patience(say_s=0.05, end_s=0.2))
+    pool = WorkerPool(loader._spec, loader._lengths, 1, Timeout(warn_s=0.05, fail_s=0.2))
     (worker,) = workers_of()
     worker.suspend()
-    with pytest.raises(RunError, match=r"step 0 has been waited for for .*longer than patience"):
+    with pytest.raises(RunError, match=r"waited \d+ s for step 0: .*; this exceeds timeout.fail_s"):
         pool.get()
     assert any(f"loader worker 0 (pid {worker.pid}) is " in line for line in caplog.messages)
     pool.close()

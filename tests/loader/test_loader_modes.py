@@ -32,15 +32,15 @@ def folder_of(run: MadeRun, path: Path, **changes: Any) -> Path:
 def check_batch(batch: Any, tokens_per_image: int) -> int:
     """What holds of every batch; images that are cut."""
     cut = 0
-    for row, first, columns, sample in batch.image_places.tolist():
+    for row, first, columns, sample in batch.image_spans.tolist():
         assert (batch.ids[row, first : first + columns] == IMAGE_ID).all()
         assert (batch.labels[row, first : first + columns] == IGNORED).all()
         cut += columns < tokens_per_image
-        at_row, begin, width = batch.sample_places[sample].tolist()
+        at_row, begin, width = batch.sample_spans[sample].tolist()
         assert at_row == row and begin <= first and first + columns <= begin + width
-    taken = batch.image_places[:, 2].sum() if len(batch.image_places) else 0
+    taken = batch.image_spans[:, 2].sum() if len(batch.image_spans) else 0
     assert int((batch.ids == IMAGE_ID).sum()) == int(taken)
-    assert len(batch.image_places) == len(batch.pixels) and len(batch.sample_places) == len(batch.origins)
+    assert len(batch.image_spans) == len(batch.pixels) and len(batch.sample_spans) == len(batch.origins)
     assert int(batch.cu_seqlens[-1]) == batch.ids.numel() and (batch.cu_seqlens.diff() > 0).all()
     assert batch.tokens_per_image == tokens_per_image
     for rows, images in (("packs", len(batch.pixels) - cut), ("samples", len(batch.pixels))):
@@ -55,7 +55,7 @@ def first_labels(batches: list[Any]) -> list[int]:
     """Labels of samples' first tokens, which are the same in the batch and in its views."""
     found = []
     for batch in batches:
-        row, first, _ = batch.sample_places.T
+        row, first, _ = batch.sample_spans.T
         labels = batch.labels[row, first]
         assert torch.equal(batch.hugging_face(50_000).labels[row, first], labels)
         assert torch.equal(batch.vila(rows="samples").labels[:, :1].flatten(), labels)

@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
 from tests.loader.made_arrays import made_batch
-from vila_data.loader.masks import additive_mask, block_mask, flex_block_mask
+from vila_data.loader.formats import additive_mask, block_mask, flex_block_mask
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -18,8 +18,8 @@ from tests.loader.made_arrays import made_batch
 from tests.loader.tiny_models import FAMILIES, IMAGE_TOKEN, alone, has_images, packed_batch, tiny_model, worst
 from vila_data.core.errors import UsageError
 from vila_data.core.tables import IGNORED, IMAGE_ID
-from vila_data.loader.packed import PackedBatch
-from vila_data.loader.views import MASKS, MASKS_HOLD_FOR
+from vila_data.loader.batch import PackedBatch
+from vila_data.loader.formats import MASKS, MASKS_HOLD_FOR
 
 ATTENTIONS = ("eager", "sdpa", "flex_attention", "varlen_reference")
 WINDOWS = ("llava_mistral_window", "gemma3_text")
@@ -48,12 +48,12 @@ def agrees(family: str, attention: str, batch: PackedBatch, inputs: dict[str, An
 
 def test_the_batch_has_the_edges() -> None:
     batch = packed_batch(FAMILIES[0])
-    lengths = batch.sample_places[:, 2].tolist()
+    lengths = batch.sample_spans[:, 2].tolist()
     assert batch.rows == 6 and lengths[-5:] == [1, 1, 5, 1, 48]
     assert batch.segments.amax(1).tolist()[3:] == [4, 1, 0]
     assert (batch.segments[:, -1] > 0).tolist()[4:] == [True, False]
-    assert {columns for _, _, columns, _ in batch.image_places.tolist()} > {1, 4}
-    assert packed_batch("qwen2_text").image_places.shape == (0, 4)
+    assert {columns for _, _, columns, _ in batch.image_spans.tolist()} > {1, 4}
+    assert packed_batch("qwen2_text").image_spans.shape == (0, 4)
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
@@ -107,7 +107,7 @@ def test_varlen_in_any_attention(family: str, attention: str) -> None:
     with torch.no_grad():
         found = model(**view.as_dict())
     logits = found.logits.new_zeros(batch.rows, batch.length, found.logits.shape[-1])
-    for (row, first, columns), start in zip(batch.sample_places.tolist(), view.cu_seqlens.tolist(), strict=False):
+    for (row, first, columns), start in zip(batch.sample_spans.tolist(), view.cu_seqlens.tolist(), strict=False):
         logits[row, first : first + columns] = found.logits[0, start : start + columns]
     difference, loss, _ = worst(model, batch, logits, tiny_model(family, "eager"))
     assert difference < NEAR and abs(float(found.loss) - loss) < NEAR
@@ -121,7 +121,7 @@ def test_vila_by_sample_in_any_attention(family: str, attention: str) -> None:
     view = batch.vila(rows="samples")
     images = iter(view.images)
     loss, wanted_loss = torch.zeros(()), torch.zeros(())
-    for sample, (row, first, columns) in enumerate(batch.sample_places.tolist()):
+    for sample, (row, first, columns) in enumerate(batch.sample_spans.tolist()):
         length = int(view.attention_mask[sample].sum())
         told = zip(view.input_ids[sample, :length].tolist(), view.labels[sample, :length].tolist(), strict=True)
         expanded = [pair for pair in told for _ in range(4 if pair[0] == IMAGE_ID else 1)]
@@ -131,7 +131,7 @@ def test_vila_by_sample_in_any_attention(family: str, attention: str) -> None:
         with torch.no_grad():
             logits = tiny_model(family, attention)(input_ids=ids, use_cache=False, **shown).logits[0, :columns]
         wanted = alone(tiny_model(family, "eager"), batch, sample)
-        cut = [taken for *_, taken, owner in batch.image_places.tolist() if owner == sample and taken < 4]
+        cut = [taken for *_, taken, owner in batch.image_spans.tolist() if owner == sample and taken < 4]
         assert torch.allclose(logits[: columns - sum(cut)], wanted[: columns - sum(cut)], atol=NEAR)
         labels = torch.tensor([label for _, label in expanded])[1:columns]
         loss += cross_entropy(logits, labels)
@@ -153,7 +153,7 @@ def test_gradients_of_a_pack_are_those_of_its_samples(attention: str) -> None:
     model(**batch.hugging_face(IMAGE_TOKEN).as_dict()).loss.backward()
     labels = int((batch.hugging_face(IMAGE_TOKEN).labels[:, 1:] != IGNORED).sum())
     with torch.enable_grad():
-        for sample, (row, first, columns) in enumerate(batch.sample_places.tolist()):
+        for sample, (row, first, columns) in enumerate(batch.sample_spans.tolist()):
             told = batch.labels[row, first + 1 : first + columns]
             if (told != IGNORED).any():
                 (cross_entropy(alone.__wrapped__(other, batch, sample), told) / labels).backward()

@@ -18,9 +18,8 @@ from PIL import Image
 from tests.loader.made_arrays import MADE_UP, made_batch
 from tests.loader.tiny_models import IMAGE_TOKEN
 from vila_data.core.errors import UsageError
-from vila_data.loader.normalization import Normalization, normalization_of, read_processor
-from vila_data.loader.packed import PackedBatch, _scale_and_shift
-from vila_data.loader.pixels import ImageOptions
+from vila_data.loader.batch import PackedBatch, _scale_and_shift
+from vila_data.loader.pixels import ImageOptions, Normalization, normalization_of, read_processor
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 CLIP = {"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD), "do_normalize": True, "rescale_factor": 1 / 255}
@@ -59,7 +58,7 @@ def test_a_view_never_guesses() -> None:
         with pytest.raises(UsageError, match=r'image=\{"mean": …, "std": …\} or image=\{"processor": …\}') as found:
             view()
         assert "\n" not in str(found.value) and ". " not in str(found.value)
-    text = replace(batch, pixels=batch.pixels[:0], image_places=batch.image_places[:0])
+    text = replace(batch, pixels=batch.pixels[:0], image_spans=batch.image_spans[:0])
     assert text.vila().images.shape == (0, 3, 8, 8) and text.vila().images.dtype == torch.float32
     assert text.varlen().pixels is None
 
@@ -112,7 +111,7 @@ def test_fields_of_a_processor(fields: dict[str, Any], wanted: Normalization, tm
         ({"do_normalize": True}, "here has no image_mean; pass mean and std instead of processor"),
         ({"image_mean": 0.5}, "here has no image_std"),
         ({}, "here has no image_mean"),
-        ([], "here must hold an object, found a list"),
+        ([], "here must contain an object, found list"),
         (CLIP | {"image_std": [0.5, 0.5]}, "here: mean must be one number or three, and std one positive number"),
         (CLIP | {"image_std": [0.5, 0.5, 0]}, "here: mean must be"),
         (CLIP | {"image_mean": "half"}, "here: mean must be"),

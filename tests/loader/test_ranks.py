@@ -19,7 +19,7 @@ from tests.loader.made_stream import BLEND, IMAGE, opened
 from tests.loader.test_loader_modes import folder_of
 from tests.made_run import make_run
 from vila_data.core.errors import UsageError
-from vila_data.loader.packed import PackedBatch
+from vila_data.loader.batch import PackedBatch
 from vila_data.loader.ranks import Ranks, ranks_here
 
 LAUNCHED = """
@@ -48,7 +48,7 @@ def work(rank, port, early):
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     here = dict(rank=rank, world_size=2, image=image, num_workers=0)
     found = {"steps": early["none"].steps(), "refused": refused(early["argument"]), "environment": refused(early["environment"])}
-    for name in ("none", "workers", "unfinished", "resumed", "unchecked"):
+    for name in ("none", "workers", "launcher", "resumed", "unchecked"):
         found[name] = keys(early[name])
     found["released"] = keys(early["released"])
     found["expected"] = keys(vd.stream(recipe, run, batch_size=2, **here))
@@ -84,7 +84,7 @@ if __name__ == "__main__":
         "workers": made({}, num_workers=1),
         "resumed": resumed,
         "released": made({}, released, batch_size=1),
-        "unfinished": made({"WORLD_SIZE": "2", "LOCAL_RANK": "1"}),
+        "launcher": made({"WORLD_SIZE": "2", "LOCAL_RANK": "1"}),
         "argument": made({}, rank=0, world_size=1),
         "unchecked": made({}, rank=0, world_size=1, check_ranks=False),
         "environment": made({"RANK": "0", "WORLD_SIZE": "1"}),
@@ -123,7 +123,7 @@ def test_loaders_made_before_the_launch_read_for_their_ranks(made_folder: Path, 
     ranks = sorted(map(json.loads, done.stdout.splitlines()), key=lambda found: found["rank"])  # type: ignore[no-any-return]
     assert [found["rank"] for found in ranks] == [0, 1] and len(whole) > 8
     for found in ranks:
-        for name in ("none", "workers", "unfinished", "now"):
+        for name in ("none", "workers", "launcher", "now"):
             assert found[name] == found["expected"], name
         assert found["steps"] == len(whole) == len(found["expected"])
         assert found["released"] == found["expected released"]
@@ -180,7 +180,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "8"}, "SLURM_PROCID=3 of SLURM_NTASKS=8 is set, but neither RANK"),
+        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "8"}, "SLURM_PROCID=3 of SLURM_NTASKS=8 is set, but RANK is not"),
         (
             {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"},
             "OMPI_COMM_WORLD_RANK=1 of OMPI_COMM_WORLD_SIZE=2",
@@ -215,6 +215,8 @@ def test_a_launcher_that_has_not_said_the_rank_must_do_so_before_the_iteration(
     alone.setenv("WORLD_SIZE", "2")
     alone.setenv("LOCAL_RANK", "1")
     loader = vd.stream(made_folder / "recipe.yaml", made_folder / "run", image=IMAGE, num_workers=0)
-    with pytest.raises(UsageError, match=r"WORLD_SIZE=2 and no RANK, and torch\.distributed is not initialized"):
+    with pytest.raises(
+        UsageError, match=r"WORLD_SIZE is 2, but RANK is not set and torch\.distributed is not initialized"
+    ):
         next(iter(loader))
-    assert ranks_here({"WORLD_SIZE": "1", "LOCAL_RANK": "0"}) == Ranks(0, 1, "nobody")
+    assert ranks_here({"WORLD_SIZE": "1", "LOCAL_RANK": "0"}) == Ranks(0, 1, "default")

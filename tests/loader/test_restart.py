@@ -68,7 +68,7 @@ def test_a_loader_that_accelerate_prepared_is_refused(made_folder: Path, kind: t
     with opened(made_folder) as loader:
         prepared = kind(loader, batch_size=None)
         with pytest.raises(
-            UsageError, match=rf"inside a {kind.__name__} of accelerate.*leave it out of accelerator\.prepare"
+            UsageError, match=rf"inside a {kind.__name__} of accelerate.*do not pass it to accelerator\.prepare"
         ):
             next(iter(prepared))
         assert loader.state_dict()["packs"] == 0
@@ -86,7 +86,7 @@ def test_an_iteration_is_refused_in_a_forked_process(made_folder: Path, workers:
                 next(batches)
             except UsageError as error:
                 own = same(next(iter(loader)), expected[2])
-                os._exit(0 if "was forked from it: begin one there" in str(error) and own else 4)
+                os._exit(0 if "was forked from it; start a new one there" in str(error) and own else 4)
             os._exit(3)
         assert os.waitpid(child, 0)[1] == 0
         found += itertools.islice(batches, 4)

@@ -22,29 +22,30 @@ from tests.loader.made_stream import opened
 from tests.loader.test_loader import same
 from tests.loader.test_loader_faults import workers_of
 from vila_data.core.errors import DataError
-from vila_data.loader.layout import BatchSize
-from vila_data.loader.lease import SlotLender
-from vila_data.loader.slots import SlotWriter, WorkerFailure
+from vila_data.loader.arrays import BatchSize
+from vila_data.loader.buffers import BorrowedBuffers, BufferWriter, WorkerFailure
 
 SIZE = BatchSize(1, 8, 1, 1, 1, 16)
 MB = 1 << 20
 
 
-def sides(limit_bytes: int = 64 * MB) -> tuple[SlotWriter, SlotLender, socket.socket]:
+def sides(limit_bytes: int = 64 * MB) -> tuple[BufferWriter, BorrowedBuffers, socket.socket]:
     """Both ends in this process."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    return SlotWriter(theirs, limit_bytes, nullcontext), SlotLender(ours), ours
+    return BufferWriter(theirs, limit_bytes, nullcontext), BorrowedBuffers(ours), ours
 
 
-def passed(writer: SlotWriter, lender: SlotLender, ours: socket.socket, size: BatchSize, header: object) -> object:
+def passed(
+    writer: BufferWriter, lender: BorrowedBuffers, ours: socket.socket, size: BatchSize, header: object
+) -> object:
     """One batch through: what the other side finds. The slot stays lent as long as what is returned lives."""
     arrays = writer.allocate(size)
     arrays.pixels_NHWC[:] = 7
     del arrays
     writer.send(3, header)
     message, fds, _, _ = socket.recv_fds(ours, 1024, 1)
-    lent = lender.take(message, list(fds))
-    assert (lent.stretch, lent.step, lent.header) == (0, 3, header)
+    lent = lender.borrow(message, list(fds))
+    assert (lent.request, lent.step, lent.header) == (0, 3, header)
     assert (size.arrays_in(lent.buffer).pixels_NHWC == 7).all()
     return lent.buffer
 
@@ -56,7 +57,7 @@ def test_headers_and_batches_may_outgrow_their_slot() -> None:
         size = SIZE._replace(images=int(random.integers(0, 4_000)), rows=int(random.integers(1, 50)))
         header = random.bytes(int(random.integers(0, 3 * MB)))
         passed(writer, lender, ours, size, header)
-    assert len(writer._slots) <= 4
+    assert writer.slots <= 4
 
 
 def test_free_slots_shrink_where_a_large_batch_would_pass_the_limit() -> None:
@@ -65,22 +66,22 @@ def test_free_slots_shrink_where_a_large_batch_would_pass_the_limit() -> None:
     del held
     for _ in range(6):
         passed(writer, lender, ours, SIZE._replace(images=9_000), None)
-        assert writer._held() <= 8 * MB + 1
+        assert writer.nbytes <= 8 * MB + 1
 
 
 def test_slots_that_come_back_while_nobody_listens_are_not_lost() -> None:
     writer, lender, ours = sides()
-    writer._granted = 700
-    held = [passed(writer, lender, ours, SIZE, None) for _ in range(700)]
-    assert lender.exhausted
+    held = []
+    for _ in range(700):
+        ours.send(b"G")
+        held.append(passed(writer, lender, ours, SIZE, None))
+    assert lender.exhausted and writer.used == 700
     held.clear()
-    assert lender._returned, "more than the socket takes at once"
-    back = 0
-    while lender._returned or back < 700:
+    assert lender.borrowed, "more than the socket takes at once"
+    for _ in range(700):
         lender.flush()
-        writer._listen(wait=False)
-        back = len(writer._free)
-    assert back == 700
+        held.append(passed(writer, lender, ours, SIZE, None))
+    assert writer.slots == writer.used == 700
 
 
 def test_a_forked_process_gives_nothing_back(made_folder: Path) -> None:
@@ -114,7 +115,7 @@ def test_a_worker_that_dies_while_it_waits_is_replaced(made_folder: Path) -> Non
 
 def worker_says(loader: object) -> str:
     """What a loader's only worker is doing."""
-    doing: str = loader._pool._workers[0].doing  # type: ignore[attr-defined]
+    doing: str = loader._pool.workers[0].doing  # type: ignore[attr-defined]
     return doing
 
 
@@ -125,7 +126,7 @@ def test_what_a_worker_raises_arrives_as_it_was_raised(made_folder: Path, tmp_pa
     with pytest.raises(DataError, match=r"has a sample of 5 images, pack\.max_images_per_pack is 1"):
         next(iter(loader))
     object.__setattr__(loader._spec.pack, "max_images_per_pack", 12)
-    object.__setattr__(loader._spec, "rows", None)
+    object.__setattr__(loader._spec, "layout", None)
     with pytest.raises(RuntimeError, match="loader worker 0 failed:\nTraceback"):
         next(iter(loader))
 
@@ -164,9 +165,10 @@ def test_a_hard_limit_of_descriptors_is_one_sentence(made_folder: Path) -> None:
     assert len(said) == 4 and done.stderr == "", done.stdout + done.stderr[-2000:]
     for line in said:
         assert re.match(
-            r"stream: .* may open no more files while (it|the trainer) holds \d+ batch(es)?: .*raise `ulimit -n`", line
+            r"stream: .* has reached its open-file limit while (the trainer holds|holding) \d+ batch(es)?; .*raise `ulimit -n`",
+            line,
         )
-    assert "the process may" in said[0] and "a loader worker may" in said[2]
+    assert "the process has" in said[0] and "a loader worker has" in said[2]
 
 
 def test_too_few_descriptors_are_one_message(made_folder: Path) -> None:
@@ -178,7 +180,7 @@ def test_too_few_descriptors_are_one_message(made_folder: Path) -> None:
     )
     command = [sys.executable, "-c", probe, str(made_folder / "recipe.yaml"), str(made_folder / "run")]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert "may open no more files while it holds" in done.stdout, done.stderr[-2000:]
+    assert "the process has reached its open-file limit while holding" in done.stdout, done.stderr[-2000:]
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 30
 
 

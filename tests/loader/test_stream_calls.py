@@ -14,7 +14,7 @@ import vila_data as vd
 from tests.loader.made_stream import opened
 from vila_data.core.errors import UsageError
 from vila_data.loader.faults import FaultBudget
-from vila_data.loader.normalization import Normalization
+from vila_data.loader.pixels import Normalization
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"batch_size": 0}, "batch_size must be greater than or equal to 1, found 0$"),
@@ -30,7 +30,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"rank": "0", "world_size": 2}, "rank must be a valid integer, found '0'$"),
     ({"rank": 0, "world_size": 0}, "world_size must be greater than or equal to 1, found 0$"),
     ({"rank": 2, "world_size": 2}, "rank 2 is out of range for world_size 2"),
-    ({"rank": 0}, "rank and world_size must be given together, found one of them$"),
+    ({"rank": 0}, "rank and world_size must be passed together, found only one of them$"),
     ({"report_every_s": "60"}, "report_every_s must be a valid number, found '60'$"),
     ({"report_every_s": float("nan")}, "report_every_s must be .*, found nan$"),
     ({"restart": 1}, "restart must be a valid boolean, found 1$"),
@@ -47,15 +47,18 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "image: found processor along with mean or std; pass either",
     ),
     ({"image": {"processor": "/no/such"}}, "image: processor /no/such: it is neither a directory nor a repository"),
-    ({"image": {("a", "b"): 1}}, "mappings must have texts as keys and plain values, found "),
+    ({"image": {("a", "b"): 1}}, "mappings must have text keys and plain values, found "),
     ({"fault_budget": {"fraction": 2}}, "fault_budget.fraction must be less than or equal to 1, found 2$"),
-    ({"read": {"cachedir": "x"}}, r"read: unknown key 'cachedir'; did you mean cache_dir\?$"),
-    ({"patience": {"say": 3}}, r"patience: unknown key 'say'; did you mean say_s\?$"),
-    ({"patience": {"say_s": "x"}}, "patience.say_s must be a valid number, found 'x'$"),
-    ({"patience": {"end_s": -1}}, "patience.end_s must be greater than or equal to 0, found -1$"),
-    ({"patience": 30}, "patience must be a mapping of say_s, end_s, found 30$"),
-    ({"device": "cuba"}, "device must be one that torch knows .*, found 'cuba'$"),
-    ({"device": "cuda:99"}, "device must be one of the .* GPUs that torch .* sees here, found 'cuda:99'$"),
+    ({"read": {"cachedir": "x"}}, "read: unknown key 'cachedir'; did you mean cache_dir\\?$"),
+    ({"timeout": {"warn": 3}}, "timeout: unknown key 'warn'; did you mean warn_s\\?$"),
+    ({"timeout": {"warn_s": "x"}}, "timeout.warn_s must be a valid number, found 'x'$"),
+    ({"timeout": {"fail_s": -1}}, "timeout.fail_s must be greater than or equal to 0, found -1$"),
+    ({"timeout": 30}, "timeout must be a mapping of warn_s, fail_s, found 30$"),
+    ({"device": "cuba"}, "device must be a device that torch knows .*, found 'cuba'$"),
+    (
+        {"device": "cuda:99"},
+        "device must be an available device \\(torch .* finds .* GPUs on this machine\\), found 'cuda:99'$",
+    ),
     ({"tokenizer": 3}, "tokenizer must be a path, a hub id or a fast tokenizer, found one of type int$"),
 ]
 
@@ -82,11 +85,22 @@ def test_half_an_environment_is_refused(
         vd.stream(made_folder / "recipe.yaml", made_folder / "run")
 
 
+def test_patience_is_the_old_name_of_timeout(made_folder: Path) -> None:
+    with pytest.warns(DeprecationWarning, match="patience is now timeout"):
+        loader = opened(made_folder, patience={"say_s": 3, "end_s": 4.5})
+    next(iter(loader))
+    with (
+        pytest.warns(DeprecationWarning, match="patience is now timeout"),
+        pytest.raises(UsageError, match=r"^stream: timeout.fail_s must be a valid number, found 'x'$"),
+    ):
+        opened(made_folder, patience={"end_s": "x"})
+
+
 def test_numbers_of_numpy_and_paths_are_taken(made_folder: Path, tmp_path: Path) -> None:
     given = vd.stream(
         made_folder / "recipe.yaml", made_folder / "run", batch_size=np.int64(2), num_workers=np.int64(0),
         seed=np.int64(17), image={"size_px": np.int64(32)}, read={"cache_dir": tmp_path / "cache"},
-        patience={"say_s": np.float32(3), "end_s": float("inf")}, prefetch_mb=torch.tensor(64), fault_budget=FaultBudget(count=1),
+        timeout={"warn_s": np.float32(3), "fail_s": float("inf")}, prefetch_mb=torch.tensor(64), fault_budget=FaultBudget(count=1),
     )  # fmt: skip
     state = json.loads(json.dumps(given.state_dict()))
     opened(made_folder).load_state_dict(state)

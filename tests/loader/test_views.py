@@ -16,9 +16,8 @@ from tests.examples.made_batches import MadeSample, pack
 from tests.loader.made_arrays import MADE_UP, VOCABULARY, made_batch
 from vila_data.core.errors import UsageError
 from vila_data.core.tables import IGNORED, IMAGE_ID
-from vila_data.loader.masks import block_mask
-from vila_data.loader.packed import PackedBatch
-from vila_data.loader.views import MASKS
+from vila_data.loader.batch import PackedBatch
+from vila_data.loader.formats import MASKS, block_mask
 
 IMAGE_TOKEN = VOCABULARY  # texts do not have it
 SEEDS = range(8)
@@ -27,7 +26,7 @@ SEEDS = range(8)
 def samples_of(batch: PackedBatch) -> list[tuple[list[int], list[int]]]:
     """Ids and labels of each sample, expanded; the first label is one only where the batch trains it."""
     found = []
-    for row, first, columns in batch.sample_places.tolist():
+    for row, first, columns in batch.sample_spans.tolist():
         ids, labels = (values[row, first : first + columns].tolist() for values in (batch.ids, batch.labels))
         found.append((ids, labels if batch.trains_first_label else [IGNORED, *labels[1:]]))
     return found
@@ -35,16 +34,14 @@ def samples_of(batch: PackedBatch) -> list[tuple[list[int], list[int]]]:
 
 def cut_images(batch: PackedBatch) -> list[bool]:
     """Of each image whether it lacks columns."""
-    return [columns < (batch.tokens_per_image or 0) for _, _, columns, _ in batch.image_places.tolist()]
+    return [columns < (batch.tokens_per_image or 0) for _, _, columns, _ in batch.image_spans.tolist()]
 
 
 def collapsed(batch: PackedBatch, sample: int, *, keep_cut: bool = False) -> tuple[list[int], list[int]]:
     """A sample with one placeholder per image, without an image that is cut unless asked for."""
     ids, labels = samples_of(batch)[sample]
-    begin = int(batch.sample_places[sample, 1])
-    for (_, first, size, owner), cut in reversed(
-        list(zip(batch.image_places.tolist(), cut_images(batch), strict=True))
-    ):
+    begin = int(batch.sample_spans[sample, 1])
+    for (_, first, size, owner), cut in reversed(list(zip(batch.image_spans.tolist(), cut_images(batch), strict=True))):
         if owner == sample:
             at = first - begin
             left_out = cut and not keep_cut
@@ -64,7 +61,7 @@ def kept(values: torch.Tensor, mask: torch.Tensor) -> list[int]:
 def test_vila_by_sample(seed: int, cut: bool) -> None:
     batch = made_batch(seed, empty_rows=seed % 2, cut=cut)
     view = batch.vila(rows="samples", pad_id=2)
-    assert len(view.input_ids) == len(batch.sample_places)
+    assert len(view.input_ids) == len(batch.sample_spans)
     assert view.attention_mask.any(0).all()
     for sample, mask in enumerate(view.attention_mask):
         ids, labels = collapsed(batch, sample, keep_cut=True)
@@ -73,7 +70,7 @@ def test_vila_by_sample(seed: int, cut: bool) -> None:
         assert (view.input_ids[sample][~mask] == 2).all()
         assert (view.labels[sample][~mask] == IGNORED).all()
     assert int((view.input_ids == IMAGE_ID).sum()) == len(view.images) == len(batch.pixels)
-    assert view.seqlens.tolist() == batch.sample_places[:, 2].tolist()
+    assert view.seqlens.tolist() == batch.sample_spans[:, 2].tolist()
 
 
 @pytest.mark.parametrize("cut", [False, True])
@@ -83,13 +80,13 @@ def test_vila_by_pack(seed: int, cut: bool) -> None:
     view = batch.vila()
     assert len(view.input_ids) == batch.rows
     for row, mask in enumerate(view.attention_mask):
-        owned = [n for n, place in enumerate(batch.sample_places.tolist()) if place[0] == row]
+        owned = [n for n, place in enumerate(batch.sample_spans.tolist()) if place[0] == row]
         assert kept(view.input_ids[row], mask) == [i for n in owned for i in collapsed(batch, n)[0]]
         assert kept(view.labels[row], mask) == [i for n in owned for i in collapsed(batch, n)[1]]
     whole = torch.tensor([not one for one in cut_images(batch)], dtype=torch.bool)
     assert int((view.input_ids == IMAGE_ID).sum()) == len(view.images) == int(whole.sum())
     assert torch.equal(view.images, batch.normalized()[whole])
-    samples = [collapsed(batch, sample)[0] for sample in range(len(batch.sample_places))]
+    samples = [collapsed(batch, sample)[0] for sample in range(len(batch.sample_spans))]
     assert view.seqlens.tolist() == [len(ids) + 3 * ids.count(IMAGE_ID) for ids in samples]
     assert view.seqlens.dtype == torch.int32
     assert set(view.as_dict()) == {"input_ids", "attention_mask", "labels", "images"}
@@ -130,8 +127,8 @@ def test_the_only_image_of_a_batch_may_be_cut() -> None:
     view = batch.hugging_face(IMAGE_TOKEN)
     assert not (view.input_ids == IMAGE_TOKEN).any() and "pixel_values" not in view.as_dict()
     assert len(batch.vila().images) == 0 and batch.varlen(image_token_id=IMAGE_TOKEN).pixels is None
-    _, _, columns, sample = batch.image_places[0].tolist()
-    assert int(batch.vila().seqlens[sample]) == int(batch.sample_places[sample, 2]) - columns
+    _, _, columns, sample = batch.image_spans[0].tolist()
+    assert int(batch.vila().seqlens[sample]) == int(batch.sample_spans[sample, 2]) - columns
     with torch.no_grad():
         assert tiny_llava()(**view.as_dict()).logits.shape[:2] == batch.ids.shape
 
@@ -161,7 +158,7 @@ def test_varlen(seed: int) -> None:
         assert (view.ids[begin:end].tolist(), view.labels[begin:end].tolist()) == samples[sample]
         assert view.positions[begin:end].tolist() == list(range(end - begin))
     image = torch.zeros(len(view.ids), dtype=torch.bool)
-    for (first, tokens, sample), place in zip(view.image_places.tolist(), batch.image_places.tolist(), strict=True):
+    for (first, tokens, sample), place in zip(view.image_spans.tolist(), batch.image_spans.tolist(), strict=True):
         image[first : first + tokens] = True
         assert (tokens, sample) == (place[2], place[3])
         assert bounds[sample] <= first < first + tokens <= bounds[sample + 1]
@@ -173,7 +170,7 @@ def test_varlen_for_a_model_has_whole_images_alone() -> None:
         plain, view = batch.varlen(), batch.varlen(image_token_id=IMAGE_TOKEN)
         whole = ~torch.tensor(cut_images(batch))
         assert view.pixels is not None and torch.equal(view.pixels, batch.normalized()[whole])
-        assert torch.equal(view.image_places, plain.image_places[whole])
+        assert torch.equal(view.image_spans, plain.image_spans[whole])
         assert int((view.ids == IMAGE_TOKEN).sum()) == 4 * int(whole.sum())
         assert not (view.ids == IMAGE_ID).any()
         for name in ("labels", "positions", "cu_seqlens"):
@@ -185,7 +182,7 @@ def test_first_labels_are_in_all_views_or_in_none(trained: bool) -> None:
     batch = made_batch(11, rows=2, length=48, trains_first_label=trained)
     for copied in (batch, batch.to("cpu"), batch.pin(), batch.trim(8), pickle.loads(pickle.dumps(batch))):
         assert copied.trains_first_label is trained and copied.tokens_per_image == 4
-        row, first, _ = copied.sample_places.T
+        row, first, _ = copied.sample_spans.T
         wanted = copied.labels[row, first] if trained else torch.full((len(row),), IGNORED)
         assert torch.equal(copied.hugging_face(IMAGE_TOKEN).labels[row, first], wanted)
         assert torch.equal(copied.vila(rows="samples").labels[:, 0], wanted)
@@ -278,13 +275,13 @@ def embeddings(batch: PackedBatch) -> torch.Tensor:
     """[B, L, D], as if the model truncated: words, and of each image its first tokens, as many as it has columns."""
     found: torch.Tensor = tiny_llava().get_input_embeddings()(batch.ids.clamp(min=0))
     features = image_features(batch.normalized())
-    for (row, first, columns, _), image in zip(batch.image_places.tolist(), features, strict=True):
+    for (row, first, columns, _), image in zip(batch.image_spans.tolist(), features, strict=True):
         found[row, first : first + columns] = image[:columns]
     return found
 
 
 def logits_alone(batch: PackedBatch, sample: int) -> torch.Tensor:
-    row, first, columns = batch.sample_places[sample].tolist()
+    row, first, columns = batch.sample_spans[sample].tolist()
     seen = embeddings(batch)[row : row + 1, first : first + columns]
     logits: torch.Tensor = tiny_llava()(inputs_embeds=seen).logits[0]
     return logits
@@ -303,7 +300,7 @@ def test_the_loss_with_a_cut_image_is_that_of_truncated_embeddings(trained: bool
         batch = made
         if trained:  # VILA cuts at the end of the row: what a cut image ends in is the last sample there
             behind = torch.zeros_like(batch.ids, dtype=torch.bool)
-            for (row, first, columns, _), cut in zip(batch.image_places.tolist(), cut_images(batch), strict=True):
+            for (row, first, columns, _), cut in zip(batch.image_spans.tolist(), cut_images(batch), strict=True):
                 behind[row, first + columns :] |= cut
             batch = replace(batch, labels=batch.labels.masked_fill(behind, IGNORED))
         labels = batch.labels if trained else batch.labels.masked_fill(batch.positions == 0, IGNORED)
@@ -327,7 +324,7 @@ def test_the_loss_of_a_sample_with_a_cut_image_in_vilas_rows() -> None:
         view = batch.vila(rows="samples", tokens_per_image=4)
         with torch.no_grad():
             images = iter(image_features(view.images))
-            for sample, (row, first, columns) in enumerate(batch.sample_places.tolist()):
+            for sample, (row, first, columns) in enumerate(batch.sample_spans.tolist()):
                 length = int(view.attention_mask[sample].sum())
                 ids, labels = view.input_ids[sample, :length], view.labels[sample, :length]
                 words = tiny_llava().get_input_embeddings()(ids.clamp(min=0))
@@ -352,14 +349,14 @@ def test_the_loss_of_a_sample_with_a_cut_image_in_vilas_rows() -> None:
 @pytest.mark.parametrize("mask", MASKS)
 def test_logits_in_a_pack_are_those_of_the_sample_alone(mask: Any) -> None:
     batch = made_batch(11, rows=2, length=48)
-    assert len(batch.sample_places) > 3
+    assert len(batch.sample_spans) > 3
     assert len(batch.pixels) > 2
     view = batch.hugging_face(IMAGE_TOKEN, mask=mask)
     with torch.no_grad():
         output = tiny_llava()(**view.as_dict())
         leaking = tiny_llava()(**(view.as_dict() | {"attention_mask": None, "use_cache": True})).logits
         compared = 0
-        for sample, (row, first, columns) in enumerate(batch.sample_places.tolist()):
+        for sample, (row, first, columns) in enumerate(batch.sample_spans.tolist()):
             alone = logits_alone(batch, sample)
             place = (row, slice(first, first + columns))
             assert torch.allclose(output.logits[place], alone, atol=1e-5)
@@ -375,7 +372,7 @@ def test_the_loss_of_a_pack_is_that_of_its_samples() -> None:
     with torch.no_grad():
         loss = tiny_llava()(**view.as_dict()).loss
         total, count = 0.0, 0
-        for sample, (row, first, columns) in enumerate(batch.sample_places.tolist()):
+        for sample, (row, first, columns) in enumerate(batch.sample_spans.tolist()):
             labels = batch.labels[row, first + 1 : first + columns]
             total += float(torch.nn.functional.cross_entropy(logits_alone(batch, sample)[:-1], labels, reduction="sum"))
             count += int((labels != IGNORED).sum())
@@ -395,7 +392,7 @@ def test_varlen_is_what_varlen_attention_takes() -> None:
     rows = table[mask.input_ids][:, None]
     dense = torch.nn.functional.scaled_dot_product_attention(rows, rows, rows, attn_mask=mask.attention_mask)[:, 0]
     bounds = named["cu_seq_lens_q"].tolist()
-    for (row, first, columns), begin, end in zip(batch.sample_places.tolist(), bounds, bounds[1:], strict=False):
+    for (row, first, columns), begin, end in zip(batch.sample_spans.tolist(), bounds, bounds[1:], strict=False):
         own = table[named["input_ids"][0, begin:end]][None, None]
         alone = torch.nn.functional.scaled_dot_product_attention(own, own, own, is_causal=True)[0, 0]
         assert torch.allclose(alone, dense[row, first : first + columns], atol=1e-5)
@@ -409,5 +406,5 @@ def test_pixels_of_a_type() -> None:
     assert view.pixel_values is not None and view.pixel_values.dtype == torch.bfloat16
     assert view.attention_mask is not None and view.attention_mask.dtype == torch.bfloat16
     assert batch.hugging_face(IMAGE_TOKEN).attention_mask is None
-    nothing = replace(batch, pixels=batch.pixels[:0], image_places=batch.image_places[:0])
+    nothing = replace(batch, pixels=batch.pixels[:0], image_spans=batch.image_spans[:0])
     assert nothing.varlen().pixels is None

@@ -12,7 +12,7 @@ import torch
 
 from tests.loader.made_arrays import VOCABULARY, made_batch
 from vila_data.core.tables import IGNORED, IMAGE_ID
-from vila_data.loader.packed import PackedBatch, segment_bounds
+from vila_data.loader.batch import PackedBatch, segment_bounds
 
 IMAGE_TOKEN = VOCABULARY  # texts do not have it
 FAMILIES = ("llava_llama", "llava_qwen2_siglip", "llava_mistral_window", "qwen2_text", "gemma3_text")
@@ -88,7 +88,7 @@ def packed_batch(family: str) -> PackedBatch:
     if has_images(family):
         return batch
     ids = torch.where(batch.ids == IMAGE_ID, 7, batch.ids)
-    return replace(batch, ids=ids, pixels=batch.pixels[:0], image_places=batch.image_places[:0])
+    return replace(batch, ids=ids, pixels=batch.pixels[:0], image_spans=batch.image_spans[:0])
 
 
 @lru_cache(maxsize=1)
@@ -97,7 +97,7 @@ def edges() -> PackedBatch:
     batch = made_batch(11, rows=6, length=48, cut=True, empty_rows=3)
     fields = ("ids", "labels", "positions", "segments")
     ids, labels, positions, segments = (getattr(batch, name).clone() for name in fields)
-    places = batch.sample_places.tolist()
+    places = batch.sample_spans.tolist()
     for row, lengths in ((3, (1, 1, 5, 1)), (4, (48,))):
         at = 0
         for number, length in enumerate(lengths, 1):
@@ -113,9 +113,9 @@ def edges() -> PackedBatch:
     return replace(
         batch,
         **changed,
-        sample_places=torch.tensor(places),
+        sample_spans=torch.tensor(places),
         cu_seqlens=torch.from_numpy(bounds),
-        longest=int(np.diff(bounds).max()),
+        max_seqlen=int(np.diff(bounds).max()),
         tokens=int((segments > 0).sum()),
         packs=5,
     )
@@ -124,10 +124,10 @@ def edges() -> PackedBatch:
 @torch.no_grad()
 def alone(model: Any, batch: PackedBatch, sample: int) -> torch.Tensor:
     """The logits, [columns, V], of one sample without any other, by itself and without a mask."""
-    row, first, columns = batch.sample_places[sample].tolist()
+    row, first, columns = batch.sample_spans[sample].tolist()
     ids = batch.ids[row : row + 1, first : first + columns].clone()
-    mine = [n for n, (*_, taken, owner) in enumerate(batch.image_places.tolist()) if owner == sample and taken == 4]
-    for _, begin, taken, owner in batch.image_places.tolist():
+    mine = [n for n, (*_, taken, owner) in enumerate(batch.image_spans.tolist()) if owner == sample and taken == 4]
+    for _, begin, taken, owner in batch.image_spans.tolist():
         if owner == sample and taken < 4:
             ids[0, begin - first : begin - first + taken] = 0  # what is cut is text that nothing attends to
     ids[ids == IMAGE_ID] = IMAGE_TOKEN
@@ -140,7 +140,7 @@ def alone(model: Any, batch: PackedBatch, sample: int) -> torch.Tensor:
 def worst(model: Any, batch: PackedBatch, logits: torch.Tensor, reference: Any = None) -> tuple[float, float, int]:
     """Of logits [B, L, V]: the largest difference from the samples alone, their mean loss, and its number of labels."""
     largest, total, count = 0.0, 0.0, 0
-    for sample, (row, first, columns) in enumerate(batch.sample_places.tolist()):
+    for sample, (row, first, columns) in enumerate(batch.sample_spans.tolist()):
         wanted = alone(reference or model, batch, sample)
         largest = max(largest, float((logits[row, first : first + columns] - wanted).abs().max()))
         labels = batch.labels[row, first + 1 : first + columns]

@@ -1,1 +1,1 @@
-"""Shards and their order to packed batches for a rank."""
+"""Stream packed batches of a finished run into a training loop, one rank's share of the global order."""

@@ -1,4 +1,4 @@
-"""`vila-data bench`: how fast a recipe's stream comes here, what it waits for, and how often a training step would wait."""
+"""`vila-data bench`: the speed of a recipe's stream on this machine, its slowest stage, and how long a step would wait."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from vila_data.core.errors import DataError, UsageError
 from vila_data.loader.assemble import STAGES
 from vila_data.loader.loader import StreamLoader
-from vila_data.loader.meters import StreamMetrics
+from vila_data.loader.metrics import StreamMetrics
 from vila_data.recipe.recipe import Recipe, load_recipe
 from vila_data.runs.run import Run, open_run
 
@@ -23,7 +23,7 @@ def opened(
     """What to stream: the blend of a run alone (`path`), or that of a recipe (`path`) over the shards of `run`.
 
     Raises:
-        UsageError: there is no run; `path` is a recipe without a run, or a run with one or with stand-ins; a wrong setting.
+        UsageError: there is no run; `path` is a recipe without a run, or a run with another or with substitutes; a wrong setting.
     """
     if path.endswith((".yaml", ".yml")):
         if run is None:
@@ -33,22 +33,22 @@ def opened(
         return load_recipe(path, on, settings, find_corpora=False), open_run(run)
     if run is not None or on is not None:
         extra = "--on" if run is None else "--run"
-        raise UsageError(f"bench: {extra} is for a recipe (.yaml), found {path}; leave {extra} out")
+        raise UsageError(f"bench: {extra} applies to a recipe (.yaml) only, found {path}; remove {extra}")
     found = open_run(path)
     return found.recipe_with(settings), found
 
 
 def bench(loader: StreamLoader, *, seconds: float, step_s: float = 0.0) -> dict[str, Any]:
-    """Stream for some seconds, from the second batch on, over as many epochs as it takes.
+    """Stream for some seconds, measured from the second batch on, over as many epochs as necessary.
 
-    step_s: what a training step takes: the consumer is busy for so long after each batch, and `waited_share` is what
-    it would wait. Without it everything is waiting, and the rates are what the loader gives.
+    step_s: simulated duration of a training step: the consumer sleeps so long after each batch, and `waited_share` is
+    how much it would wait. With 0 all time is waiting, and the rates are the loader's maximum.
 
     Raises:
-        DataError: an epoch has no batch.
+        DataError: an epoch has no batches.
     """
     first: StreamMetrics | None = None
-    began = waited = 0.0
+    began = 0.0
     epochs = 0
     with loader:
         while first is None or time.perf_counter() - began < seconds:
@@ -62,25 +62,19 @@ def bench(loader: StreamLoader, *, seconds: float, step_s: float = 0.0) -> dict[
                 del batch
                 time.sleep(step_s)
             if first is None:
-                raise DataError("bench: the epoch has no batch")
+                raise DataError("bench: the epoch has no batches")
         last = loader.metrics()
-        elapsed, waited = time.perf_counter() - began, last.waited_s - first.waited_s
-    return _figures(first, last, elapsed, waited, step_s) | {"epochs_begun": epochs}
-
-
-def _figures(
-    first: StreamMetrics, last: StreamMetrics, seconds: float, waited_s: float, step_s: float
-) -> dict[str, Any]:
+        elapsed = time.perf_counter() - began
     counts = {name: getattr(last, name) - getattr(first, name) for name in _COUNTS}
     stages = {stage: last.stage_seconds[stage] - first.stage_seconds[stage] for stage in STAGES}
     busy = {stage: spent for stage, spent in stages.items() if stage != "blocked"}
     path, slowest_s = last.slowest_read
     return {
-        "seconds": seconds,
+        "seconds": elapsed,
         "step_s": step_s,
-        "waited_share": waited_s / seconds,
+        "waited_share": (last.waited_s - first.waited_s) / elapsed,
         **counts,
-        **{f"{name}_per_s": count / seconds for name, count in counts.items()},
+        **{f"{name}_per_s": count / elapsed for name, count in counts.items()},
         "fill": last.fill,
         "stage_seconds": stages,
         "slowest_stage": max(busy, key=lambda stage: busy[stage]),
@@ -92,4 +86,5 @@ def _figures(
         "faults": last.faults,
         "replaced_workers": last.replaced_workers,
         "slowest_read": {"path": path, "seconds": slowest_s},
+        "epochs_begun": epochs,
     }

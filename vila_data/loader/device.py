@@ -1,4 +1,4 @@
-"""Batches on their way to a device, one ahead of the training step."""
+"""Copy batches to a device, one step in advance."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vila_data.loader.packed import PackedBatch
+from vila_data.loader.batch import PackedBatch
 
 
 class _Copy(NamedTuple):
@@ -20,9 +20,9 @@ class _Copy(NamedTuple):
 class DeviceCopies:
     """Copies batches to a device in the order in which they are staged.
 
-    On cuda the copies run on a stream of their own, from page-locked memory, beside the step that computes; pixels stay
-    uint8, a quarter of what floats would take (`PackedBatch.normalized` on the device makes them floats). On the CPU
-    batches pass through as they are.
+    On cuda the copies run on their own stream, from page-locked memory, while the training step computes; pixels stay
+    uint8, a quarter of the size of floats (`PackedBatch.normalized` on the device makes them floats). On the CPU
+    batches are passed through.
 
         copies.stage(first)
         for following in batches:
@@ -42,7 +42,7 @@ class DeviceCopies:
 
     def stage(self, batch: PackedBatch) -> None:
         """Start copying `batch`; its memory is held until the copy is done."""
-        self._let_go()
+        self._release()
         if self._stream is None:
             self._staged.append(_Copy(batch if self._device.type == "cpu" else batch.to(self._device), None))
             return
@@ -68,16 +68,16 @@ class DeviceCopies:
                 value = getattr(batch, field.name)
                 if isinstance(value, Tensor) and value.is_cuda:
                     value.record_stream(current)  # allocated on the side stream: not to be used again before the step
-        self._let_go()
+        self._release()
         return batch
 
     def close(self) -> None:
-        """Wait for the copies under way and let go of all batches."""
+        """Wait for running copies and release all batches."""
         if self._stream is not None:
             self._stream.synchronize()
         self._staged.clear()
         self._sources.clear()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         while self._sources and (done := self._sources[0].done) is not None and done.query():  # type: ignore[no-untyped-call,unused-ignore]
             self._sources.popleft()

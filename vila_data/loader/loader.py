@@ -1,4 +1,4 @@
-"""The loader: an epoch's packed batches for one rank, in the one order, from wherever it was left."""
+"""The loader: yields one rank's packed batches in the global order and resumes from any saved state."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from operator import index
 from typing import Any, Final
@@ -16,23 +16,18 @@ from typing import Any, Final
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from vila_data.core.errors import UsageError, VilaDataError
-from vila_data.loader.arrays import BatchArrays
-from vila_data.loader.assemble import Rows
-from vila_data.loader.descriptors import is_out_of_descriptors, out_of_descriptors
+from vila_data.core.errors import UsageError
+from vila_data.loader.batch import PackedBatch
 from vila_data.loader.device import DeviceCopies
 from vila_data.loader.faults import FaultBudget, FaultLog
-from vila_data.loader.feed import BatchHeader, Feed, FeedSpec, StageClock
-from vila_data.loader.memory import ReusedMemory
-from vila_data.loader.meters import Meter, PrometheusMetrics, StreamMetrics
-from vila_data.loader.packed import PackedBatch
-from vila_data.loader.pool import Patience, WorkerPool
+from vila_data.loader.metrics import MetricsCollector, PrometheusMetrics, StreamMetrics
+from vila_data.loader.pool import InlinePool, Timeout, WorkerPool
+from vila_data.loader.producer import BatchHeader, StreamSpec
 from vila_data.loader.ranks import Ranks, refuse_prepared
 from vila_data.loader.state import StreamIdentity, from_state, to_state
 from vila_data.mix.lengths import Lengths
 from vila_data.mix.rank_share import Position
 from vila_data.mix.released import ReleasedBlend
-from vila_data.mix.sequence import PackSequence
 
 log = logging.getLogger("vila_data.loader")
 
@@ -43,91 +38,131 @@ class LoaderOptions:
 
     num_workers: processes; 0: batches are made in the caller's thread. device: where batches are, None: the CPU.
     report_every_s: seconds between two lines of metrics in the log `vila_data.loader`, at INFO. ranks: rank and world
-    size with who said them; None: those of the spec's share, whatever torch.distributed says. restart: every iteration
-    begins at the beginning of the same epoch.
+    size and where they come from; None: those of the spec's share, without a comparison with torch.distributed.
+    restart: every iteration begins at the beginning of the same epoch.
     """
 
     num_workers: int
     device: torch.device | None = None
     fault_budget: FaultBudget = field(default_factory=FaultBudget)
-    patience: Patience = field(default_factory=Patience)
+    timeout: Timeout = field(default_factory=Timeout)
     report_every_s: float = 60.0
     ranks: Ranks | None = None
     restart: bool = False
 
 
+class _Iteration:
+    """The current iteration. It does not own its generator, so that dropping the iterator ends the workers at once."""
+
+    def __init__(self) -> None:
+        self.stopped = False  # the iteration ends at its next step
+        self._batches: weakref.ref[Generator[PackedBatch]] | None = None
+
+    def begin(self, batches: Generator[PackedBatch]) -> None:
+        """Watch this generator."""
+        self._batches = weakref.ref(batches)
+
+    @property
+    def _generator(self) -> Any:
+        return self._batches() if self._batches is not None else None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it is inside a step: in another thread, or below a signal handler."""
+        generator = self._generator
+        return generator is not None and bool(generator.gi_running)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may yield more batches."""
+        generator = self._generator
+        return generator is not None and generator.gi_frame is not None
+
+    def end(self) -> bool:
+        """End it; False if it is inside a step, and will end after that."""
+        self.stopped = True
+        while (generator := self._generator) is not None:
+            try:
+                generator.close()
+                break
+            except ValueError:  # Python's own: it is inside a step
+                if generator.gi_running:
+                    return False
+        self._batches = None
+        return True
+
+
 _ITERATED: weakref.WeakSet[StreamLoader] = weakref.WeakSet()
-_ENDING_S: Final = 5.0
+_EXIT_WAIT_S: Final = 5.0
 
 
 @atexit.register
 def _close_all() -> None:
-    """End all iterations while the interpreter is still whole, so that a process that holds an iterator ends in silence.
+    """End all iterations while the interpreter is still whole, so that a process that holds an iterator ends silently.
 
-    Other threads still run: the one that makes a batch is awaited, since it may not be stopped inside a decoder.
+    Other threads still run: wait for the one that makes a batch, since it must not be stopped inside a decoder.
     """
-    deadline = time.monotonic() + _ENDING_S
+    deadline = time.monotonic() + _EXIT_WAIT_S
     for loader in list(_ITERATED):
-        loader._ends = True
+        loader._exiting = True
         loader.close()
     for loader in list(_ITERATED):
-        while loader._is_at_work() and time.monotonic() < deadline:
+        while loader._iteration.is_running and time.monotonic() < deadline:
             time.sleep(0.005)
 
 
 class StreamLoader(IterableDataset[PackedBatch]):
     """Packed batches of one rank. Made by `vila_data.stream`.
 
-    Iterating gives what is left of the current epoch; when it is over, the next iteration gives the next epoch. All
-    ranks have equally many steps: in the last one, rows may be padding alone (`PackedBatch.packs` counts the others).
-    Workers stay from one epoch to the next, whose beginning they make ahead; `close`, or dropping the loader, ends them.
-    `state_dict` may be taken between any two batches and loaded under another world size, batch size and number of
-    workers: what comes then are exactly the packs that were not given out before, by any rank. Behind an epoch's last
-    batch it is that of the next epoch's beginning. Under semantics `released_code`, micro-batches take the place of
+    Iterating yields the rest of the current epoch; the next iteration starts the next epoch. All ranks have the same
+    number of steps: in the last one, rows may be padding alone (`PackedBatch.packs` counts the others).
+    Workers stay from one epoch to the next, whose beginning they make in advance; `close`, or dropping the loader, ends
+    them. `state_dict` may be called between any two batches, and its state loaded under another world size, batch size
+    and number of workers: the loader then yields exactly the packs that no rank has returned yet. After an epoch's last
+    batch it is the state of the next epoch's beginning. Under semantics `released_code`, micro-batches take the place of
     packs, and an epoch keeps to its end the order for the number of ranks that began it.
 
-    When an iteration begins, its rank and world size are compared with those of torch.distributed, and taken from there
-    where the loader was told none. With `restart` every iteration begins at the same batch, as a validation needs it.
+    When an iteration begins, its rank and world size are compared with those of torch.distributed, or taken from there
+    if the loader was given none. With `restart` every iteration begins at the same batch, as a validation needs it.
     """
 
     def __init__(
-        self, spec: FeedSpec, lengths: list[Lengths], identity: StreamIdentity, options: LoaderOptions
+        self, spec: StreamSpec, lengths: list[Lengths], identity: StreamIdentity, options: LoaderOptions
     ) -> None:
         self._spec, self._lengths, self._identity, self._options = spec, lengths, identity, options
         self._epoch = self._first_epoch = spec.epoch
         self._position = Position()
         self._ranks = options.ranks
-        self._doubted = self._ends = False
+        self._warned = self._exiting = False
         self._faults = FaultLog(options.fault_budget)
-        self._meter = Meter([found.name for found in spec.sets])
-        self._said = time.monotonic()
+        self._metrics = MetricsCollector([opened.name for opened in spec.sets])
+        self._logged = time.monotonic()
         self._replaced = 0
-        self._running: weakref.ref[Any] | None = None
-        self._stop = _Stop()
+        self._iteration = _Iteration()
         self._pool: WorkerPool | None = None
 
     def __iter__(self) -> Iterator[PackedBatch]:
         if get_worker_info() is not None:
             raise UsageError(
-                "stream: the loader has workers of its own: give num_workers=0 to the DataLoader around it"
+                "stream: the loader starts its own workers; set num_workers=0 on the DataLoader that wraps it"
             )
         refuse_prepared()
-        self._end_iteration()
-        self._take_place()
-        if self._options.restart:
-            self._epoch, self._position = self._first_epoch, Position()
-        self._stop = _Stop()
-        batches = self._batches(self._stop)
-        self._running = weakref.ref(batches)  # who iterates holds it: dropping both ends the workers at once
+        self._iteration.end()
+        self._go_to_start()
+        self._iteration = _Iteration()
+        batches = self._batches(self._iteration)
+        self._iteration.begin(batches)
         _ITERATED.add(self)
         return batches
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream is, behind the batch that was given out last: JSON of some hundred bytes, equal on all ranks."""
+        """The position after the last returned batch: a JSON-compatible dict of a few hundred bytes, the same on all
+        ranks."""
         return to_state(self._identity, self._epoch, self._position)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state at the next iteration, whatever world size, batch size and workers it was taken under.
+        """Resume from a saved state at the next iteration, whatever world size, batch size and number of workers it was
+        saved with.
 
         With `restart` the state is checked, and the next iteration begins where all do.
 
@@ -135,116 +170,60 @@ class StreamLoader(IterableDataset[PackedBatch]):
             UsageError: it is damaged, or of other shards, another recipe or seed; the message says what differs.
         """
         epoch, position = from_state(self._identity, state)
-        self._end_iteration()
+        self._iteration.end()
         self._epoch, self._position = epoch, position
 
     @property
     def epoch(self) -> int:
-        """Number of the epoch that an iteration gives."""
+        """Number of the current epoch."""
         return self._epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the beginning of an epoch; nothing happens if the loader is in it already.
+        """Go to the beginning of an epoch; does nothing if the loader is already in it.
 
         Raises:
-            UsageError: the epoch is not a whole number from 0 on.
+            UsageError: the epoch is not a non-negative integer.
         """
         if not hasattr(epoch, "__index__") or epoch < 0:
-            raise UsageError(f"set_epoch: {epoch!r}: give a whole number from 0 on")
+            raise UsageError(f"set_epoch: epoch must be a non-negative integer, found {epoch!r}")
         epoch = index(epoch)
         if epoch != self._epoch:
-            self._end_iteration()
+            self._iteration.end()
             self._epoch, self._position = epoch, Position()
         self._first_epoch = epoch
 
     def steps(self) -> int:
-        """Steps that are left of the epoch; with `restart` all of them. Plans them, at some 100,000 samples per second.
+        """Remaining steps of the epoch; with `restart` all of them. Plans them, about 100,000 samples per second.
 
         Raises:
             UsageError: as the beginning of an iteration.
         """
-        if not self._is_iterated():
-            self._take_place()
-            if self._options.restart:
-                self._epoch, self._position = self._first_epoch, Position()
+        if not self._iteration.is_open:
+            self._go_to_start()
         packs = self._position.packs
-        for planned in self._sequence():
+        for planned in self._spec_here().sequence(self._lengths):
             packs = max(packs, planned.first_pack + len(planned))
         return -(-(packs - self._position.packs) // self._spec.share.step_packs)
 
     def metrics(self) -> StreamMetrics:
         """Totals since the loader was made."""
-        return self._meter.read(self._faults.counts, self._replaced)
+        return self._metrics.totals(self._faults.counts, self._replaced)
 
     def prometheus(self, **labels: str) -> PrometheusMetrics:
-        """The same for prometheus_client: `loader.prometheus().register()`. labels: beside the rank, to tell a
-        process's loaders apart."""
+        """The same for prometheus_client: `loader.prometheus().register()`. labels: in addition to the rank, to
+        distinguish the loaders of a process."""
         return PrometheusMetrics(self.metrics, {"rank": str(self._spec.share.rank), **labels})
 
     def close(self) -> None:
-        """End the iteration and the workers; the state stays. Batches that were given out stay valid.
+        """End the iteration and the workers; the state stays. Returned batches stay valid.
 
-        It may be called while a batch is waited for, from a signal's handler or another thread: then the iteration
-        stops there, without that batch, and its workers end.
+        It may be called while a batch is being waited for, from a signal handler or another thread: the iteration then
+        ends without that batch, and so do its workers.
         """
-        if self._end_iteration():
-            self._end_pool()
+        if self._iteration.end():
+            self._close_pool()
         elif self._pool is not None:
             self._pool.interrupt()
-
-    def _end_iteration(self) -> bool:
-        """End it; False where it is at work just now, and will end itself."""
-        self._stop.asked = True
-        running: Any = self._running() if self._running is not None else None
-        while running is not None:
-            try:
-                running.close()
-                running = None
-            except ValueError:  # Python's own: it is at work
-                if running.gi_running:
-                    return False
-        self._running = None
-        return True
-
-    def _is_at_work(self) -> bool:
-        running: Any = self._running() if self._running is not None else None
-        return running is not None and bool(running.gi_running)
-
-    def _is_iterated(self) -> bool:
-        running: Any = self._running() if self._running is not None else None
-        return running is not None and running.gi_frame is not None
-
-    def _take_place(self) -> None:
-        """Read for the rank that this process is now.
-
-        Raises:
-            UsageError: the loader was told another one.
-        """
-        if self._ranks is None:
-            return
-        self._ranks = ranks = self._ranks.current()
-        share = replace(self._spec.share, rank=ranks.rank, world_size=ranks.world_size)
-        if share != self._spec.share:
-            self._end_pool()
-            blend = self._spec.blend
-            if isinstance(blend, ReleasedBlend):  # its order depends on the ranks that begin an epoch
-                blend = blend.model_copy(update={"ranks": share.world_size})
-            self._spec = replace(self._spec, share=share, blend=blend)
-        if not self._doubted and (doubt := ranks.doubt(os.environ)):
-            self._doubted = True
-            log.warning("%s", doubt)
-
-    def _after(self, epoch: int) -> tuple[int, Position]:
-        """Where the loader is when an epoch is over."""
-        return (self._first_epoch if self._options.restart else epoch + 1), Position()
-
-    def _end_pool(self) -> None:
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.close()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_running": None, "_pool": None}
 
     def __enter__(self) -> StreamLoader:
         return self
@@ -252,145 +231,136 @@ class StreamLoader(IterableDataset[PackedBatch]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _sequence(self) -> PackSequence:
-        sequence = PackSequence(
-            self._spec.blend, self._spec.pack, self._lengths, seed=self._spec.seed, epoch=self._epoch
-        )
-        if self._position.plan is not None:
-            sequence.restore(self._position.plan)
-        return sequence
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_iteration": _Iteration(), "_pool": None}
 
-    def _batches(self, stop: _Stop) -> Iterator[PackedBatch]:
-        """The epoch's batches; one more than was given out is on its way where there is a device."""
+    def _go_to_start(self) -> None:
+        """Take the rank that this process has now, and with `restart` the first batch.
+
+        Raises:
+            UsageError: the loader was given another rank.
+        """
+        if self._ranks is not None:
+            self._ranks = ranks = self._ranks.current()
+            share = replace(self._spec.share, rank=ranks.rank, world_size=ranks.world_size)
+            if share != self._spec.share:
+                self._close_pool()
+                blend = self._spec.blend
+                if isinstance(blend, ReleasedBlend):  # its order depends on the ranks that begin an epoch
+                    blend = blend.model_copy(update={"ranks": share.world_size})
+                self._spec = replace(self._spec, share=share, blend=blend)
+            if not self._warned and (warning := ranks.warning(os.environ)):
+                self._warned = True
+                log.warning("%s", warning)
+        if self._options.restart:
+            self._epoch, self._position = self._first_epoch, Position()
+
+    def _spec_here(self) -> StreamSpec:
+        return replace(self._spec, epoch=self._epoch, start=self._position)
+
+    def _batches(self, iteration: _Iteration) -> Generator[PackedBatch]:
+        """The rest of the epoch; on a device, one batch more than was returned is under way."""
         device = self._options.device or torch.device("cpu")
         copies, depth = DeviceCopies(device), int(device.type != "cpu")
-        ahead: deque[tuple[int, BatchHeader]] = deque()
-        epoch, number = self._epoch, self._position.packs // self._spec.share.step_packs
+        staged: deque[tuple[int, BatchHeader]] = deque()
+        epoch, step = self._epoch, self._position.packs // self._spec.share.step_packs
         more, owner = True, os.getpid()
-        maker: WorkerPool | _Inline | None = None
-        if self._ends:
+        pool: WorkerPool | InlinePool | None = None
+        if self._exiting:
             return
         try:
-            maker = self._maker()
-            asked = time.perf_counter()
-            while more or ahead:
+            pool = self._open_pool()
+            requested = time.perf_counter()
+            while more or staged:
                 if os.getpid() != owner:
                     raise UsageError(
-                        f"stream: this iteration was begun by process {owner}, and process {os.getpid()} was forked from "
-                        "it: begin one there with iter(loader)"
+                        f"stream: this iteration belongs to process {owner}, and process {os.getpid()} was forked from "
+                        "it; start a new one there with iter(loader)"
                     )
-                if more and len(ahead) <= depth:
-                    feed = maker.step % max(1, self._options.num_workers)
-                    found = None if stop.asked else maker.get()
-                    if found is None or stop.asked:
+                if more and len(staged) <= depth:
+                    worker = pool.step % max(1, self._options.num_workers)
+                    made = None if iteration.stopped else pool.get()
+                    if made is None or iteration.stopped:
                         break  # nothing was left when the iteration began, or `close` came in between
-                    copies.stage(_batch(found, self._spec.rows, epoch, number))
-                    ahead.append((feed, found[1]))
-                    number, more = number + 1, not found[1].last
-                    del found
+                    arrays, header, memory = made
+                    layout = self._spec.layout
+                    copies.stage(
+                        PackedBatch.of(
+                            arrays,
+                            origins=header.origins,
+                            faults=header.faults,
+                            packs=header.packs,
+                            epoch=epoch,
+                            step=step,
+                            tokens_per_image=layout.tokens_per_image,
+                            trains_first_label=layout.trains_first_label,
+                            cuts_images=layout.cuts_images,
+                            normalization=layout.normalization,
+                            keep=memory,
+                        )
+                    )
+                    staged.append((worker, header))
+                    step, more = step + 1, not header.last
+                    del made, arrays, memory
                     continue
-                for dead in maker.replaced:
-                    self._meter.end_feed(dead)
+                for dead in pool.replaced:
+                    self._metrics.end_worker(dead)
                     self._replaced += 1
-                maker.replaced.clear()
+                pool.replaced.clear()
                 batch = copies.take()
-                self._count(*ahead.popleft(), time.perf_counter() - asked)
+                self._count(*staged.popleft(), time.perf_counter() - requested)
                 yield batch
                 del batch
-                asked = time.perf_counter()
+                requested = time.perf_counter()
         except GeneratorExit:  # left half-way: the workers wait for what comes next
             if self._pool is not None and not self._pool.usable:
-                self._end_pool()
+                self._close_pool()
             raise
         except BaseException:
-            self._end_pool()
+            self._close_pool()
             raise
         finally:
             if os.getpid() == owner:
                 copies.close()
-                if isinstance(maker, _Inline):
-                    maker.close()
-        if stop.asked:
-            self._end_pool()
-        elif self._epoch == epoch:  # there was nothing left of it
-            self._epoch, self._position = self._after(epoch)
+                if isinstance(pool, InlinePool):
+                    pool.close()
+        if iteration.stopped:
+            self._close_pool()
+        elif self._epoch == epoch:  # nothing was left of it
+            self._go_past(epoch)
 
-    def _maker(self) -> WorkerPool | _Inline:
-        """What makes the batches behind the position: the workers that there are, else new ones."""
-        spec = replace(self._spec, epoch=self._epoch, start=self._position)
+    def _open_pool(self) -> WorkerPool | InlinePool:
+        """A pool for the batches after the position: the running workers, or new ones."""
+        spec, options = self._spec_here(), self._options
         if self._pool is not None and self._pool.usable:
             if self._pool.go_to(spec.epoch, spec.start):
-                self._meter.end_feeds()
+                self._metrics.end_workers()
             return self._pool
-        self._end_pool()
-        self._meter.end_feeds()
-        if not self._options.num_workers:
-            return _Inline(spec, self._lengths)
-        options = self._options
-        self._pool = WorkerPool(spec, self._lengths, options.num_workers, options.patience, repeats=options.restart)
+        self._close_pool()
+        self._metrics.end_workers()
+        if not options.num_workers:
+            return InlinePool(spec, self._lengths)
+        self._pool = WorkerPool(spec, self._lengths, options.num_workers, options.timeout, repeats=options.restart)
         return self._pool
 
-    def _count(self, feed: int, header: BatchHeader, waited_s: float) -> None:
-        """Take a batch that is given out now into the state and the totals."""
+    def _close_pool(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
+
+    def _go_past(self, epoch: int) -> None:
+        """Go to where the loader is after an epoch."""
+        self._epoch, self._position = self._first_epoch if self._options.restart else epoch + 1, Position()
+
+    def _count(self, worker: int, header: BatchHeader, waited_s: float) -> None:
+        """Add a batch that is about to be returned to the state and the totals."""
         if header.last:
-            self._epoch, self._position = self._after(self._epoch)
+            self._go_past(self._epoch)
         else:
             self._position = header.after
-        self._meter.waited(waited_s)
-        self._meter.add(header, feed)
-        self._report()
-        self._faults.add(header.faults, len(header.origins))
-
-    def _report(self) -> None:
-        if time.monotonic() - self._said >= self._options.report_every_s:
-            self._said = time.monotonic()
+        self._metrics.add_wait(waited_s)
+        self._metrics.add(header, worker)
+        if time.monotonic() - self._logged >= self._options.report_every_s:
+            self._logged = time.monotonic()
             log.info("rank %d: %s", self._spec.share.rank, self.metrics().line())
-
-
-def _batch(found: tuple[BatchArrays, BatchHeader, Any], rows: Rows, epoch: int, step: int) -> PackedBatch:
-    arrays, header, memory = found
-    return PackedBatch.of(
-        arrays,
-        origins=header.origins,
-        faults=header.faults,
-        packs=header.packs,
-        epoch=epoch,
-        step=step,
-        tokens_per_image=rows.tokens_per_image,
-        trains_first_label=rows.trains_first_label,
-        cuts_images=rows.cuts_images,
-        normalization=rows.normalization,
-        keep=memory,
-    )
-
-
-@dataclass
-class _Stop:
-    """Whether an iteration is to end at its next step. A value of its own, so that an iterator does not hold itself."""
-
-    asked: bool = False
-
-
-class _Inline:
-    """Makes batches in the caller's thread; used as a WorkerPool is."""
-
-    def __init__(self, spec: FeedSpec, lengths: list[Lengths]) -> None:
-        self._feed = Feed(spec, lengths, StageClock())
-        self._batches = self._feed.batches(ReusedMemory().allocate)
-        self.step = 0
-        self.replaced: list[int] = []
-
-    def get(self) -> tuple[BatchArrays, BatchHeader, Any] | None:
-        """The next batch, None when the epoch is over."""
-        try:
-            found = next(self._batches, None)
-        except (VilaDataError, OSError) as error:
-            raise (out_of_descriptors(0) if is_out_of_descriptors(error) else error) from error
-        if found is None:
-            return None
-        _, arrays, header = found
-        return arrays, header, arrays
-
-    def close(self) -> None:
-        """Give up files."""
-        self._feed.close()
+        self._faults.add(header.faults, len(header.origins))

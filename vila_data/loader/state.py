@@ -1,4 +1,4 @@
-"""A loader's state as it is saved: flat, some hundred bytes, the same on every rank."""
+"""A loader's saved state: flat, a few hundred bytes, the same on every rank."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ from vila_data.mix.rank_share import Position
 from vila_data.mix.shard_sets import OpenedSet
 
 STATE_VERSION: Final = 2
-"""Raised when the same recipe, shards, seed and epoch would give another order."""
+"""Increase it when the same recipe, shards, seed and epoch give another sequence."""
 _IDENTITY: Final = ("seed", "blend", "pack", "tokenizer", "shards")
 
 
 @dataclass(frozen=True)
 class StreamIdentity:
-    """What an order is a function of, beside the epoch: fingerprints of 16 hex digits. shards: JSON, by source."""
+    """What the sequence of packs depends on apart from the epoch: the seed, and fingerprints of 16 hex digits.
+
+    shards: JSON, by source.
+    """
 
     seed: int
     blend: str
@@ -35,7 +38,7 @@ class StreamIdentity:
     def of(
         blend: BlendConfig, pack: PackConfig, seed: int, sets: Sequence[OpenedSet], lengths: Sequence[Lengths]
     ) -> StreamIdentity:
-        """Of a recipe's sections and the shard sets that were opened for them."""
+        """The identity of a recipe's sections and the shard sets that were opened for them."""
         shards = {
             f"{number}:{found.name}": fingerprint([found.tokens.inputs, held.fingerprint])
             for number, (found, held) in enumerate(zip(sets, lengths, strict=True))
@@ -49,9 +52,9 @@ class StreamIdentity:
         )
 
     def differences(self, state: Mapping[str, Any]) -> list[str]:
-        """What of a state is of another order, as phrases."""
+        """How a state's identity differs, as phrases."""
         found = [
-            f"{name}: the state has {state.get(name)!r}, this loader {getattr(self, name)!r}"
+            f"{name}: the state has {state.get(name)!r}, this loader has {getattr(self, name)!r}"
             for name in _IDENTITY
             if name != "shards" and state.get(name) != getattr(self, name)
         ]
@@ -60,14 +63,18 @@ class StreamIdentity:
             if theirs.get(label) != ours.get(label):
                 name = label.split(":", 1)[1]
                 there = (
-                    "is not in it" if label not in ours else "is new" if label not in theirs else "has other samples"
+                    "is not in this stream"
+                    if label not in ours
+                    else "is new"
+                    if label not in theirs
+                    else "has other samples"
                 )
                 found.append(f"shards: set {name!r} {there}")
         return found
 
 
 def to_state(identity: StreamIdentity, epoch: int, position: Position) -> dict[str, Any]:
-    """A flat dict of numbers and strings, whose keys are always the same, as checkpoint libraries like it."""
+    """A flat dict of numbers and strings with fixed keys, which any checkpoint library can save."""
     fixed = {name: getattr(identity, name) for name in _IDENTITY}
     plan = json.dumps(position.plan, separators=(",", ":"))
     return {"version": STATE_VERSION, "epoch": epoch, "packs": position.packs, "plan": plan, **fixed}
@@ -77,20 +84,21 @@ def from_state(identity: StreamIdentity, state: Mapping[str, Any]) -> tuple[int,
     """(epoch, position) of a saved state.
 
     Raises:
-        UsageError: it is none, of another version, or of another order; the message says what differs.
+        UsageError: it is not a state, of another version, or of another sequence; the message says what differs.
     """
     if not isinstance(state, Mapping):
-        raise UsageError(f"stream state: a {type(state).__name__}: give what state_dict() gave")
+        raise UsageError(f"stream state: expected the mapping returned by state_dict(), found {type(state).__name__}")
     if state.get("version") != STATE_VERSION:
-        raise UsageError(f"stream state: version {state.get('version')!r}; this version reads {STATE_VERSION}")
+        found = state.get("version")
+        raise UsageError(f"stream state: its version must be {STATE_VERSION}, found {found!r}")
     try:
         differences = identity.differences(state)
         epoch, packs, plan = index(state["epoch"]), index(state["packs"]), json.loads(state["plan"])
         if epoch < 0 or packs < 0 or not isinstance(plan, dict | None):
             raise ValueError(f"epoch {epoch}, packs {packs}, plan {plan!r}")
     except (LookupError, ValueError, TypeError, AttributeError) as error:
-        raise UsageError(f"stream state: damaged: {error!r}") from error
+        raise UsageError(f"stream state: it is damaged: {error!r}") from error
     if differences:
-        advice = "load it with the recipe, seed and run that it was saved with, or begin anew without it"
-        raise UsageError(f"stream state: of another stream: {'; '.join(differences)}; {advice}")
+        advice = "load it with the same recipe, seed and run, or start without a saved state"
+        raise UsageError(f"stream state: it was saved by a different stream: {'; '.join(differences)}; {advice}")
     return epoch, Position(packs, plan)

@@ -1,10 +1,11 @@
-"""`vila_data.stream`: a recipe and a run to a loader."""
+"""`vila_data.stream`: a loader for a recipe and a run; its arguments, and what they refer to."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -18,13 +19,12 @@ from vila_data.core.ranges.reader import ReadOptions
 from vila_data.core.store import Store
 from vila_data.encode.config import PackConfig
 from vila_data.encode.tokenizer import TextTokenizer
-from vila_data.loader.assemble import Rows
+from vila_data.loader.assemble import RowLayout
 from vila_data.loader.faults import FaultBudget
-from vila_data.loader.feed import FeedSpec
 from vila_data.loader.loader import LoaderOptions, StreamLoader
-from vila_data.loader.normalization import Normalization
-from vila_data.loader.pixels import ImageOptions
-from vila_data.loader.pool import Patience, Seconds
+from vila_data.loader.pixels import ImageOptions, Normalization
+from vila_data.loader.pool import Seconds, Timeout
+from vila_data.loader.producer import StreamSpec
 from vila_data.loader.ranks import Ranks, ranks_here
 from vila_data.loader.state import StreamIdentity
 from vila_data.mix.rank_share import RankShare
@@ -36,7 +36,7 @@ from vila_data.recipe.yaml_lines import suggestion, walk
 from vila_data.runs.run import Run, open_run
 from vila_data.runs.set_stages import ready_tokenizer
 
-_MOST_WORKERS = 8
+_MAX_WORKERS = 8
 log = logging.getLogger("vila_data.loader")
 
 
@@ -56,32 +56,49 @@ def stream(
     fault_budget: FaultBudget | Mapping[str, Any] | None = None,
     read: ReadOptions | Mapping[str, Any] | None = None,
     prefetch_mb: int = 512,
-    patience: Patience | Mapping[str, float] | None = None,
+    timeout: Timeout | Mapping[str, float] | None = None,
     report_every_s: float = 60.0,
     restart: bool = False,
     check_ranks: bool = True,
+    patience: Mapping[str, float] | None = None,
 ) -> StreamLoader:
-    """A loader of the packed batches of a blend, from the shards and token files of a finished run.
+    """Return a loader that yields packed batches of the recipe's blend from a finished run's shards and token files.
 
-    ``stream("runs/demo", …)`` reads the blend of a run (a path, a URL or a Run), ``stream(recipe, run=…)`` another one over
-    the same shards. tokenizer: the recipe's unless given (a path, a hub id or a fast Hugging Face tokenizer);
-    it must be the one that the run was encoded with. rank, world_size: of torch.distributed where it is initialized,
-    else of the environment's RANK and WORLD_SIZE, else 0 of 1. When an iteration begins they are compared with
-    torch.distributed's, which a loader takes over that was told none; check_ranks: whether given ones must agree (False
-    where several ranks read the same share, as under tensor parallelism). restart: every iteration begins at the same
-    batch, the first of `epoch`, as a validation needs it. batch_size: packs of a batch, or its micro-batches under
-    semantics `released_code`. num_workers: processes, one less than there are CPUs (1 to 8) unless given; 0: none.
-    image: size_px, fit, background, and the model's normalization: mean and std of RGB from 0 to 1, or processor, its
-    directory or hub id. device: batches arrive there, copied beside the computation. prefetch_mb: 10^6 bytes of
-    finished batches that wait at most. patience: say_s and end_s, seconds that a batch is waited for.
+    ``stream("runs/demo", …)`` reads the blend of a run (a path, a URL or a Run), ``stream(recipe, run=…)`` another one
+    over the same shards.
+
+    Args:
+        tokenizer: a path, a hub id or a fast Hugging Face tokenizer; default: the recipe's. It must match the tokenizer
+            that the run was encoded with.
+        rank, world_size: default: those of torch.distributed if it is initialized, else RANK and WORLD_SIZE of the
+            environment, else 0 of 1. When an iteration begins they are compared with those of torch.distributed, or
+            taken from there if they were not given.
+        batch_size: packs per batch, or micro-batches under semantics `released_code`.
+        num_workers: worker processes; default: one fewer than the CPUs, between 1 and 8; 0 builds batches in this process.
+        image: size_px, fit, background, and the model's normalization: mean and std of RGB from 0 to 1, or processor, its
+            directory or hub id.
+        device: where batches are; they are copied there while the previous step computes.
+        read: cache and retries of reads from an object store, see ReadOptions.
+        prefetch_mb: maximum size of finished, waiting batches, in MB (10^6 bytes).
+        timeout: warn_s and fail_s, seconds of waiting for one batch until a warning and until an error.
+        report_every_s: seconds between two lines of metrics in the log.
+        restart: every iteration begins at the first batch of `epoch`, as a validation needs it.
+        check_ranks: whether given ranks must be those of torch.distributed; False if several ranks read the same packs,
+            as under tensor parallelism.
+        patience: the old name of `timeout`, with the keys say_s and end_s; accepted for one release.
 
     Raises:
-        UsageError: no run; no pack or blend; sets that are not there or not encoded with this tokenizer; a wrong value.
+        UsageError: no run; no pack or blend; sets that do not exist or are not encoded with this tokenizer; a wrong value.
     """
-    call = _Call.of(locals())
-    ranks, normalization = call.ranks(), call.normalization()
+    given = dict(locals())
+    if patience is not None:
+        warnings.warn("patience is now timeout, with warn_s and fail_s", DeprecationWarning, stacklevel=2)
+        new_names = {"say_s": "warn_s", "end_s": "fail_s"}
+        given["timeout"] = {new_names.get(name, name): value for name, value in patience.items()}
+    arguments = StreamArguments.of(given)
+    ranks, normalization = arguments.ranks(), arguments.normalization()
     recipe, run = _opened(recipe, run)
-    return _open(recipe, run.store, tokenizer, call, ranks, normalization)
+    return _loader(recipe, run.store, tokenizer, arguments, ranks, normalization)
 
 
 def _opened(
@@ -90,7 +107,7 @@ def _opened(
     """The recipe whose blend is streamed, and the run that has its shards."""
     if run is not None:
         if isinstance(recipe, Run):
-            raise UsageError("stream: found two runs; pass one, alone or with a recipe")
+            raise UsageError("stream: found two runs; pass one of them, alone or with a recipe")
         opened = open_run(run)
         return recipe if isinstance(recipe, Recipe) else load_recipe(recipe, find_corpora=False), opened
     if isinstance(recipe, Recipe) or str(recipe).endswith((".yaml", ".yml")):
@@ -104,9 +121,11 @@ def _torch_device(name: Any) -> torch.device:
     try:
         found = torch.device(name)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"one that torch knows ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"a device that torch knows ({str(error).splitlines()[0]})") from error
     if found.type == "cuda" and not 0 <= (found.index or 0) < torch.cuda.device_count():
-        raise ValueError(f"one of the {torch.cuda.device_count()} GPUs that torch {torch.__version__} sees here")
+        raise ValueError(
+            f"an available device (torch {torch.__version__} finds {torch.cuda.device_count()} GPUs on this machine)"
+        )
     return found
 
 
@@ -114,13 +133,13 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 
 
-class _Call(StrictModel):
-    """The arguments of `stream`, except for what it opens. Without a default: those that may not be None."""
+class StreamArguments(StrictModel):
+    """The arguments of `stream`, except for what it opens. Those without a default must not be None."""
 
     rank: Count | None = None
     world_size: Positive | None = None
     batch_size: Positive
-    num_workers: Count = Field(default_factory=lambda: min(_MOST_WORKERS, max(1, cpu_count() - 1)))
+    num_workers: Count = Field(default_factory=lambda: min(_MAX_WORKERS, max(1, cpu_count() - 1)))
     image: ImageOptions = ImageOptions()
     device: Annotated[torch.device | None, PlainValidator(_torch_device)] = None
     epoch: Count
@@ -128,17 +147,17 @@ class _Call(StrictModel):
     fault_budget: FaultBudget = FaultBudget()
     read: ReadOptions = ReadOptions()
     prefetch_mb: Count
-    patience: Patience = Patience()
+    timeout: Timeout = Timeout()
     report_every_s: Seconds
     restart: bool
     check_ranks: bool
 
     @classmethod
-    def of(cls, arguments: Mapping[str, Any]) -> _Call:
-        """The values of a call; numbers of numpy and torch, mappings and models are taken as Python's.
+    def of(cls, arguments: Mapping[str, Any]) -> StreamArguments:
+        """The arguments of a call, which may be numbers of numpy and torch, mappings and models.
 
         Raises:
-            UsageError: one of them cannot be; one sentence.
+            UsageError: one of them is wrong; one sentence.
         """
         given = {
             name: arguments[name]
@@ -149,11 +168,11 @@ class _Call(StrictModel):
             return cls.model_validate_json(json.dumps(given, default=_plain))
         except ValidationError as error:
             raise UsageError(f"stream: {_sentence(error.errors(include_url=False)[0])}") from error
-        except (TypeError, ValueError) as error:  # json's own, of keys that are no texts and of cycles
-            raise UsageError(f"stream: mappings must have texts as keys and plain values, found {error}") from error
+        except (TypeError, ValueError) as error:  # json's own: keys that are not text, cycles
+            raise UsageError(f"stream: mappings must have text keys and plain values, found {error}") from error
 
     def ranks(self) -> Ranks:
-        """Rank and world size as given, or as the process knows them.
+        """Rank and world size as given, or those of the process.
 
         Raises:
             UsageError: one of them is missing, here or in the environment.
@@ -161,11 +180,11 @@ class _Call(StrictModel):
         if self.rank is None and self.world_size is None:
             return ranks_here(os.environ)
         if self.rank is None or self.world_size is None:
-            raise UsageError("stream: rank and world_size must be given together, found one of them")
+            raise UsageError("stream: rank and world_size must be passed together, found only one of them")
         return Ranks(self.rank, self.world_size, "arguments", self.check_ranks)
 
     def normalization(self) -> Normalization | None:
-        """What `image` says of it.
+        """The normalization in `image`.
 
         Raises:
             UsageError: it is incomplete, or its processor cannot be read.
@@ -177,7 +196,7 @@ class _Call(StrictModel):
 
 
 def _plain(value: Any) -> Any:
-    """A value that JSON does not know, as one that it does."""
+    """Convert a value for JSON."""
     if isinstance(value, BaseModel):
         return value.model_dump(exclude_unset=True)
     if isinstance(value, Mapping):
@@ -189,64 +208,71 @@ def _sentence(problem: Any) -> str:
     """What pydantic found wrong, as "NAME must be …, found …"."""
     where, kind = [str(step) for step in problem["loc"]], problem["type"]
     if kind == "extra_forbidden":
-        return f"{'.'.join(where[:-1])}: unknown key {where[-1]!r}{suggestion(where[-1], walk(_Call, where)[1])}"
-    wanted = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+        return (
+            f"{'.'.join(where[:-1])}: unknown key {where[-1]!r}{suggestion(where[-1], walk(StreamArguments, where)[1])}"
+        )
+    expected = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     if kind == "model_type":
-        wanted = f"a mapping of {', '.join(walk(_Call, [*where, ''])[1])}"
-    return f"{'.'.join(where)} must be {wanted}, found {problem['input']!r}"
+        expected = f"a mapping of {', '.join(walk(StreamArguments, [*where, ''])[1])}"
+    return f"{'.'.join(where)} must be {expected}, found {problem['input']!r}"
 
 
-def _open(
-    recipe: Recipe, store: Store, tokenizer: Any, call: _Call, ranks: Ranks, normalization: Normalization | None
+def _loader(
+    recipe: Recipe,
+    store: Store,
+    tokenizer: Any,
+    arguments: StreamArguments,
+    ranks: Ranks,
+    normalization: Normalization | None,
 ) -> StreamLoader:
-    """Find the blend's sets in the run, and put a loader over them."""
+    """Find the blend's sets in the run and create their loader."""
     if recipe.pack is None or recipe.blend is None:
         missing = "pack" if recipe.pack is None else "blend"
-        raise UsageError(f"{recipe.name}: the recipe has no `{missing}:`, so there is nothing to stream")
-    share = RankShare(ranks.rank, ranks.world_size, call.batch_size)
-    seed = recipe.seed if call.seed is None else call.seed
-    words = _tokenizer(tokenizer, recipe.pack)
-    sets = read_blended_sets(store, recipe.blend, recipe.pack, words)
+        raise UsageError(f"{recipe.name}: the recipe has no `{missing}:` section, which streaming needs")
+    share = RankShare(ranks.rank, ranks.world_size, arguments.batch_size)
+    seed = recipe.seed if arguments.seed is None else arguments.seed
+    text_tokenizer = _tokenizer(tokenizer, recipe.pack)
+    sets = read_blended_sets(store, recipe.blend, recipe.pack, text_tokenizer)
     pack = recipe.pack
     views = [found.shards.view for found in sets.sets]
     blend = released_blend(recipe.blend, pack, views, share.world_size)
     if pack.semantics == "released_code":
-        left_out = PackSequence(blend, pack, sets.lengths, seed=seed, epoch=call.epoch).report().events
-        for event in left_out if share.rank == 0 else ():
+        omissions = PackSequence(blend, pack, sets.lengths, seed=seed, epoch=arguments.epoch).report().events
+        for event in omissions if share.rank == 0 else ():
             log.warning("blend: %s: %s", event.source, event.followed)
-    rows = Rows(
+    layout = RowLayout(
         rows_at_most(blend, pack, share.batch_size),
         pack.sequence_length,
         pack.images,
-        words.pad_id,
+        text_tokenizer.pad_id,
         pack.tokens_per_image,
-        as_packed=pack.semantics == "released_code",
+        row_per_pack=pack.semantics == "released_code",
         trains_first_label=pack.semantics == "released_code",
         cuts_images=pack.faithful,
         normalization=normalization,
     )
-    spec = FeedSpec(
+    spec = StreamSpec(
         store=store.url,
         blend=blend,
         pack=recipe.pack,
         sets=tuple(sets.sets),
         seed=seed,
-        epoch=call.epoch,
+        epoch=arguments.epoch,
         share=share,
-        rows=rows,
-        image=call.image.padded_for(normalization),
-        read=call.read,
-        limit_bytes=call.prefetch_mb * 1_000_000,
+        layout=layout,
+        image=arguments.image.padded_for(normalization),
+        read=arguments.read,
+        limit_bytes=arguments.prefetch_mb * 1_000_000,
     )
     identity = StreamIdentity.of(recipe.blend, recipe.pack, seed, sets.sets, sets.lengths)
     options = LoaderOptions(
-        num_workers=call.num_workers,
-        device=call.device,
-        fault_budget=call.fault_budget,
-        patience=call.patience,
-        report_every_s=call.report_every_s,
+        num_workers=arguments.num_workers,
+        device=arguments.device,
+        fault_budget=arguments.fault_budget,
+        timeout=arguments.timeout,
+        report_every_s=arguments.report_every_s,
         ranks=ranks,
-        restart=call.restart,
+        restart=arguments.restart,
     )
     return StreamLoader(spec, sets.lengths, identity, options)
 

@@ -24,7 +24,7 @@ from vila_data.explore.preview.records import (
     TokenPiece,
     TrainingSequence,
 )
-from vila_data.loader.expand import Expansion
+from vila_data.loader.assemble import Expansion
 from vila_data.mix.released import released_blend
 from vila_data.mix.sequence import PackSequence, PlannedPacks
 from vila_data.mix.shard_sets import BlendedSets, read_blended_sets

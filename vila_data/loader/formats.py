@@ -20,10 +20,10 @@ from typing import Any, Final, Literal, Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from vila_data.core.errors import UsageError
 from vila_data.core.tables import IGNORED, IMAGE_ID
-from vila_data.loader.masks import additive_mask, block_mask
 
 MASKS: Final = ("none", "bool4d", "additive")
 MASKS_HOLD_FOR: Final = {"bool4d": ("sdpa",), "additive": ("eager", "sdpa")}
@@ -45,13 +45,13 @@ class Packed(Protocol):
     @property
     def cu_seqlens(self) -> Tensor: ...  # noqa: D102
     @property
-    def longest(self) -> int: ...  # noqa: D102
+    def max_seqlen(self) -> int: ...  # noqa: D102
     @property
     def pixels(self) -> Tensor: ...  # noqa: D102
     @property
-    def image_places(self) -> Tensor: ...  # noqa: D102
+    def image_spans(self) -> Tensor: ...  # noqa: D102
     @property
-    def sample_places(self) -> Tensor: ...  # noqa: D102
+    def sample_spans(self) -> Tensor: ...  # noqa: D102
     @property
     def tokens_per_image(self) -> int | None: ...  # noqa: D102
     @property
@@ -62,7 +62,7 @@ class Packed(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class VilaView:
+class VilaInputs:
     """Inputs of a VILA or LLaVA model, which puts the images' tokens in itself.
 
     input_ids: int64 [R, M], right padded, one IMAGE_ID (-200) per image; attention_mask: bool [R, M]; labels: int64
@@ -90,7 +90,7 @@ class VilaView:
 
 
 @dataclass(frozen=True, eq=False)
-class HuggingFaceView:
+class HuggingFaceInputs:
     """Inputs of a transformers LLaVA-style model, 4.57 or later.
 
     input_ids: int64 [B, L] with the model's image token at every column of an image, so that there are as many image
@@ -121,13 +121,13 @@ class HuggingFaceView:
 
 
 @dataclass(frozen=True, eq=False)
-class VarlenView:
+class VarlenInputs:
     """All samples one after another, without padding, for attention that takes their bounds.
 
-    ids, labels, positions: int64 [T]; cu_seqlens: int32 [S + 1]; max_seqlen: int; image_places: int64 [N, 3], first
+    ids, labels, positions: int64 [T]; cu_seqlens: int32 [S + 1]; max_seqlen: int; image_spans: int64 [N, 3], first
     place in T, tokens, sample; pixels: [N, 3, H, W] normalized, None where the view has no image.
     A cut image is among them with the tokens that it has, for a model that takes the first tokens of an image. With an
-    `image_token_id` it is left out as in HuggingFaceView: its places stay, with a text token and no label.
+    `image_token_id` it is left out as in HuggingFaceInputs: its places stay, with a text token and no label.
     """
 
     ids: Tensor
@@ -135,7 +135,7 @@ class VarlenView:
     positions: Tensor
     cu_seqlens: Tensor
     max_seqlen: int
-    image_places: Tensor
+    image_spans: Tensor
     pixels: Tensor | None
 
     def as_dict(self) -> dict[str, Any]:
@@ -164,8 +164,8 @@ def vila(
     tokens_per_image: int | Sequence[int] | None = None,
     pad_id: int = 0,
     dtype: torch.dtype = torch.float32,
-) -> VilaView:
-    """The batch with one placeholder per image. `VilaView` says what becomes of a cut image.
+) -> VilaInputs:
+    """The batch with one placeholder per image. `VilaInputs` says what becomes of a cut image.
 
     Args:
         rows: "packs" has a row for each pack (R = B); "samples" one for each sample (R = S), for a trainer that packs
@@ -184,19 +184,19 @@ def vila(
     if rows == "samples":
         cut = None
     first = torch.zeros_like(batch.segments, dtype=torch.bool)
-    first[batch.image_places[:, 0], batch.image_places[:, 1]] = True
+    first[batch.image_spans[:, 0], batch.image_spans[:, 1]] = True
     kept = (batch.segments > 0) & ((batch.ids != IMAGE_ID) | first)
-    seqlens = batch.sample_places[:, 2].to(device=kept.device, dtype=torch.int32)
+    seqlens = batch.sample_spans[:, 2].to(device=kept.device, dtype=torch.int32)
     if cut is not None:
         kept &= ~cut.columns_BL
-        seqlens = seqlens.index_add(0, batch.image_places[cut.images, 3], -batch.image_places[cut.images, 2].int())
+        seqlens = seqlens.index_add(0, batch.image_spans[cut.images, 3], -batch.image_spans[cut.images, 2].int())
     row, _ = kept.nonzero(as_tuple=True)
     if rows == "packs":
         group, groups = row, len(batch.ids)
     else:
-        samples = torch.bincount(batch.sample_places[:, 0], minlength=len(batch.ids))
+        samples = torch.bincount(batch.sample_spans[:, 0], minlength=len(batch.ids))
         before = (samples.cumsum(0) - samples).to(row.device)
-        group, groups = before[row] + batch.segments[kept] - 1, len(batch.sample_places)
+        group, groups = before[row] + batch.segments[kept] - 1, len(batch.sample_spans)
     lengths = torch.bincount(group, minlength=groups)
     column = torch.arange(len(group), device=group.device) - (lengths.cumsum(0) - lengths)[group]
     shape = (groups, int(lengths.max()) if groups else 0)
@@ -206,7 +206,7 @@ def vila(
     labels[group, column] = _labels(batch, cut)[kept]
     mask = torch.zeros(shape, dtype=torch.bool, device=group.device)
     mask[group, column] = True
-    return VilaView(input_ids, mask, labels, _pixels(batch, cut, dtype), seqlens)
+    return VilaInputs(input_ids, mask, labels, _pixels(batch, cut, dtype), seqlens)
 
 
 def hugging_face(
@@ -217,12 +217,12 @@ def hugging_face(
     attn_implementation: str | None = None,
     tokens_per_image: int | Sequence[int] | None = None,
     dtype: torch.dtype = torch.float32,
-) -> HuggingFaceView:
+) -> HuggingFaceInputs:
     """The batch with `image_token_id` at every column of an image. A cut image becomes text tokens without labels.
 
     Args:
         mask: what keeps samples apart.
-            "none": restarting positions, bounds and no cache, see HuggingFaceView. For eager, SDPA, flex and
+            "none": restarting positions, bounds and no cache, see HuggingFaceInputs. For eager, SDPA, flex and
             FlashAttention, and for sliding windows.
             "bool4d": a boolean mask. For SDPA only: eager and flex attention add it to the scores, so samples leak.
             "additive": a mask of scores. For eager and SDPA.
@@ -254,8 +254,8 @@ def hugging_face(
         attention = block_mask(batch.segments)
     elif mask == "additive":
         attention = additive_mask(batch.segments, dtype if dtype.is_floating_point else torch.float32)
-    bounds, longest = (batch.cu_seqlens, batch.longest) if mask == "none" else (None, None)
-    return HuggingFaceView(
+    bounds, max_seqlen = (batch.cu_seqlens, batch.max_seqlen) if mask == "none" else (None, None)
+    return HuggingFaceInputs(
         input_ids=_with_image_token(batch, image_token_id, cut),
         attention_mask=attention,
         position_ids=batch.positions,
@@ -263,12 +263,12 @@ def hugging_face(
         pixel_values=_pixels_or_none(batch, cut, dtype),
         cu_seq_lens_q=bounds,
         cu_seq_lens_k=bounds,
-        max_length_q=longest,
-        max_length_k=longest,
+        max_length_q=max_seqlen,
+        max_length_k=max_seqlen,
     )
 
 
-def varlen(batch: Packed, *, image_token_id: int | None = None, dtype: torch.dtype = torch.float32) -> VarlenView:
+def varlen(batch: Packed, *, image_token_id: int | None = None, dtype: torch.dtype = torch.float32) -> VarlenInputs:
     """The batch's samples as one row without padding.
 
     Args:
@@ -280,7 +280,7 @@ def varlen(batch: Packed, *, image_token_id: int | None = None, dtype: torch.dty
         UsageError: the text has `image_token_id`; the batch has images and the stream was not told the normalization.
     """
     cut = None if image_token_id is None else _cut_images(batch, None)
-    row, first, length = batch.sample_places.T
+    row, first, length = batch.sample_spans.T
     ends = length.cumsum(0)
     whole = int(ends[-1]) if len(ends) else 0
     starts = ends - length
@@ -292,18 +292,56 @@ def varlen(batch: Packed, *, image_token_id: int | None = None, dtype: torch.dty
     # a row's first sample follows nothing in its row; here it comes after the row before
     labels[starts[(first == 0) & (starts > 0)].to(labels.device)] = IGNORED
     cu_seqlens = torch.cat([ends.new_zeros(1), ends]).to(torch.int32)
-    image_places = batch.image_places if cut is None else batch.image_places[~cut.images]
-    _, image_first, columns, sample = image_places.T
+    image_spans = batch.image_spans if cut is None else batch.image_spans[~cut.images]
+    _, image_first, columns, sample = image_spans.T
     place = image_first + (starts - first).to(sample.device)[sample]
-    return VarlenView(
+    return VarlenInputs(
         ids=ids,
         labels=labels,
         positions=batch.positions.reshape(-1)[taken],
         cu_seqlens=cu_seqlens.to(ids.device),
         max_seqlen=int(length.max()) if len(length) else 0,
-        image_places=torch.stack([place, columns, sample], dim=1),
+        image_spans=torch.stack([place, columns, sample], dim=1),
         pixels=_pixels_or_none(batch, cut, dtype),
     )
+
+
+def block_mask(segments_BL: Tensor) -> Tensor:
+    """Dense mask, bool [B, 1, L, L]: True where the query (third axis) sees the key (fourth).
+
+    Causal and within a segment; a padding column (segment 0) sees itself alone, so that no query is without a key.
+    Takes B * L * L bytes. For `scaled_dot_product_attention` (`sdpa` in transformers) only: eager and flex attention of
+    transformers add a mask to the scores, and True is 1 there, so samples leak into each other.
+    """
+    length = segments_BL.shape[1]
+    same = segments_BL[:, :, None] == segments_BL[:, None, :]
+    mask = same & (segments_BL > 0)[:, :, None]
+    mask &= torch.ones(length, length, dtype=torch.bool, device=segments_BL.device).tril()
+    mask |= torch.eye(length, dtype=torch.bool, device=segments_BL.device)
+    return mask[:, None]
+
+
+def additive_mask(segments_BL: Tensor, dtype: torch.dtype) -> Tensor:
+    """`block_mask` as scores to add, [B, 1, L, L] of `dtype`: 0 where seen, the lowest finite value where not.
+
+    For attention that adds a mask to its scores: `eager` and `sdpa` in transformers.
+    """
+    mask = block_mask(segments_BL)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+
+
+def flex_block_mask(segments_BL: Tensor, block_size: int = 128) -> BlockMask:
+    """`block_mask` for torch's flex_attention, which skips blocks of `block_size` columns that are not seen at all.
+
+    For `flex_attention` only. A transformers model takes it as its `attention_mask`, or makes it by itself from restarting positions.
+    """
+    rows, length = segments_BL.shape
+
+    def seen(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        segment = segments_BL[row, query]
+        return (query == key) | ((query >= key) & (segment == segments_BL[row, key]) & (segment > 0))
+
+    return create_block_mask(seen, rows, None, length, length, device=segments_BL.device, BLOCK_SIZE=block_size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -320,7 +358,7 @@ def _cut_images(batch: Packed, tokens_per_image: int | Sequence[int] | None) -> 
     Raises:
         UsageError: an image has another number of columns than the model makes tokens of it, and is not cut.
     """
-    places, columns, planned = batch.image_places, batch.image_places[:, 2], batch.tokens_per_image
+    places, columns, planned = batch.image_spans, batch.image_spans[:, 2], batch.tokens_per_image
     if not len(columns):
         return None
     given: Any = planned if tokens_per_image is None else tokens_per_image
@@ -337,7 +375,7 @@ def _cut_images(batch: Packed, tokens_per_image: int | Sequence[int] | None) -> 
         return None
     columns_BL = torch.zeros_like(batch.segments, dtype=torch.bool)
     for (row, first, taken, sample), made in zip(places[images].tolist(), whole[images].tolist(), strict=True):
-        ends = first + taken == int(batch.sample_places[sample, 1:].sum())
+        ends = first + taken == int(batch.sample_spans[sample, 1:].sum())
         if taken > made or not ends or not batch.cuts_images:
             raise UsageError(_wrong_tokens(f"row {row} column {first}", taken, made))
         columns_BL[row, first : first + taken] = True
@@ -368,7 +406,7 @@ def _pixels(batch: Packed, cut: _Cut | None, dtype: torch.dtype) -> Tensor:
 
 
 def _pixels_or_none(batch: Packed, cut: _Cut | None, dtype: torch.dtype) -> Tensor | None:
-    pixels = _pixels(batch, cut, dtype) if len(batch.image_places) else None
+    pixels = _pixels(batch, cut, dtype) if len(batch.image_spans) else None
     return pixels if pixels is not None and len(pixels) else None
 
 

@@ -1,29 +1,27 @@
-"""What a loader has done and where its time went: as values, as a line, as Prometheus metrics."""
+"""Metrics of a loader: what it has returned and where the time went, as values, a log line and Prometheus metrics."""
 
 from __future__ import annotations
 
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from vila_data.core.ranges.prefetch import RangeCounters
 from vila_data.loader.assemble import STAGES
-from vila_data.loader.feed import BatchHeader
+from vila_data.loader.producer import BatchHeader
 
 if TYPE_CHECKING:
     from prometheus_client.registry import CollectorRegistry
 
 
-_COUNTERS: Final = ("reads", "bytes", "cache_hits", "retries")
-
-
 @dataclass(frozen=True)
 class SourceTotals:
-    """What one source of the blend gave. token_share: its tokens over all tokens."""
+    """Totals of one source of the blend. token_share: its tokens divided by all tokens."""
 
     source: str
     samples: int
@@ -36,9 +34,10 @@ class SourceTotals:
 class StreamMetrics:
     """A rank's totals since its loader was made.
 
-    columns: of all rows, padding included, so that fill = tokens / columns; seconds: since the first batch was asked
-    for; waited_s: of these, seconds in which the consumer waited for a batch; stage_seconds: of all workers together, by
-    loader.assemble.STAGES; reads, read_bytes, cache_hits, retries: of images' byte ranges; replaced_workers: that died.
+    columns: of all rows, padding included, so that fill = tokens / columns; seconds: since the first batch was
+    requested; waited_s: of these, seconds in which the consumer waited for a batch; stage_seconds: of all workers
+    together, by loader.assemble.STAGES; reads, read_bytes, cache_hits, retries: of images' byte ranges; faults: by stage;
+    replaced_workers: workers that died; slowest_read: (path, seconds).
     """
 
     batches: int
@@ -75,7 +74,7 @@ class StreamMetrics:
         return max(STAGES, key=lambda stage: self.stage_seconds.get(stage, 0.0))
 
     def rate(self, name: str) -> float:
-        """``batches``, ``packs``, ``samples``, ``images``, ``tokens`` or ``read_bytes`` a second."""
+        """``batches``, ``packs``, ``samples``, ``images``, ``tokens`` or ``read_bytes`` per second."""
         return float(getattr(self, name)) / self.seconds if self.seconds else 0.0
 
     def line(self) -> str:
@@ -95,118 +94,126 @@ class StreamMetrics:
         return {**asdict(self), **rates, **shown}
 
 
-@dataclass
-class Meter:
-    """Adds up a loader's batches. labels: of the blend's sources, in order."""
+class MetricsCollector:
+    """Adds up a loader's batches. sources: names of the blend's sources, in order.
 
-    labels: Sequence[str]
-    batches: int = 0
-    packs: int = 0
-    columns: int = 0
-    waited_s: float = 0.0
-    began: float | None = None
-    _sources: Any = None
-    _spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
-    _reads: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTERS, 0))
-    _slowest: tuple[str, float] = ("", 0.0)
-    _feeds: dict[int, BatchHeader] = field(default_factory=dict)
+    The counters in a worker's headers are running totals: they count from 0 again when the worker is replaced.
+    """
 
-    def end_feed(self, feed: int) -> None:
-        """Keep the totals of a worker that is over: headers of the one in its place count from nothing again."""
-        header = self._feeds.pop(feed, None)
-        if header is not None:
-            self._spent = {stage: seconds + header.spent.get(stage, 0.0) for stage, seconds in self._spent.items()}
-            self._reads = {name: count + header.read[name] for name, count in self._reads.items()}
-            self._slowest = max(self._slowest, tuple(header.read["slowest"]), key=lambda one: one[1])
+    def __init__(self, sources: Sequence[str]) -> None:
+        self._names = sources
+        self._batches = self._packs = self._columns = 0
+        self._sources = np.zeros((len(sources), 3), np.int64)
+        self._began: float | None = None
+        self._waited_s = 0.0
+        self._stage_s = dict.fromkeys(STAGES, 0.0)
+        self._read = RangeCounters()
+        self._running: dict[int, BatchHeader] = {}  # by worker, its last header
 
-    def end_feeds(self) -> None:
-        """The same for all of them."""
-        for feed in list(self._feeds):
-            self.end_feed(feed)
+    def add(self, header: BatchHeader, worker: int) -> None:
+        """Count a batch that this worker has made."""
+        self._batches += 1
+        self._packs += header.packs
+        self._columns += header.size.rows * header.size.length
+        self._sources += header.sources
+        self._running[worker] = replace(header, origins=(), faults=())
 
-    def add(self, header: BatchHeader, feed: int) -> None:
-        """Count a batch. feed: number of the worker that made it, whose counters in headers are running totals."""
-        rows, length = header.size[:2]
-        self.batches += 1
-        self.packs += header.packs
-        self.columns += rows * length
-        self._sources = header.sources if self._sources is None else self._sources + header.sources
-        self._feeds[feed] = replace(header, origins=(), faults=())
-
-    def waited(self, seconds: float) -> None:
+    def add_wait(self, seconds: float) -> None:
         """Count time in which the consumer waited."""
-        if self.began is None:
-            self.began = time.perf_counter() - seconds
-        self.waited_s += seconds
+        if self._began is None:
+            self._began = time.perf_counter() - seconds
+        self._waited_s += seconds
 
-    def read(self, faults: dict[str, int], replaced: int) -> StreamMetrics:
+    def end_worker(self, worker: int) -> None:
+        """Keep the totals of a worker that has ended."""
+        header = self._running.pop(worker, None)
+        if header is not None:
+            self._stage_s, self._read = self._plus([header])
+
+    def end_workers(self) -> None:
+        """Keep the totals of all workers: they begin anew."""
+        for worker in list(self._running):
+            self.end_worker(worker)
+
+    def totals(self, faults: dict[str, int], replaced_workers: int) -> StreamMetrics:
         """The totals so far."""
-        held = np.zeros((len(self.labels), 3), np.int64) if self._sources is None else self._sources
-        samples, images, tokens = held.sum(axis=0).tolist()
-        last = list(self._feeds.values())
-        spent = {stage: sum((one.spent[stage] for one in last), base) for stage, base in self._spent.items()}
-        count = {name: sum((one.read[name] for one in last), base) for name, base in self._reads.items()}
-        slowest = max([self._slowest, *(tuple(one.read["slowest"]) for one in last)], key=lambda one: one[1])
+        samples, images, tokens = self._sources.sum(axis=0).tolist()
+        stage_s, read = self._plus(self._running.values())
         sources = [
-            SourceTotals(label, int(row[0]), int(row[1]), int(row[2]), float(row[2] / max(1, tokens)))
-            for label, row in zip(self.labels, held, strict=True)
+            SourceTotals(name, own_samples, own_images, own_tokens, own_tokens / max(1, tokens))
+            for name, (own_samples, own_images, own_tokens) in zip(self._names, self._sources.tolist(), strict=True)
         ]
         return StreamMetrics(
-            batches=self.batches,
-            packs=self.packs,
+            batches=self._batches,
+            packs=self._packs,
             samples=samples,
             images=images,
             tokens=tokens,
-            columns=self.columns,
-            seconds=0.0 if self.began is None else time.perf_counter() - self.began,
-            waited_s=self.waited_s,
-            stage_seconds=spent,
+            columns=self._columns,
+            seconds=0.0 if self._began is None else time.perf_counter() - self._began,
+            waited_s=self._waited_s,
+            stage_seconds=stage_s,
             sources=tuple(sources),
-            reads=count["reads"],
-            read_bytes=count["bytes"],
-            cache_hits=count["cache_hits"],
-            retries=count["retries"],
+            reads=read.reads,
+            read_bytes=read.bytes,
+            cache_hits=read.cache_hits,
+            retries=read.retries,
             faults=dict(faults),
-            replaced_workers=replaced,
-            slowest_read=slowest,
+            replaced_workers=replaced_workers,
+            slowest_read=read.slowest,
+        )
+
+    def _plus(self, headers: Collection[BatchHeader]) -> tuple[dict[str, float], RangeCounters]:
+        """The seconds by stage and the reads of ended workers and of these."""
+        stage_s = {
+            stage: sum((one.stage_s[stage] for one in headers), before) for stage, before in self._stage_s.items()
+        }
+        reads = [self._read, *(one.read for one in headers)]
+        return stage_s, RangeCounters(
+            reads=sum(one.reads for one in reads),
+            bytes=sum(one.bytes for one in reads),
+            cache_hits=sum(one.cache_hits for one in reads),
+            retries=sum(one.retries for one in reads),
+            seconds=sum(one.seconds for one in reads),
+            slowest=max((one.slowest for one in reads), key=lambda slowest: slowest[1]),
         )
 
 
-_COUNTED: Final = (
+_PROMETHEUS_COUNTERS: Final = (
     "batches", "packs", "samples", "images", "tokens", "reads", "read_bytes", "cache_hits", "retries", "replaced_workers",
 )  # fmt: skip
 
 
 class PrometheusMetrics:
-    """A collector for prometheus_client: the totals of a loader, as counters, at each scrape. labels: e.g. rank."""
+    """A collector for prometheus_client: a loader's totals at each scrape. labels: e.g. rank."""
 
     def __init__(self, read: Callable[[], StreamMetrics], labels: dict[str, str]) -> None:
         self._read, self._labels = read, labels
 
     def register(self, registry: CollectorRegistry | None = None) -> PrometheusMetrics:
-        """Add it to a registry, the default one unless another is given.
+        """Add it to a registry, by default the global one.
 
-        All loaders of a registry share one collector: the text format has each metric once, with all its labels.
+        All loaders of a registry share one collector, because the text format must have each metric once.
         """
         from prometheus_client import REGISTRY
 
-        wanted = registry or REGISTRY
-        with _JOINING:
-            joined = _JOINED.get(wanted)
-            if joined is None:
-                joined = _JOINED[wanted] = _Joined()
-                wanted.register(joined)
-            joined.members.append(self)
+        target = registry or REGISTRY
+        with _REGISTRIES_LOCK:
+            collector = _REGISTRIES.get(target)
+            if collector is None:
+                collector = _REGISTRIES[target] = _RegistryCollector()
+                target.register(collector)
+            collector.members.append(self)
         return self
 
     def unregister(self, registry: CollectorRegistry | None = None) -> None:
-        """Take it out of the registry again; nothing happens where it is not in it."""
+        """Remove it from the registry; does nothing if it is not in it."""
         from prometheus_client import REGISTRY
 
-        with _JOINING:
-            joined = _JOINED.get(registry or REGISTRY)
-            if joined is not None and self in joined.members:
-                joined.members.remove(self)
+        with _REGISTRIES_LOCK:
+            collector = _REGISTRIES.get(registry or REGISTRY)
+            if collector is not None and self in collector.members:
+                collector.members.remove(self)
 
     def describe(self) -> Iterable[Any]:
         """Nothing, so that registering reads no totals."""
@@ -218,7 +225,7 @@ class PrometheusMetrics:
 
         names, values = list(self._labels), list(self._labels.values())
         found = self._read()
-        for name in _COUNTED:
+        for name in _PROMETHEUS_COUNTERS:
             family = CounterMetricFamily(f"vila_data_{name}", f"{name} of the stream so far", labels=names)
             family.add_metric(values, getattr(found, name))
             yield family
@@ -238,8 +245,8 @@ class PrometheusMetrics:
         yield from (waited, fill, faults, stages, shares)
 
 
-class _Joined:
-    """The collector of all loaders in one registry: each metric once, with the samples of all of them."""
+class _RegistryCollector:
+    """Collects for all loaders of one registry: each metric once, with the samples of all of them."""
 
     def __init__(self) -> None:
         self.members: list[PrometheusMetrics] = []
@@ -249,7 +256,7 @@ class _Joined:
         return []
 
     def collect(self) -> Iterable[Any]:
-        """Every loader's metrics, those of one name together."""
+        """All loaders' metrics, merged by name."""
         families: dict[str, Any] = {}
         for member in tuple(self.members):
             for family in member.collect():
@@ -260,5 +267,5 @@ class _Joined:
         return families.values()
 
 
-_JOINING: Final = threading.Lock()
-_JOINED: Final[weakref.WeakKeyDictionary[CollectorRegistry, _Joined]] = weakref.WeakKeyDictionary()
+_REGISTRIES_LOCK: Final = threading.Lock()
+_REGISTRIES: Final[weakref.WeakKeyDictionary[CollectorRegistry, _RegistryCollector]] = weakref.WeakKeyDictionary()

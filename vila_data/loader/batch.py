@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -17,27 +17,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vila_data.core.errors import UsageError
-from vila_data.loader import views
+from vila_data.loader import formats
 from vila_data.loader.arrays import BatchArrays, Fault, Origin
-from vila_data.loader.normalization import HOW_TO_SAY, Normalization
+from vila_data.loader.pixels import NORMALIZATION_ARGUMENTS, Normalization
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PackedBatch:
-    """Packs as rows of token ids, with the images' pixels and the lineage of every sample.
+    """Packs as rows of token ids, with the images' pixels and the origin of every sample.
 
-    ids, labels, positions: int64 [B, L]; segments: int32 [B, L]; cu_seqlens: int32 [C + 1]; longest: int, columns of the
-    longest segment; pixels: uint8 [N, 3, H, W] RGB (channels_last in memory); image_places: int64 [N, 4];
-    sample_places: int64 [S, 3], on the CPU. batch.arrays.BatchArrays says what they hold.
-    origins: one a sample; faults: what broke in this batch; packs: the rows that are real packs (fewer than B in an
+    ids, labels, positions: int64 [B, L]; segments: int32 [B, L]; cu_seqlens: int32 [C + 1]; max_seqlen: int, columns of the
+    max_seqlen segment; pixels: uint8 [N, 3, H, W] RGB (channels_last in memory); image_spans: int64 [N, 4];
+    sample_spans: int64 [S, 3], on the CPU. loader.arrays.BatchArrays describes them.
+    origins: one per sample; faults: what is broken in this batch; packs: the rows that are real packs (fewer than B in an
     epoch's last step, perhaps 0); epoch: its number; step: that of the global step in it, counted in steps of this world size
     and batch size.
-    tokens_per_image: columns of a whole image, None if images differ or it is not known.
+    tokens_per_image: columns of a whole image; None if images differ or it is unknown.
     cuts_images: whether the last image of a sample may have fewer columns than it has tokens: only under the semantics
     `paper` and `released_code`, where all whole images have `tokens_per_image`.
     trains_first_label: whether the first token of a sample may have a label, so that the end of the previous sample in
     the row predicts it. True only under semantics `released_code`, because VILA v1.0 does it.
-    normalization: how the model normalizes pixels, as it was passed to the stream; None: the stream was not told.
+    normalization: how the model normalizes pixels, as it was passed to the stream; None: it was not.
     """
 
     ids: Tensor
@@ -45,10 +47,10 @@ class PackedBatch:
     positions: Tensor
     segments: Tensor
     cu_seqlens: Tensor
-    longest: int
+    max_seqlen: int
     pixels: Tensor
-    image_places: Tensor
-    sample_places: Tensor
+    image_spans: Tensor
+    sample_spans: Tensor
     origins: tuple[Origin, ...]
     faults: tuple[Fault, ...]
     packs: int
@@ -92,14 +94,14 @@ class PackedBatch:
             positions=tensor(arrays.positions_BL),
             segments=tensor(arrays.segments_BL),
             cu_seqlens=tensor(bounds),
-            longest=int(np.diff(bounds).max(initial=0)),
+            max_seqlen=int(np.diff(bounds).max(initial=0)),
             pixels=tensor(arrays.pixels_NHWC).permute(0, 3, 1, 2),
-            image_places=tensor(arrays.image_places),
-            sample_places=tensor(arrays.sample_places),
+            image_spans=tensor(arrays.image_spans),
+            sample_spans=tensor(arrays.sample_spans),
             origins=tuple(origins),
             faults=tuple(faults),
             packs=packs,
-            tokens=int(arrays.sample_places[:, 2].sum()),
+            tokens=int(arrays.sample_spans[:, 2].sum()),
             epoch=epoch,
             step=step,
             tokens_per_image=tokens_per_image,
@@ -131,11 +133,11 @@ class PackedBatch:
         )
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PackedBatch:
-        """The batch with its tensors on `device`; `sample_places` stays on the CPU."""
+        """The batch with its tensors on `device`; `sample_spans` stays on the CPU."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin(self) -> PackedBatch:
-        """The batch with its tensors in page-locked memory, from which copies to a GPU run beside other work.
+        """The batch with its tensors in page-locked memory, from which copies to a GPU run in the background.
 
         Without CUDA, the batch as it is.
         """
@@ -152,13 +154,13 @@ class PackedBatch:
             UsageError: `multiple_of` is below 1.
         """
         if multiple_of < 1:
-            raise UsageError(f"trim: multiple_of is {multiple_of}: must be at least 1")
-        used = self.sample_places[:, 1] + self.sample_places[:, 2]
-        longest = max(1, int(used.max())) if len(used) else 1
-        length = min(self.length, -(-longest // multiple_of) * multiple_of)
+            raise UsageError(f"trim: multiple_of must be at least 1, found {multiple_of}")
+        used = self.sample_spans[:, 1] + self.sample_spans[:, 2]
+        max_seqlen = max(1, int(used.max())) if len(used) else 1
+        length = min(self.length, -(-max_seqlen // multiple_of) * multiple_of)
         if length == self.length:
             return self
-        bounds = segment_bounds(self.sample_places.numpy(), self.rows, length)
+        bounds = segment_bounds(self.sample_spans.numpy(), self.rows, length)
         return replace(
             self,
             ids=self.ids[:, :length],
@@ -166,7 +168,7 @@ class PackedBatch:
             positions=self.positions[:, :length],
             segments=self.segments[:, :length],
             cu_seqlens=torch.from_numpy(bounds).to(self.cu_seqlens.device),
-            longest=int(np.diff(bounds).max(initial=0)),
+            max_seqlen=int(np.diff(bounds).max(initial=0)),
         )
 
     def normalized(
@@ -181,7 +183,7 @@ class PackedBatch:
             mean, std: of RGB from 0 to 1, one number per channel or one for all; by default, `normalization`.
 
         Raises:
-            UsageError: the stream was not told the normalization and none is passed; mean or std is invalid; dtype is
+            UsageError: the normalization is neither known to the stream nor passed; mean or std is invalid; dtype is
                 not a float type.
         """
         if not dtype.is_floating_point:
@@ -191,11 +193,26 @@ class PackedBatch:
         wanted = self.normalization if mean is None or std is None else Normalization.of(mean, std)
         if wanted is None:
             raise UsageError(
-                f"the model's normalization is not known: pass {HOW_TO_SAY} to vila_data.stream, mean and std to "
-                "normalized(), or dtype=torch.uint8 to a view whose model normalizes by itself"
+                f"the model's normalization is not known: pass {NORMALIZATION_ARGUMENTS} to vila_data.stream, mean and std to "
+                "normalized(), or dtype=torch.uint8 if the model normalizes by itself"
             )
         scale, shift = _scale_and_shift(wanted, self.pixels.device)
         return torch.addcmul(shift, self.pixels.float(), scale).to(dtype)
+
+    @property
+    def longest(self) -> int:
+        """The old name of `max_seqlen`, kept for one release."""
+        return _renamed("longest", "max_seqlen", self.max_seqlen)
+
+    @property
+    def image_places(self) -> Tensor:
+        """The old name of `image_spans`, kept for one release."""
+        return _renamed("image_places", "image_spans", self.image_spans)
+
+    @property
+    def sample_places(self) -> Tensor:
+        """The old name of `sample_spans`, kept for one release."""
+        return _renamed("sample_places", "sample_spans", self.sample_spans)
 
     def normalised(
         self,
@@ -214,9 +231,9 @@ class PackedBatch:
         tokens_per_image: int | Sequence[int] | None = None,
         pad_id: int = 0,
         dtype: torch.dtype = torch.float32,
-    ) -> views.VilaView:
-        """Inputs of a VILA or LLaVA model: one placeholder per image. `views.vila` explains the arguments."""
-        return views.vila(self, rows=rows, tokens_per_image=tokens_per_image, pad_id=pad_id, dtype=dtype)
+    ) -> formats.VilaInputs:
+        """Inputs of a VILA or LLaVA model: one placeholder per image. `formats.vila` explains the arguments."""
+        return formats.vila(self, rows=rows, tokens_per_image=tokens_per_image, pad_id=pad_id, dtype=dtype)
 
     def hugging_face(
         self,
@@ -226,9 +243,9 @@ class PackedBatch:
         attn_implementation: str | None = None,
         tokens_per_image: int | Sequence[int] | None = None,
         dtype: torch.dtype = torch.float32,
-    ) -> views.HuggingFaceView:
-        """Inputs of a transformers LLaVA-style model. `views.hugging_face` explains the arguments."""
-        return views.hugging_face(
+    ) -> formats.HuggingFaceInputs:
+        """Inputs of a transformers LLaVA-style model. `formats.hugging_face` explains the arguments."""
+        return formats.hugging_face(
             self,
             image_token_id,
             mask=mask,
@@ -237,24 +254,29 @@ class PackedBatch:
             dtype=dtype,
         )
 
-    def varlen(self, *, image_token_id: int | None = None, dtype: torch.dtype = torch.float32) -> views.VarlenView:
-        """All samples one after another without padding, as FlashAttention takes them; see `views.varlen`."""
-        return views.varlen(self, image_token_id=image_token_id, dtype=dtype)
+    def varlen(self, *, image_token_id: int | None = None, dtype: torch.dtype = torch.float32) -> formats.VarlenInputs:
+        """All samples one after another without padding, as FlashAttention takes them; see `formats.varlen`."""
+        return formats.varlen(self, image_token_id=image_token_id, dtype=dtype)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> PackedBatch:
         changed: dict[str, Any] = {
             field.name: change(value)
             for field in fields(self)
-            if field.name != "sample_places" and isinstance(value := getattr(self, field.name), Tensor)
+            if field.name != "sample_spans" and isinstance(value := getattr(self, field.name), Tensor)
         }
         return replace(self, **changed)
 
 
-def segment_bounds(sample_places: NDArray[np.int64], rows: int, length: int) -> NDArray[np.int32]:
+def segment_bounds(sample_spans: NDArray[np.int64], rows: int, length: int) -> NDArray[np.int32]:
     """cu_seqlens int32[C + 1] of `rows` x `length` columns with these samples; each padding is a segment."""
-    row, first, columns = sample_places.T
+    row, first, columns = sample_spans.T
     ends = np.concatenate((row * length + first + columns, (np.arange(rows) + 1) * length))
     return np.unique(np.concatenate((np.zeros(1, np.int64), ends))).astype(np.int32)
+
+
+def _renamed(old: str, new: str, value: _T) -> _T:
+    warnings.warn(f"PackedBatch.{old} is now {new}", DeprecationWarning, stacklevel=3)
+    return value
 
 
 class _Memory:
