@@ -32,7 +32,6 @@ from vila_data.core.receipts import read_receipt, valid_receipt
 from vila_data.core.schemas import LENGTHS, SHARD_INDEX, TOKENS
 from vila_data.core.store import Store
 from vila_data.core.tables import read_arrow
-from vila_data.encode.check import check_tokens
 from vila_data.encode.config import PackConfig
 from vila_data.encode.part import COUNTS, EncodeJob, encode_shard
 from vila_data.encode.sequence import OK
@@ -40,6 +39,7 @@ from vila_data.encode.token_set import TokenSet, row_crc32c
 from vila_data.encode.tokenizer import TextTokenizer
 from vila_data.encode.tokens import (
     TokenManifest,
+    check_tokens,
     encoding_fingerprint,
     finish_tokens,
     open_tokens,

@@ -18,8 +18,8 @@ from vila_data.core.records import ImageRef, Record
 from vila_data.core.store import Store
 from vila_data.corpora.config import CorpusFiles
 from vila_data.corpora.kinds import open_corpus
-from vila_data.export.content import Content, read_content
 from vila_data.export.exporting import ExportReport, export
+from vila_data.export.format import Content, read_content
 from vila_data.export.formats import FORMATS
 from vila_data.filter.config import DocumentRules, Rules
 from vila_data.shard.config import ShardSet, View

@@ -20,9 +20,9 @@ from vila_data.cli.result_tables import print_export
 from vila_data.core.errors import UsageError
 from vila_data.core.store import Store
 from vila_data.explore.inspection import check
+from vila_data.export.energon import NotExpressible, SetTotals, metadataset_yaml, sample_blend
 from vila_data.export.exporting import export
 from vila_data.export.formats import FORMATS
-from vila_data.export.metadataset import NotExpressible, SetTotals, metadataset_yaml, sample_blend
 from vila_data.mix.config import BlendConfig
 from vila_data.recipe.lock import LOCK
 from vila_data.recipe.recipe import Recipe

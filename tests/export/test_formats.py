@@ -30,8 +30,7 @@ from vila_data.core.records import Record
 from vila_data.core.store import Store
 from vila_data.corpora.config import Mmc4Config
 from vila_data.corpora.kinds import open_corpus
-from vila_data.export.content import read_content
-from vila_data.export.format import DonePart, Part, Tally, Whole
+from vila_data.export.format import DonePart, Part, Tally, Whole, read_content
 from vila_data.export.formats import open_format
 from vila_data.export.img2dataset import Img2dataset
 from vila_data.shard.config import View

@@ -22,10 +22,9 @@ from vila_data.core.errors import DataError, StorageError, UsageError
 from vila_data.core.receipts import Receipt
 from vila_data.core.store import Store
 from vila_data.explore.inspection import check, inspect
-from vila_data.export.exporting import export
+from vila_data.export.exporting import SetExport, export
 from vila_data.export.format import RECEIPTS, DonePart, Part
 from vila_data.export.formats import FORMATS
-from vila_data.export.frame import SetExport
 
 SETS_OF_FORMATS = dict(reversed(APPLIES))
 """One set for each format."""

@@ -29,7 +29,7 @@ from tests.made_run import MadeRun
 from vila_data.core.records import ImageRef, Record
 from vila_data.corpora.config import Img2datasetConfig, LlavaConfig, Mmc4Config, ObelicsConfig
 from vila_data.corpora.pictures import read_picture
-from vila_data.export.content import Content
+from vila_data.export.format import Content
 
 EXAMPLES = settings(max_examples=12, deadline=None)
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from tests.export.reading import Small, captions, contents, documents, exported, folder_of, jpeg, small_set
 from tests.made_run import MadeRun
 from vila_data.core.errors import UsageError
-from vila_data.export.mmc4_line import NOT_KNOWN, PLACED
+from vila_data.export.open_flamingo import NOT_KNOWN, PLACED
 
 
 class Plain(pickle.Unpickler):

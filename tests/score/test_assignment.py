@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vila_data.score.assignment import assign
+from vila_data.score.similarities import assign
 
 MATRICES = st.tuples(st.integers(1, 4), st.integers(1, 5)).flatmap(
     lambda shape: arrays(np.float32, shape, elements=st.integers(-100, 100).map(lambda value: value / 100))

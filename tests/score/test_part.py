@@ -10,10 +10,10 @@ from vila_data.core.layout import Part
 from vila_data.core.receipts import read_receipt, valid_receipt
 from vila_data.core.schemas import SCORE_IMAGES
 from vila_data.core.store import Store
-from vila_data.score.assignment import assign
 from vila_data.score.clip import ClipConfig
 from vila_data.score.embeddings import embedding_paths
-from vila_data.score.feed import FeedStats
+from vila_data.score.reading import FeedStats
+from vila_data.score.similarities import assign
 
 from .fake_clip import FakeClip, covers, score_part
 from .parts import Item, document, jpeg, pair, read_table, write_part

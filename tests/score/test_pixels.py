@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vila_data.score.hub import preprocess_of
-from vila_data.score.pixels import Preprocess, level_table
+from vila_data.score.preprocess import Preprocess, level_table, preprocess_of
 
 OPENAI = {
     "size": {"shortest_edge": 32},

@@ -13,12 +13,16 @@ from typing import Any, Final
 import jinja2
 
 from vila_data.core.errors import UsageError
-from vila_data.encode.chat_answers import IMAGE_NOT_PLACED, TEMPLATE_REFUSED, Answers, Span, Unwritable
-from vila_data.encode.chat_messages import (
+from vila_data.encode.chat_answers import (
     ANSWER,
+    IMAGE_NOT_PLACED,
     MARK_ORIGIN,
     QUESTION,
+    TEMPLATE_REFUSED,
+    Answers,
     Message,
+    Span,
+    Unwritable,
     blank,
     marked,
     normal,
@@ -28,9 +32,8 @@ from vila_data.encode.chat_messages import (
     probe,
     said,
 )
-from vila_data.encode.conversation import Conversation
 from vila_data.encode.rendering import REFUSALS, Rendering, compiled, render
-from vila_data.encode.templates import IMAGE, Piece
+from vila_data.encode.templates import IMAGE, Conversation, Piece
 from vila_data.encode.tokenizer import TextTokenizer
 
 _MOST_WORDS: Final = 200

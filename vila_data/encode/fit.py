@@ -14,21 +14,23 @@ from operator import itemgetter
 from vila_data.core.samples import SampleContent
 from vila_data.encode.chat_answers import Unwritable
 from vila_data.encode.config import PackConfig
-from vila_data.encode.conversation import Conversation, Sides
-from vila_data.encode.draft import Document, Draft, draft_conversation, draft_document
 from vila_data.encode.released_conversation import as_released, count_conversations
 from vila_data.encode.sequence import (
     IMAGE_ID,
     NO_TEXT,
     TOO_LONG,
     TOO_MANY_IMAGES,
+    Document,
+    Draft,
     Tokenized,
     TokenSequence,
+    draft_conversation,
+    draft_document,
     nothing,
     tokenize,
     tokenized_chunks,
 )
-from vila_data.encode.templates import IMAGE
+from vila_data.encode.templates import IMAGE, Conversation, Sides
 from vila_data.encode.tokenizer import TextTokenizer
 
 Sample = Document | Conversation

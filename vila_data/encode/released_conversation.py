@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 from vila_data.core.schemas import IMAGE_ID
 from vila_data.encode.config import PackConfig
-from vila_data.encode.conversation import Conversation, Turn
-from vila_data.encode.templates import IMAGE, LLAMA_2_SYSTEM, VICUNA_SYSTEM
+from vila_data.encode.templates import IMAGE, LLAMA_2_SYSTEM, VICUNA_SYSTEM, Conversation, Turn
 from vila_data.encode.tokenizer import TextTokenizer
 
 

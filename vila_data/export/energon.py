@@ -1,23 +1,28 @@
-"""A Megatron-Energon data set, prepared: tars, `.nv-meta/` with its sqlite index, and a `.tar.idx` for each tar.
+"""A prepared Megatron-Energon dataset: tars, `.nv-meta/` with its sqlite index, a `.tar.idx` for each tar; and the run's blend.
 
-Members lie as they do in the set. Documents come through a sample_loader, pairs are CaptioningSamples, conversations crude data for a
-cooker of one's own. What is written is what `energon prepare` makes of these tars (tests/conformance).
-"""
+Members are in the order of the set. Documents come through a sample_loader, pairs are CaptioningSamples, conversations
+crude data for a cooker of one's own. What is written is what `energon prepare` makes of these tars (tests/conformance).
+
+The blend is a MetadatasetV2, whose weights count samples: a weight that counts images or tokens is divided by the set's
+measured images or tokens per sample, and a blend inside the blend is multiplied out, since Energon's blends hold datasets alone."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
+
+import yaml
 
 from vila_data.core.errors import DataError
 from vila_data.core.receipts import Outputs
 from vila_data.core.tarcodec import BLOCK
-from vila_data.export.content import Content
-from vila_data.export.format import Part, Tally, Whole, cut_as_shards, tar_file
+from vila_data.export.format import Content, Part, Tally, Whole, cut_as_shards, tar_file
+from vila_data.mix.config import InnerBlend, Unit
 from vila_data.shard.config import View
 from vila_data.shard.energon import metadata_files, tar_index
 
@@ -113,3 +118,99 @@ def _write_index(path: Path, whole: Whole) -> None:
         raise DataError(f"{whole.set_name}: key {key} stands twice: run check on the set") from error
     finally:
         database.close()
+
+
+@dataclass(frozen=True)
+class SetTotals:
+    """What a set holds; tokens: None where the run has not encoded it."""
+
+    samples: int
+    images: int
+    tokens: int | None
+
+    def mean(self, unit: Unit) -> float | None:
+        """Of a sample; None where it is not known, or the set is empty."""
+        total = {"samples": self.samples, "images": self.images, "tokens": self.tokens}[unit]
+        return None if total is None or not self.samples else total / self.samples
+
+
+@dataclass(frozen=True)
+class SampleBlend:
+    """Sets with their shares of the samples, which sum to 1, in the recipe's order."""
+
+    shares: tuple[tuple[str, float], ...]
+    counted: tuple[Unit, ...]
+
+
+class NotExpressible(Exception):
+    """The blend has something that Energon's has not; the message says what."""
+
+
+def sample_blend(blend: InnerBlend, totals: Mapping[str, SetTotals]) -> SampleBlend:
+    """The blend by samples.
+
+    totals: of the sets that are exported.
+
+    Raises:
+        NotExpressible: a subset, weights that change, a set that is not exported or whose tokens are not counted.
+    """
+    shares = _shares(blend, totals)
+    counted = {blend.weight_unit, *(unit for unit in _inner_units(blend))}
+    return SampleBlend(tuple(shares), tuple(sorted(counted)))
+
+
+def metadataset_yaml(found: SampleBlend, totals: Mapping[str, SetTotals]) -> bytes:
+    """The file; its paths are relative to it, and its head says where the weights come from."""
+    head = [
+        "# Megatron-Energon's MetadatasetV2 of the run's blend. Energon's weights count samples; the recipe's count",
+        f"# {' and '.join(found.counted)}: each was divided by the set's measured mean.",
+    ]
+    for name in dict.fromkeys(name for name, _ in found.shares):
+        means = [f"{totals[name].mean(unit):.6g} {unit}" for unit in found.counted if unit != "samples"]
+        if means:
+            head.append(f"#   {name}: {', '.join(means)} a sample")
+    head.append(
+        "# Energon draws from each set without end: what the recipe says of repeat and on_exhaustion is not here."
+    )
+    value: dict[str, Any] = {
+        "__module__": "megatron.energon",
+        "__class__": "MetadatasetV2",
+        "splits": {"train": {"blend": [{"weight": share, "path": name} for name, share in found.shares]}},
+    }
+    return "\n".join([*head, yaml.safe_dump(value, sort_keys=False)]).encode()
+
+
+def _shares(blend: InnerBlend, totals: Mapping[str, SetTotals]) -> list[tuple[str, float]]:
+    """Each set's share of the samples of a blend."""
+    unit = blend.weight_unit
+    found: list[tuple[str, float]] = []
+    for source in blend.sources:
+        if source.subset is not None:
+            raise NotExpressible(f"{source.name} is taken in part (subset)")
+        if isinstance(source.weight, dict):
+            raise NotExpressible(f"the weight of {source.name} changes over the steps")
+        inner = [(source.name, 1.0)] if source.blend is None else _shares(source.blend, totals)
+        mean = sum(share * _mean(name, unit, totals) for name, share in inner)
+        if not mean:
+            raise NotExpressible(f"weights count {unit}, and {source.name} has none")
+        found += [(name, share * source.weight / mean) for name, share in inner]
+    whole = sum(share for _, share in found)
+    return [(name, share / whole) for name, share in found]
+
+
+def _mean(name: str, unit: Unit, totals: Mapping[str, SetTotals]) -> float:
+    if name not in totals:
+        raise NotExpressible(f"{name} is not exported")
+    mean = totals[name].mean(unit)
+    if mean is None:
+        reason = "is empty" if not totals[name].samples else f"has no count of {unit}: run its recipe to the end"
+        raise NotExpressible(f"{name} {reason}")
+    return mean
+
+
+def _inner_units(blend: InnerBlend) -> set[Unit]:
+    units: set[Unit] = set()
+    for source in blend.sources:
+        if source.blend is not None:
+            units |= {source.blend.weight_unit} | _inner_units(source.blend)
+    return units

@@ -14,8 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vila_data.core.receipts import Outputs
-from vila_data.export.content import Content
-from vila_data.export.format import Part, Tally, Whole, parts_of, tar_file
+from vila_data.export.format import Content, Part, Tally, Whole, parts_of, tar_file
 from vila_data.shard.config import View
 
 ROWS_A_FILE: Final = 10_000

@@ -12,8 +12,7 @@ from typing import Any, ClassVar
 
 from vila_data.core.receipts import Outputs
 from vila_data.core.records import IMAGE_MARK, canonical_json
-from vila_data.export.content import Content
-from vila_data.export.format import Part, Tally, Whole, cut_as_shards
+from vila_data.export.format import Content, Part, Tally, Whole, cut_as_shards
 from vila_data.shard.config import View
 
 _MARK_IN_WORDS = IMAGE_MARK.upper()

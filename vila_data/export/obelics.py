@@ -14,8 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vila_data.core.receipts import Outputs
-from vila_data.export.content import Content, Picture
-from vila_data.export.format import Part, Tally, Whole, cut_as_shards
+from vila_data.export.format import Content, Part, Picture, Tally, Whole, cut_as_shards
 from vila_data.shard.config import View
 
 _GROUP_ROWS: Final = 100  # as `datasets` writes pictures

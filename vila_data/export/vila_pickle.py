@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from vila_data.core.receipts import Outputs
-from vila_data.export.content import Content
-from vila_data.export.format import Part, Tally, Whole, even_bounds, parts_of
-from vila_data.export.mmc4_line import base64_text, mmc4_document
+from vila_data.export.format import Content, Part, Tally, Whole, even_bounds, parts_of
+from vila_data.export.open_flamingo import base64_text, mmc4_document
 from vila_data.shard.config import View
 
 PAIRS_AT_ONCE: Final = 4

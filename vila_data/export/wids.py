@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from vila_data.core.receipts import Outputs
-from vila_data.export.content import Content
-from vila_data.export.format import Part, Tally, Whole, cut_as_shards, tar_file
+from vila_data.export.format import Content, Part, Tally, Whole, cut_as_shards, tar_file
 from vila_data.shard.config import View
 
 

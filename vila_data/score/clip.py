@@ -133,6 +133,6 @@ def clip_fingerprint(config: ClipConfig) -> str:
         from vila_data.score.clip_onnx import onnx_files
 
         return files_fingerprint("onnx", onnx_files(config.model))
-    from vila_data.score.hub import model_fingerprint
+    from vila_data.score.model import model_fingerprint
 
     return model_fingerprint(config.model, config.revision)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vila_data.core.errors import RunError, UsageError
 from vila_data.score.model import ITEMS_A_THREAD, ModelKeys, files_fingerprint, model_folder, spread, unit_length
-from vila_data.score.pixels import RESAMPLING, Preprocess, level_table
+from vila_data.score.preprocess import RESAMPLING, Preprocess, level_table
 
 _FILES: Final = ("image.onnx", "text.onnx", "tokenizer.json", "config.json")
 

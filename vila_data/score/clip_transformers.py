@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vila_data.core.errors import RunError
-from vila_data.score.hub import Source, find_model, model_fingerprint, read_preprocess
-from vila_data.score.model import ITEMS_A_THREAD, ModelKeys, spread, unit_length
+from vila_data.score.model import ITEMS_A_THREAD, ModelKeys, Source, find_model, model_fingerprint, spread, unit_length
+from vila_data.score.preprocess import read_preprocess
 
 _STAGED: Final = 64
 """Pictures copied to a GPU at a time: while it computes on some, the next are copied."""

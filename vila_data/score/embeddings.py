@@ -20,7 +20,7 @@ from vila_data.core.errors import DataError
 from vila_data.core.layout import Part, record_key
 from vila_data.core.receipts import Outputs
 from vila_data.core.store import Store
-from vila_data.score.table import TableWriter
+from vila_data.score.tables import TableWriter
 
 if TYPE_CHECKING:
     from vila_data.score.reading import Job

@@ -6,13 +6,17 @@ of each of the 256 levels is computed once, in the order of the model's own reci
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from vila_data.core.errors import RunError
+from vila_data.score.model import PROCESSORS, Source
 
 RESAMPLING: Final = {
     "nearest": Image.Resampling.NEAREST,
@@ -90,3 +94,51 @@ def level_table(mean: Sequence[float], std: Sequence[float], scale: float | None
     values = (levels if scale is None else levels * scale).astype(np.float32)
     table = (values[None, :] - np.asarray(mean, np.float32)[:, None]) / np.asarray(std, np.float32)[:, None]
     return table.astype(np.float32)
+
+
+def read_preprocess(source: Source) -> Preprocess:
+    """Preprocessing of a model, from its preprocessor_config.json (or processor_config.json).
+
+    Raises:
+        RunError: the file is missing, broken, or asks for steps that are not known here.
+    """
+    path = source.file(*PROCESSORS)
+    if path is None:
+        raise RunError(f"score.clip.model: {source.name}: lacks preprocessor_config.json; name a complete model")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return preprocess_of(value.get("image_processor", value))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RunError(f"{path}: preprocessing that cannot be followed: {error!r}; name another model") from error
+
+
+def preprocess_of(value: Mapping[str, Any]) -> Preprocess:
+    """Preprocessing from the fields of an image processor of transformers.
+
+    Raises:
+        ValueError, KeyError, TypeError: fields that are missing or not known.
+    """
+    size, crop = _size(value["size"]), _size(value.get("crop_size", value["size"]))
+    crops = bool(value.get("do_center_crop", "crop_size" in value))
+    if not value.get("do_resize", True) or value.get("do_pad"):
+        raise ValueError("do_resize false and do_pad are not known")
+    normalise = bool(value.get("do_normalize", True))
+    table = level_table(
+        value["image_mean"] if normalise else (0.0,) * 3,
+        value["image_std"] if normalise else (1.0,) * 3,
+        float(value.get("rescale_factor", 1 / 255)) if value.get("do_rescale", True) else None,
+    )
+    resampling = Image.Resampling(value.get("resample", Image.Resampling.BICUBIC))
+    if set(size) == {"shortest_edge"} and crops:
+        side = size["shortest_edge"]
+        height, width = (crop["height"], crop["width"]) if "height" in crop else (side, side)
+        return Preprocess("crop", height, width, resampling, table, shorter_side=side)
+    if set(size) == {"height", "width"} and (not crops or crop == size):
+        return Preprocess("squash", size["height"], size["width"], resampling, table)
+    raise ValueError(f"size {size} with do_center_crop {crops} and crop_size {crop} is not known")
+
+
+def _size(value: Any) -> dict[str, int]:
+    if isinstance(value, int):
+        return {"shortest_edge": value}
+    return {name: int(number) for name, number in value.items() if number is not None}

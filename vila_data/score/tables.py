@@ -1,4 +1,4 @@
-"""A part's records and images as the score stage walks over them: tables streamed in step, never held whole."""
+"""A part's tables as the score stage reads and writes them: row group by row group, never whole in memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
+from types import TracebackType
 from typing import Any, Final
 
 import numpy as np
@@ -192,3 +194,38 @@ def _image_row(
         image["matched_text_index"],
         known,
     )
+
+
+_ROW_GROUP: Final = 1024
+
+
+class TableWriter:
+    """Append rows to a zstd Parquet file; the bytes depend on rows, schema and `metadata` alone."""
+
+    def __init__(self, path: Path, schema: pa.Schema, metadata: Mapping[bytes, bytes] | None = None) -> None:
+        self._schema = schema.with_metadata(dict(metadata)) if metadata else schema
+        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
+        self._columns: list[list[Any]] = [[] for _ in schema]
+
+    def __enter__(self) -> TableWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if kind is None:
+            self._flush()
+        self._writer.close()
+
+    def add(self, *values: Any) -> None:
+        """One row, values in the schema's order."""
+        for column, value in zip(self._columns, values, strict=True):
+            column.append(value)
+        if len(self._columns[0]) >= _ROW_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._columns[0]:
+            return
+        arrays = [pa.array(column, field.type) for column, field in zip(self._columns, self._schema, strict=True)]
+        self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=_ROW_GROUP)
+        for column in self._columns:
+            column.clear()
