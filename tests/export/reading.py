@@ -140,7 +140,7 @@ def _item(number: int, view: View, small: Small) -> Item:
 
 def published(content: Content) -> tuple[ImageRef, ...]:
     """A sample's pictures as a record's images, in their published order."""
-    pictures = sorted(content.pictures, key=lambda picture: picture.image_index)
+    pictures = sorted(content.images, key=lambda picture: picture.image_index)
     return tuple(ImageRef(one.url, one.text_index, one.similarity, one.member, one.jpeg) for one in pictures)
 
 

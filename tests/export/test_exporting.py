@@ -59,7 +59,7 @@ def test_all_sets_of_a_run_that_fit(run: MadeRun, tmp_path: Path, to: str) -> No
     assert {one.name for one in report.sets} == fitting
     assert set(report.not_exported) == set(SETS) - fitting
     for name, reason in report.not_exported.items():
-        assert f"its view is {SETS[name].view}; {to} takes" in reason
+        assert f"its view is {SETS[name].view}, but {to} supports" in reason
         assert all(SETS[name].view in FORMATS[other][1] for other in reason.rsplit(": ", 1)[1].split(", "))
     for one in report.sets:
         assert one.samples == run.sets[one.name].samples == one.exported + sum(one.left_out.values())
@@ -72,7 +72,7 @@ def test_only(run: MadeRun, tmp_path: Path) -> None:
     report = export(run.store.url, "obelics", tmp_path, only=["pairs"])
     assert [one.name for one in report.sets] == ["pairs"]
     assert report.not_exported["docs"] == "not chosen by --only"
-    with pytest.raises(UsageError, match="holds another export"):
+    with pytest.raises(UsageError, match="contains a different export"):
         export(run.store.url, "obelics", tmp_path, only=["docs"])
 
 
@@ -111,7 +111,7 @@ def test_command(run: MadeRun, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vila_data.cli", "export", run.store.url, "--to", "vila-pickle"]
     command += ["--out", str(tmp_path / "out"), "--only", "docs", "--only", "docs_pairs", "--shards", "4"]
     first = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "docs_pairs: left out: under_four_at_the_end: 2" in first.stdout
+    assert "docs_pairs: left out: incomplete_group_of_four: 2" in first.stdout
     assert "not exported: pairs, chat: not chosen by --only" in first.stdout
     assert "docs: 4 tasks" in first.stderr
     before = tree(tmp_path / "out")

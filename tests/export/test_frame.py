@@ -255,7 +255,7 @@ def test_folders_that_are_not_this_exports(made: MadeRun, tmp_path: Path) -> Non
         ("vila-pickle", "pairs", None),
         ("vila-pickle", "docs", 2),
     ]:
-        with pytest.raises(UsageError, match=r"holds another export \(vila-pickle of docs"):
+        with pytest.raises(UsageError, match=r"contains a different export \(vila-pickle of docs"):
             export(folder_of(made, name), to, out, shards=shards)
     assert tree(out) == before
     (out / "export.json").write_text("[]")
@@ -306,7 +306,7 @@ def test_a_set_that_changes_is_another_export(made: MadeRun, tmp_path: Path) -> 
     exported(tmp_path / "docs", "vila-pickle", tmp_path / "out")
     manifest = tmp_path / "docs" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"recipe": "recipe"', '"recipe": "other"'))
-    with pytest.raises(UsageError, match="holds another export"):
+    with pytest.raises(UsageError, match="contains a different export"):
         export(tmp_path / "docs", "vila-pickle", tmp_path / "out")
 
 
@@ -328,7 +328,7 @@ def test_a_set_that_changes_meanwhile(
 
     monkeypatch.setattr(SetExport, "write", write)
     with pytest.raises(
-        DataError, match=r"docs: the set has changed while it was exported: delete \S+ and export again"
+        DataError, match=r"docs: the set changed during the export; delete \S+ and export again"
     ):
         export(tmp_path / "docs", "open-flamingo", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "export.json").read_text())["finished"] is False
@@ -344,7 +344,7 @@ def test_damaged_picture(made: MadeRun, tmp_path: Path, to: str) -> None:
     data[at] ^= 1
     tar.write_bytes(data)
     with pytest.raises(
-        DataError, match=r"docs-000001\.tar: docs-\S+\.0\.jpg: missing, or not the picture that its JSON names"
+        DataError, match=r"docs-000001\.tar: docs-\S+\.0\.jpg: is missing or does not match its sha256"
     ):
         export(tmp_path / "docs", to, tmp_path / "out")
     assert len(list((tmp_path / "out" / RECEIPTS).rglob("part-*.json"))) == 1
@@ -355,7 +355,7 @@ def test_a_shard_with_other_members(made: MadeRun, tmp_path: Path) -> None:
     shutil.copytree(folder_of(made, "docs"), tmp_path / "docs")
     manifest = tmp_path / "docs" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"view": "interleaved"', '"view": "conversations"'))
-    with pytest.raises(DataError, match="a sample of view interleaved in a set of view conversations"):
+    with pytest.raises(DataError, match="is a sample of view interleaved, but the set has view conversations"):
         export(tmp_path / "docs", "energon", tmp_path / "out")
 
 

@@ -21,7 +21,7 @@ import yaml
 from vila_data.core.errors import DataError
 from vila_data.core.receipts import Outputs
 from vila_data.core.tarcodec import BLOCK
-from vila_data.export.format import Content, Part, Tally, Whole, cut_as_shards, tar_file
+from vila_data.export.format import Content, ExportCounts, ExportedSet, Part, cut_as_shards, tar_file
 from vila_data.mix.config import InnerBlend, Unit
 from vila_data.shard.config import View
 from vila_data.shard.energon import metadata_files, tar_index
@@ -51,12 +51,12 @@ class Energon:
         del view
 
     def cut(self, set_name: str, samples: Sequence[int], shards: int | None) -> list[Part]:
-        """A tar a shard, or as many as are asked for."""
+        """One tar per shard, or as many as requested."""
         return cut_as_shards(set_name, samples, shards)
 
-    def write_part(self, part: Part, contents: Iterator[Content], files: Outputs) -> Tally:
-        """A tar and its index; a row a sample is left for the sqlite index."""
-        tally = Tally()
+    def write_part(self, part: Part, contents: Iterator[Content], files: Outputs) -> ExportCounts:
+        """Write a tar and its index; leaves a row per sample for the sqlite index."""
+        counts = ExportCounts()
         starts: list[int] = []
         with (
             tar_file(files.path(part.file(_tar(part)))) as tar,
@@ -68,31 +68,31 @@ class Energon:
                 members = [[one.name.split(".", 1)[1], one.offset, one.size] for one in placed]
                 row = [content.key, placed[0].offset - BLOCK, tar.position - starts[-1], members]
                 rows.write(json.dumps(row).encode() + b"\n")
-                tally.add(content)
+                counts.add(content)
             end = tar.position
         files.path(part.file(f"{_tar(part)}.idx")).write_bytes(tar_index(starts, end))
-        return tally
+        return counts
 
-    def finish(self, whole: Whole, files: Outputs) -> None:
-        """`.nv-meta/`; all tars are the split `train`."""
-        folder = f"{whole.set_name}/.nv-meta"
-        shards = [(_tar(done.part), done.counts["exported"]) for done in whole.parts]
-        for name, data in metadata_files(whole.view, shards).items():
-            files.path(f"{folder}/{name}").write_bytes(data)
-        files.path(f"{folder}/index.uuid").write_text(str(uuid.uuid5(uuid.NAMESPACE_OID, whole.fingerprint)))
-        _write_index(files.path(f"{folder}/index.sqlite"), whole)
+    def finish(self, exported: ExportedSet, files: Outputs) -> None:
+        """Write `.nv-meta/`; all tars are the split `train`."""
+        directory = f"{exported.set_name}/.nv-meta"
+        shards = [(_tar(done.part), done.counts["exported"]) for done in exported.parts]
+        for name, data in metadata_files(exported.view, shards).items():
+            files.path(f"{directory}/{name}").write_bytes(data)
+        files.path(f"{directory}/index.uuid").write_text(str(uuid.uuid5(uuid.NAMESPACE_OID, exported.fingerprint)))
+        _write_index(files.path(f"{directory}/index.sqlite"), exported)
 
 
 def _tar(part: Part) -> str:
     return f"{part.set_name}-{part.index:06d}.tar"
 
 
-def _write_index(path: Path, whole: Whole) -> None:
-    """Which bytes of which tar each sample and each member takes; the same rows give the same file.
+def _write_index(path: Path, exported: ExportedSet) -> None:
+    """Write the sqlite index: the bytes of each sample and member in its tar. The same rows give the same file.
 
     Raises:
-        OSError: it cannot be written; sqlite says so by an error of its own.
-        DataError: two samples of the set have one key.
+        OSError: it cannot be written (sqlite raises an error of its own).
+        DataError: two samples of the set have the same key.
     """
     database = sqlite3.connect(path)
     try:
@@ -101,7 +101,7 @@ def _write_index(path: Path, whole: Whole) -> None:
         for statement in _TABLES:
             database.execute(statement)
         tar, index = -1, 0
-        for part, line in whole.rows():
+        for part, line in exported.rows():
             index = index + 1 if part.index == tar else 0
             tar = part.index
             key, offset, size, members = json.loads(line)
@@ -115,21 +115,21 @@ def _write_index(path: Path, whole: Whole) -> None:
     except sqlite3.OperationalError as error:
         raise OSError(f"the index cannot be written: {error}") from error
     except sqlite3.IntegrityError as error:
-        raise DataError(f"{whole.set_name}: key {key} stands twice: run check on the set") from error
+        raise DataError(f"{exported.set_name}: duplicate key {key}: run check on the set") from error
     finally:
         database.close()
 
 
 @dataclass(frozen=True)
 class SetTotals:
-    """What a set holds; tokens: None where the run has not encoded it."""
+    """Totals of a set; tokens: None if the run has not encoded it."""
 
     samples: int
     images: int
     tokens: int | None
 
     def mean(self, unit: Unit) -> float | None:
-        """Of a sample; None where it is not known, or the set is empty."""
+        """Mean per sample; None if it is not known or the set is empty."""
         total = {"samples": self.samples, "images": self.images, "tokens": self.tokens}[unit]
         return None if total is None or not self.samples else total / self.samples
 
@@ -143,7 +143,7 @@ class SampleBlend:
 
 
 class NotExpressible(Exception):
-    """The blend has something that Energon's has not; the message says what."""
+    """The blend uses something that Energon's blends lack; the message says what."""
 
 
 def sample_blend(blend: InnerBlend, totals: Mapping[str, SetTotals]) -> SampleBlend:
@@ -152,7 +152,7 @@ def sample_blend(blend: InnerBlend, totals: Mapping[str, SetTotals]) -> SampleBl
     totals: of the sets that are exported.
 
     Raises:
-        NotExpressible: a subset, weights that change, a set that is not exported or whose tokens are not counted.
+        NotExpressible: a subset, weights that change, a set that is not exported, or one whose tokens are not counted.
     """
     shares = _shares(blend, totals)
     counted = {blend.weight_unit, *(unit for unit in _inner_units(blend))}
@@ -168,9 +168,9 @@ def metadataset_yaml(found: SampleBlend, totals: Mapping[str, SetTotals]) -> byt
     for name in dict.fromkeys(name for name, _ in found.shares):
         means = [f"{totals[name].mean(unit):.6g} {unit}" for unit in found.counted if unit != "samples"]
         if means:
-            head.append(f"#   {name}: {', '.join(means)} a sample")
+            head.append(f"#   {name}: {', '.join(means)} per sample")
     head.append(
-        "# Energon draws from each set without end: what the recipe says of repeat and on_exhaustion is not here."
+        "# Energon draws from each set without end: what the recipe says of repeat and on_exhaustion is not in this file."
     )
     value: dict[str, Any] = {
         "__module__": "megatron.energon",
@@ -186,7 +186,7 @@ def _shares(blend: InnerBlend, totals: Mapping[str, SetTotals]) -> list[tuple[st
     found: list[tuple[str, float]] = []
     for source in blend.sources:
         if source.subset is not None:
-            raise NotExpressible(f"{source.name} is taken in part (subset)")
+            raise NotExpressible(f"{source.name} is used in part (subset)")
         if isinstance(source.weight, dict):
             raise NotExpressible(f"the weight of {source.name} changes over the steps")
         inner = [(source.name, 1.0)] if source.blend is None else _shares(source.blend, totals)
