@@ -245,7 +245,7 @@ def test_another_model_is_refused_and_a_moved_one_found(copy: Path, tmp_path: Pa
     lock = yaml.safe_load((copy / LOCK).read_text())
     lock["recipe"]["score"]["clip"]["model"] = str(tmp_path / "gone")
     (copy / LOCK).write_text(yaml.safe_dump(lock))
-    with pytest.raises(UsageError, match=r"gone: no such folder.*give its place with --model"):
+    with pytest.raises(UsageError, match=r"gone: no such directory.*give its place with --model"):
         search(copy, Question("a red boat"))
     moved = Path(shutil.copytree(SAMPLE / "clip", tmp_path / "moved"))
     assert search(copy, Question("a red boat", model=str(moved))).hits

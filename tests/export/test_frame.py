@@ -327,9 +327,7 @@ def test_a_set_that_changes_meanwhile(
         return found
 
     monkeypatch.setattr(SetExport, "write", write)
-    with pytest.raises(
-        DataError, match=r"docs: the set changed during the export; delete \S+ and export again"
-    ):
+    with pytest.raises(DataError, match=r"docs: the set changed during the export; delete \S+ and export again"):
         export(tmp_path / "docs", "open-flamingo", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "export.json").read_text())["finished"] is False
 
@@ -343,9 +341,7 @@ def test_damaged_picture(made: MadeRun, tmp_path: Path, to: str) -> None:
     at = data.index(b"\xff\xd8\xff") + 60
     data[at] ^= 1
     tar.write_bytes(data)
-    with pytest.raises(
-        DataError, match=r"docs-000001\.tar: docs-\S+\.0\.jpg: is missing or does not match its sha256"
-    ):
+    with pytest.raises(DataError, match=r"docs-000001\.tar: docs-\S+\.0\.jpg: is missing or does not match its sha256"):
         export(tmp_path / "docs", to, tmp_path / "out")
     assert len(list((tmp_path / "out" / RECEIPTS).rglob("part-*.json"))) == 1
     assert json.loads((tmp_path / "out" / "export.json").read_text())["finished"] is False

@@ -113,7 +113,7 @@ def test_missing_models(backend: str, clip_folder: Path, onnx_folder: Path, tmp_
     config = config_for(backend, clip_folder, onnx_folder)
     absent = config.model_copy(update={"model": str(tmp_path / "absent")})
     for call in (load_clip, clip_fingerprint):
-        with pytest.raises(UsageError, match=r"absent: no such folder"):
+        with pytest.raises(UsageError, match=r"absent: no such directory"):
             call(absent)
     for path in Path(config.model).iterdir():
         copy = tmp_path / f"without-{path.name}"
@@ -155,7 +155,7 @@ def test_hub_id_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UsageError, match="someone/no-such-clip: neither a folder nor a model"):
+    with pytest.raises(UsageError, match="someone/no-such-clip: is neither a directory nor a model"):
         clip_fingerprint(ClipConfig(model="someone/no-such-clip"))
 
 

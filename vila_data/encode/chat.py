@@ -35,6 +35,7 @@ from vila_data.encode.chat_answers import (
 from vila_data.encode.rendering import REFUSALS, Rendering, compiled, render
 from vila_data.encode.templates import IMAGE, Conversation, Piece
 from vila_data.encode.tokenizer import TextTokenizer
+from vila_data.encode.traced_text import TracedText
 
 _MOST_WORDS: Final = 200
 _DUMPED: Final = re.compile(r"""['"]type['"]""")
@@ -42,7 +43,7 @@ _DUMPED: Final = re.compile(r"""['"]type['"]""")
 
 
 @dataclass(frozen=True, slots=True)
-class WrittenChat:
+class RenderedChat:
     """What a template wrote.
 
     text:    the whole of it; trained: (start, stop) characters of the answers, in order.
@@ -140,7 +141,7 @@ class ChatTemplate:
             generation_prompt=prompt,
         )
 
-    def write(self, conversation: Conversation) -> WrittenChat:
+    def write(self, conversation: Conversation) -> RenderedChat:
         """A conversation as the template writes it.
 
         Raises:
@@ -153,7 +154,7 @@ class ChatTemplate:
         except REFUSALS as error:
             raise Unwritable(TEMPLATE_REFUSED, _words(error)) from error
         images = self._images(found, conversation)
-        return WrittenChat(
+        return RenderedChat(
             found.text, tuple(spans), tuple(images), self._pieces(found, messages, conversation.tools, spans, images)
         )
 
@@ -252,7 +253,7 @@ class ChatTemplate:
 def _words(error: Exception) -> str:
     """A refusal in the template's own words, on one line."""
     text = " ".join(str(error).split()) or type(error).__name__
-    text = text.replace("vila_data.encode.rendering.Traced", "str")
+    text = text.replace(f"{TracedText.__module__}.{TracedText.__qualname__}", "str")
     return text if len(text) <= _MOST_WORDS else text[: _MOST_WORDS - 1] + "…"
 
 

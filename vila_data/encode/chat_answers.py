@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 from vila_data.core.records import IMAGE_MARK
 from vila_data.encode.rendering import NAMES, REFUSALS, Rendering
 from vila_data.encode.tokenizer import TextTokenizer
-from vila_data.encode.traced import Traced, joined
+from vila_data.encode.traced_text import TracedText, joined
 
 Message = dict[str, Any]
 
@@ -50,13 +50,13 @@ def parted(message: Message) -> Message:
     return {**message, "content": [part(message["content"])]}
 
 
-def marked(parts: Sequence[str | None]) -> Traced:
+def marked(parts: Sequence[str | None]) -> TracedText:
     """Texts and, for None, placeholders that are known to stand for an image."""
-    return joined(Traced.whole(IMAGE_MARK, MARK_ORIGIN) if part is None else part for part in parts)
+    return joined(TracedText.whole(IMAGE_MARK, MARK_ORIGIN) if part is None else part for part in parts)
 
 
 def parts_of(text: str) -> Iterator[dict[str, str]]:
-    """Text and images of a turn in order; a placeholder takes the line break with it that LLaVA's rows have beside it."""
+    """Text and images of a turn in order; a placeholder takes the line break with it that LLaVA's rows have next to it."""
     for number, chunk in enumerate(text.split(IMAGE_MARK)):
         if number:
             yield {"type": "image"}
@@ -131,7 +131,7 @@ class Unwritable(Exception):
 
 
 @dataclass(frozen=True)
-class _Written:
+class _MessageSpans:
     """What a template wrote, by message.
 
     turns: its turns; runs: the characters that came from it, in order. begins: the message whose turn begins at a place.
@@ -144,7 +144,7 @@ class _Written:
     answers: frozenset[int]
 
     @staticmethod
-    def of(found: Rendering, answers: Collection[int]) -> _Written:
+    def of(found: Rendering, answers: Collection[int]) -> _MessageSpans:
         turns: dict[int, list[Span]] = {}
         runs: dict[int, list[Span]] = {}
         for number, start, stop in found.turns:
@@ -152,14 +152,14 @@ class _Written:
         for start, stop, origin in found.runs:
             runs.setdefault(origin, []).append((start, stop))
         begins = {start: number for number, start, _ in found.turns}
-        return _Written(turns, runs, begins, frozenset(answers))
+        return _MessageSpans(turns, runs, begins, frozenset(answers))
 
     def own(self, number: int, start: int, stop: int) -> list[Span]:
         """The message's characters between two places."""
         return [run for run in self.runs.get(number, ()) if start <= run[0] and run[1] <= stop]
 
 
-class Writes(Protocol):
+class TemplateFunction(Protocol):
     """A chat template: messages to what it writes of them."""
 
     def __call__(
@@ -180,7 +180,7 @@ class Answers:
         source: str,
         training: str | None,
         tokenizer: TextTokenizer,
-        render: Writes,
+        render: TemplateFunction,
         in_form: Callable[[Message], Message],
     ) -> None:
         self._source, self._training, self._tokenizer = source, training, tokenizer
@@ -201,7 +201,7 @@ class Answers:
             twin = self._render(messages, tools, self._training)
             if twin.text == found.text:
                 return _checked(twin.generations, answers)
-        written = _Written.of(found, answers)
+        written = _MessageSpans.of(found, answers)
         spans: list[Span] = []
         before = 0
         for number in answers:
@@ -223,14 +223,14 @@ class Answers:
         return [part for span in spans for part in self._without_others(found, span, written.answers)]
 
     def _is_ending(self, text: str) -> bool:
-        """Whether a text behind the last answer, after the loop, is special tokens alone."""
+        """Whether the text after the last answer, after the loop, is special tokens alone."""
         special = self._tokenizer.special_spans(text)
         edges = [0, *(at for place in special for at in place), len(text)]
         return bool(special) and not any(
             text[start:stop].strip() for start, stop in zip(edges[::2], edges[1::2], strict=True)
         )
 
-    def _turn_span(self, found: Rendering, written: _Written, number: int, messages: list[Message]) -> Span | None:
+    def _turn_span(self, found: Rendering, written: _MessageSpans, number: int, messages: list[Message]) -> Span | None:
         """The answer's turn without its header; None where the template does not write one turn after another."""
         turns = written.turns.get(number, [])
         if len(turns) > 1:
@@ -253,10 +253,10 @@ class Answers:
         bare = found.text[begin:stop].rstrip(" ")
         return begin, begin + len(bare) if self._ending and bare.endswith(self._ending) else stop
 
-    def _with_end(self, found: Rendering, written: _Written, own: int, stop: int) -> int:
+    def _with_end(self, found: Rendering, written: _MessageSpans, own: int, stop: int) -> int:
         """Where an answer ends whose own characters end at `own` and whose turn ends at `stop`.
 
-        That is with its turn; or with what the template puts behind a last answer, where more follows in the turn; or
+        That is with its turn; or with what the template puts after a last answer, where more follows in the turn; or
         with the token that begins the next turn, where no token ends this one.
         """
         ending = self._ending
@@ -268,7 +268,7 @@ class Answers:
         return stop
 
     def _after_header(self, text: str, start: int, first: int, stop: int) -> int | None:
-        """Where an answer begins in its turn: behind what a generation prompt would have given."""
+        """Where an answer begins in its turn: after what a generation prompt would have given."""
         header = self._header
         same = len(header) if text.startswith(header, start, stop) else 0
         while same < len(header) and start + same < stop and text[start + same] == header[same]:
@@ -311,7 +311,7 @@ class Answers:
 
     @cached_property
     def _ending(self) -> str:
-        """What the template puts behind a last answer in its turn; without spaces at its end."""
+        """What the template puts after a last answer in its turn; without spaces at its end."""
         found = self._render([self._in_form(message) for message in probe(QUESTION, ANSWER)])
         own = max([stop for _, stop, origin in found.runs if origin == 1], default=None)
         if own is None:
@@ -342,7 +342,7 @@ class Answers:
 
         return any(self._render(said_more(*more)).text != found.text for more in (("", ANSWER), (ANSWER, "")))
 
-    def _traced_span(self, found: Rendering, written: _Written, number: int, before: int) -> Span | None:
+    def _traced_span(self, found: Rendering, written: _MessageSpans, number: int, before: int) -> Span | None:
         """The characters that came from the answer, the space before them, and the token that ends them.
 
         None where there are none, or others' between them.

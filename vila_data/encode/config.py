@@ -28,7 +28,7 @@ class PackConfig(StrictModel):
                              `image_tokens: {policy: fixed, tokens: …}`; one of the two is required.
     image_tokens:            how many tokens an image takes, by a policy that knows its width and height; one other than
                              `fixed` goes with semantics `improved`.
-    max_images_per_document: a document's further images are left out; without it `paper` and `released_code`
+    max_images_per_document: a document's further images are omitted; without it `paper` and `released_code`
                              take 6, as VILA does (docs/sources.md), and `improved` all that fit.
     max_images_per_pack:     maximum images per sequence, in addition to the token limit.
     template:                conversation template; `chat` uses the tokenizer's own chat template (docs/conversations.md).
@@ -87,11 +87,11 @@ class PackConfig(StrictModel):
 
     @property
     def faithful(self) -> bool:
-        """Whether published behaviour is kept, flaws included."""
+        """Whether published behavior is kept, flaws included."""
         return self.semantics != "improved"
 
     @property
-    def samples_a_micro_batch(self) -> int:
+    def samples_per_micro_batch(self) -> int:
         """Items that `released_code` packs together."""
         return self.micro_batch or MICRO_BATCH
 

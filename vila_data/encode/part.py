@@ -23,7 +23,7 @@ from vila_data.core.schemas import TOKENS
 from vila_data.core.store import Store
 from vila_data.core.tables import read_parquet
 from vila_data.encode.config import PackConfig
-from vila_data.encode.fit import Sample, as_encoded, encode_samples
+from vila_data.encode.samples import Sample, as_encoded, encode_samples
 from vila_data.encode.sequence import OK, TokenSequence
 from vila_data.encode.token_set import row_crc32c
 from vila_data.encode.tokenizer import TextTokenizer
@@ -50,7 +50,7 @@ class EncodeJob:
 
     @property
     def folder(self) -> str:
-        """Where the set's token files lie."""
+        """Directory of the set's token files."""
         return tokens_folder(self.tokenizer, self.name, self.encoding)
 
     def path(self) -> str:

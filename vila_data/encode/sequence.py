@@ -12,11 +12,11 @@ from typing import Final, NamedTuple
 from vila_data.core.samples import SampleContent
 from vila_data.core.schemas import IGNORED as IGNORED
 from vila_data.core.schemas import IMAGE_ID as IMAGE_ID
-from vila_data.encode.chat import WrittenChat, chat_template
+from vila_data.encode.chat import RenderedChat, chat_template
 from vila_data.encode.chat_answers import ANSWER_NOT_FOUND, IMAGE_NOT_PLACED, TEMPLATE_REFUSED
 from vila_data.encode.config import PackConfig
 from vila_data.encode.templates import IMAGE, Conversation, Piece, Sides, pieces_of
-from vila_data.encode.tokenizer import Encoded, TextTokenizer
+from vila_data.encode.tokenizer import EncodedText, TextTokenizer
 
 
 class Chunk(NamedTuple):
@@ -34,7 +34,7 @@ class Chunk(NamedTuple):
     images: tuple[tuple[int, int], ...] = ()
 
 
-class Draft(NamedTuple):
+class ChunkedSample(NamedTuple):
     """A sample before tokenization: chunk 0, image 0, chunk 1, … chunk n, for n images; or one chunk with its images.
 
     images:   numbers of the sample's images, in reading order.
@@ -78,11 +78,11 @@ class Document(NamedTuple):
         return self._replace(entries=self.entries[:count])
 
 
-def draft_document(document: Document, config: PackConfig, tokenizer: TextTokenizer) -> Draft:
+def chunk_document(document: Document, config: PackConfig, tokenizer: TextTokenizer) -> ChunkedSample:
     """A document as VILA writes it, under the recipe's semantics."""
     faithful = config.faithful
     if document.is_pair:
-        return _draft_pair(document, faithful, tokenizer)
+        return _chunk_pair(document, faithful, tokenizer)
     spoken = [at for at, entry in enumerate(document.entries) if isinstance(entry, str) and entry.strip()]
     chosen = _chosen_images(document, len(document.entries) if faithful else max(spoken, default=0), config)
     images = [entry for entry in document.entries if isinstance(entry, int) and entry in chosen]
@@ -93,24 +93,26 @@ def draft_document(document: Document, config: PackConfig, tokenizer: TextTokeni
     pieces = None if faithful else ()
     chunks = tuple([Chunk(text, None, pieces) for text in texts])
     left_out = len(document.order) - len(kept)
-    return Draft(chunks, kept, tokenizer.bos_id is not None, faithful, True, left_out, bool(spoken))
+    return ChunkedSample(chunks, kept, tokenizer.bos_id is not None, faithful, True, left_out, bool(spoken))
 
 
 _BEFORE_CAPTION: Final = {faithful: Chunk("", None, None if faithful else ()) for faithful in (False, True)}
 
 
-def _draft_pair(document: Document, faithful: bool, tokenizer: TextTokenizer) -> Draft:
+def _chunk_pair(document: Document, faithful: bool, tokenizer: TextTokenizer) -> ChunkedSample:
     """An image and its caption; a caption of nothing but spaces is kept by the fidelity modes alone."""
     caption = document.entries[1]
     assert isinstance(caption, str)
     has_text = not caption.isspace() and caption != ""
     bos = tokenizer.bos_id is not None
     if not (faithful or has_text):
-        return Draft((Chunk("", None, ()),), (), bos, False, True, len(document.order), False)
+        return ChunkedSample((Chunk("", None, ()),), (), bos, False, True, len(document.order), False)
     if IMAGE in caption:
         caption = caption.replace(IMAGE, "<IMAGE>")
     chunk = Chunk(caption, None, None) if faithful else Chunk(caption.removeprefix(" "), None, ())
-    return Draft((_BEFORE_CAPTION[faithful], chunk), (0,), bos, faithful, True, len(document.order) - 1, has_text)
+    return ChunkedSample(
+        (_BEFORE_CAPTION[faithful], chunk), (0,), bos, faithful, True, len(document.order) - 1, has_text
+    )
 
 
 def _chosen_images(document: Document, end: int, config: PackConfig) -> set[int]:
@@ -145,7 +147,7 @@ def _document_text(document: Document, chosen: set[int], images_first: bool) -> 
     return text.replace(f"{IMAGE} ", IMAGE).replace(f" {IMAGE}", IMAGE)
 
 
-def draft_conversation(conversation: Conversation, config: PackConfig, tokenizer: TextTokenizer) -> Draft:
+def chunk_conversation(conversation: Conversation, config: PackConfig, tokenizer: TextTokenizer) -> ChunkedSample:
     """A conversation as its template writes it; images are where their placeholders are.
 
     Raises:
@@ -153,14 +155,14 @@ def draft_conversation(conversation: Conversation, config: PackConfig, tokenizer
     """
     if config.template == "chat":
         template = chat_template(tokenizer, config.date, bool(conversation.tools))
-        return _draft_chat(template.write(conversation), template.placeholder in tokenizer.added)
+        return _chunk_chat(template.write(conversation), template.placeholder in tokenizer.added)
     pieces = pieces_of(config.template, conversation, tokenizer)
     groups = list(_split_at_images(pieces)) if conversation.images else [pieces]
     chunks = tuple(_joined(group, config) for group in groups)
     return _conversation(chunks, tuple(range(len(groups) - 1)), tokenizer.bos_id is not None, conversation.images)
 
 
-def _draft_chat(written: WrittenChat, is_token: bool) -> Draft:
+def _chunk_chat(written: RenderedChat, is_token: bool) -> ChunkedSample:
     """Where the placeholder is a token, the text is tokenized whole; else each chunk between images alone."""
     images = tuple(range(len(written.images)))
     if is_token or not images:
@@ -179,9 +181,9 @@ def _draft_chat(written: WrittenChat, is_token: bool) -> Draft:
     return _conversation(chunks, images, False, len(images))
 
 
-def _conversation(chunks: tuple[Chunk, ...], images: tuple[int, ...], bos: bool, count: int) -> Draft:
+def _conversation(chunks: tuple[Chunk, ...], images: tuple[int, ...], bos: bool, count: int) -> ChunkedSample:
     has_text = any(chunk.spans is None or chunk.spans for chunk in chunks)
-    return Draft(chunks, images, bos, False, False, count - len(images), has_text)
+    return ChunkedSample(chunks, images, bos, False, False, count - len(images), has_text)
 
 
 def _around(span: tuple[int, int], holes: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -259,7 +261,7 @@ refuses the conversation, or does not write one of its answers or images."""
 class TokenSequence(NamedTuple):
     """One sample as tokens.
 
-    ids:      with IMAGE_ID for an image; trained: (start, stop) places in `ids` that are labels, in order.
+    ids:      with IMAGE_ID for an image; trained: (start, stop) spans of `ids` that are labels, in order.
     images:   the sample's image numbers, one an IMAGE_ID.
     tokens:   length with images expanded; in the fidelity modes the last image may be cut short by it.
     left_out: images of the sample that are not in it; cut: tokens that the limits took away.
@@ -281,31 +283,31 @@ def nothing(fate: str, left_out: int, cut: int, detail: str = "") -> TokenSequen
     return TokenSequence([], [], (), 0, left_out, cut, fate, detail)
 
 
-Places = list[tuple[int, int]]
-"""(start, stop) places in a list of ids that are trained, in order."""
+Spans = list[tuple[int, int]]
+"""(start, stop) spans of a list of ids that are trained, in order."""
 
 
-class Tokenized(NamedTuple):
-    """A draft and the ids and trained places of each of its chunks."""
+class TokenizedSample(NamedTuple):
+    """A chunked and the ids and trained spans of each of its chunks."""
 
-    draft: Draft
-    chunks: list[tuple[list[int], Places]]
+    chunked: ChunkedSample
+    chunks: list[tuple[list[int], Spans]]
 
 
-def tokenize(drafts: Sequence[Draft], tokenizer: TextTokenizer) -> Iterator[Tokenized]:
-    """Tokenize the chunks of many drafts in one batch."""
-    done = tokenized_chunks([chunk for draft in drafts for chunk in draft.chunks], tokenizer)
+def tokenize(chunked_samples: Sequence[ChunkedSample], tokenizer: TextTokenizer) -> Iterator[TokenizedSample]:
+    """Tokenize the chunks of many chunked_samples in one batch."""
+    done = tokenized_chunks([chunk for chunked in chunked_samples for chunk in chunked.chunks], tokenizer)
     at = 0
-    for draft in drafts:
-        at += len(draft.chunks)
-        yield Tokenized(draft, done[at - len(draft.chunks) : at])
+    for chunked in chunked_samples:
+        at += len(chunked.chunks)
+        yield TokenizedSample(chunked, done[at - len(chunked.chunks) : at])
 
 
-def tokenized_chunks(chunks: Sequence[Chunk], tokenizer: TextTokenizer) -> list[tuple[list[int], Places]]:
-    """Ids and trained places of each chunk; where all of a chunk is trained or nothing, no offsets are asked for."""
+def tokenized_chunks(chunks: Sequence[Chunk], tokenizer: TextTokenizer) -> list[tuple[list[int], Spans]]:
+    """Ids and trained spans of each chunk; where all of a chunk is trained or nothing, no offsets are asked for."""
     uniform = iter(tokenizer.encode_ids([text for text, spans, _, images in chunks if text and not (spans or images)]))
     mixed = iter(tokenizer.encode([text for text, spans, _, images in chunks if text and (spans or images)]))
-    found: list[tuple[list[int], Places]] = []
+    found: list[tuple[list[int], Spans]] = []
     for text, spans, pieces, images in chunks:
         if not text:
             found.append(([], []))
@@ -321,18 +323,18 @@ def tokenized_chunks(chunks: Sequence[Chunk], tokenizer: TextTokenizer) -> list[
                 place = encoded.tokens_of(start, stop)
                 assert place is not None and place[1] == place[0] + 1, "a placeholder is one token"
                 ids[place[0]] = IMAGE_ID
-            found.append((ids, _places(encoded, ((0, len(text)),) if spans is None else spans)))
+            found.append((ids, _spans(encoded, ((0, len(text)),) if spans is None else spans)))
     return found
 
 
-def _places(encoded: Encoded, spans: Sequence[tuple[int, int]]) -> Places:
+def _spans(encoded: EncodedText, spans: Sequence[tuple[int, int]]) -> Spans:
     return [place for span in spans if (place := encoded.tokens_of(*span))]
 
 
-def _piecewise(pieces: Sequence[Piece], tokenizer: TextTokenizer) -> tuple[list[int], Places]:
+def _piecewise(pieces: Sequence[Piece], tokenizer: TextTokenizer) -> tuple[list[int], Spans]:
     """A chunk in which text spells special tokens: only those of the template become tokens."""
     ids: list[int] = []
-    trained: Places = []
+    trained: Spans = []
     for (special, image), group in groupby(
         _stripped(pieces, tokenizer), key=lambda piece: (piece.special, piece.image)
     ):
@@ -343,14 +345,14 @@ def _piecewise(pieces: Sequence[Piece], tokenizer: TextTokenizer) -> tuple[list[
         if image or not text:
             continue
         encoded = tokenizer.encode([text])[0] if special else tokenizer.encode_as_text(text, begins=not ids)
-        places = _places(encoded, trained_spans(together))
+        places = _spans(encoded, trained_spans(together))
         trained += [(len(ids) + first, len(ids) + last) for first, last in places]
         ids += encoded.ids
     return ids, trained
 
 
 def _stripped(pieces: Sequence[Piece], tokenizer: TextTokenizer) -> list[Piece]:
-    """The pieces without the white space that a special token beside them takes."""
+    """The pieces without the white space that a special token next to them takes."""
     found = list(pieces)
     for at, piece in enumerate(found):
         if not (piece.special or piece.image):

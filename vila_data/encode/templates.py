@@ -53,7 +53,7 @@ class Conversation(NamedTuple):
         )
 
     def exchanges(self) -> list[tuple[str, str | None]]:
-        """(question, answer) in order; the last answer may be None. A first turn from gpt is left out, as VILA does."""
+        """(question, answer) in order; the last answer may be None. A first turn from gpt is omitted, as VILA does."""
         texts = [text for _, text in self.turns[self.turns[0][0] == "gpt" :]] if self.turns else []
         return [(texts[at], texts[at + 1] if at + 1 < len(texts) else None) for at in range(0, len(texts), 2)]
 
@@ -141,7 +141,7 @@ def check_tokenizer(config: PackConfig, tokenizer: TextTokenizer) -> None:
 
 
 def _plain(conversation: Conversation, tokenizer: TextTokenizer) -> Iterator[Piece]:
-    """Images, then the caption and a line break: the text of the question is left out."""
+    """Images, then the caption and a line break: the text of the question is omitted."""
     for question, answer in conversation.exchanges():
         yield Piece(IMAGE * (question.count(IMAGE) if conversation.images else 0))
         if answer is not None:

@@ -47,7 +47,7 @@ class TokenManifest:
 
 
 def read_token_manifest(store: Store, folder: str) -> TokenManifest | None:
-    """The manifest of the token files in a folder; None where they are not finished."""
+    """The manifest of the token files in a directory; None where they are not finished."""
     path = f"{folder}/manifest.json"
     if store.size(path) is None:
         return None
@@ -61,10 +61,10 @@ def read_token_manifest(store: Store, folder: str) -> TokenManifest | None:
 class TokenSample:
     """All that is needed to read one sample; the arrays are read-only views of its token file.
 
-    ids int32[n]: IMAGE_ID stands once for each image; trained int32[m, 2]: (start, stop) places in `ids` that are
+    ids int32[n]: one IMAGE_ID per image; trained int32[m, 2]: (start, stop) spans of `ids` that are
     labels. images int32[k]: number of the sample's image for each IMAGE_ID; offsets, sizes int64[k]: bytes of its JPEG
     in the shard's tar; crc32c uint32[k], widths, heights int32[k]: its checksum and pixels. tokens: length with images expanded; in the fidelity modes the last image may be cut by it.
-    marks: places of IMAGE_ID in `ids`.
+    placeholders: positions of IMAGE_ID in `ids`.
     """
 
     key: str
@@ -78,7 +78,7 @@ class TokenSample:
     widths: NDArray[np.int32]
     heights: NDArray[np.int32]
     tokens: int
-    marks: list[int]
+    placeholders: list[int]
 
     @property
     def labels(self) -> NDArray[np.int32]:
@@ -198,12 +198,12 @@ class _TokenFile:
         if row_crc32c(key, record_id, tokens, *lists) != self._row_crc32c[row]:
             raise ValueError("its bytes have changed: they have another checksum")
         ids, trained, images, offsets, sizes, checksums, widths, heights = lists
-        marks: list[int] = (ids == IMAGE_ID).nonzero()[0].tolist()
-        if {*map(len, lists[2:])} != {len(marks)}:
-            raise ValueError("the columns of images and the marks in ids are not equally many")
+        placeholders: list[int] = (ids == IMAGE_ID).nonzero()[0].tolist()
+        if {*map(len, lists[2:])} != {len(placeholders)}:
+            raise ValueError("the image columns and the placeholders in ids differ in number")
         places = trained.tolist()
         if places and (places[0] < 0 or places[-1] > len(ids) or places != sorted(places)):
-            raise ValueError(f"trained places {places} of {len(ids)} ids")
+            raise ValueError(f"trained spans {places} of {len(ids)} ids")
         return TokenSample(
             str(key, "utf-8"),
             str(record_id, "utf-8"),
@@ -216,7 +216,7 @@ class _TokenFile:
             widths,
             heights,
             tokens,
-            marks,
+            placeholders,
         )
 
 

@@ -1,7 +1,7 @@
 """The files of a Hugging Face tokenizer, read without transformers: rules, special tokens and chat templates.
 
 Which ids a text gets must not depend on the installed release of transformers: its 4.x and 5.x build different
-tokenizers from the same Llama folder. So tokenizer.json, or tokenizer.model alone, is read here.
+tokenizers from the same Llama directory. So tokenizer.json, or tokenizer.model alone, is read here.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class Prepared:
     @property
     def images(self) -> int:
         """Images of all its samples."""
-        return sum(len(one.sample.marks) for one in self.samples if one is not None)
+        return sum(len(one.sample.placeholders) for one in self.samples if one is not None)
 
 
 class Assembler:
@@ -190,7 +190,7 @@ class Assembler:
         image, began = 0, time.perf_counter()
         reading = 0.0
         for member, one in enumerate(prepared.samples):
-            if one is None or not one.sample.marks:
+            if one is None or not one.sample.placeholders:
                 continue
             sample, tar = one.sample, prepared.origins[member].shard
             of_images = zip(prepared.spans[member], sample.images.tolist(), sample.crc32c.tolist(), strict=True)

@@ -41,8 +41,10 @@ class Expansion:
         moved = [0, *accumulate([columns - 1 for columns in wide])]
         whole = len(sample.ids) + moved[-1]
         least = whole - wide[-1] + 1 if wide else whole
-        if len(sample.marks) != images or not least <= tokens <= whole:
-            raise DataError(f"{whole} columns and {len(sample.marks)} marks where {tokens} and {images} were planned")
+        if len(sample.placeholders) != images or not least <= tokens <= whole:
+            raise DataError(
+                f"{whole} columns and {len(sample.placeholders)} marks where {tokens} and {images} were planned"
+            )
         return Expansion(sample, wide, moved)
 
     def write(self, ids: NDArray[np.int64], labels: NDArray[np.int64]) -> list[tuple[int, int]]:
@@ -52,7 +54,7 @@ class Expansion:
         for first, last in self.sample.trained.tolist():
             self._train(first, last, labels)
         places, column, read = [], 0, 0
-        for mark, wide in zip(self.sample.marks, self.wide, strict=True):
+        for mark, wide in zip(self.sample.placeholders, self.wide, strict=True):
             stop = column + mark - read
             ids[column:stop] = own[read:mark]
             column = min(stop + wide, columns)
@@ -66,8 +68,8 @@ class Expansion:
         """Give the columns of places `first` to `last` of `ids` their labels; images among them have none."""
         own = self.sample.ids
         while first < last:
-            before = bisect_left(self.sample.marks, first)
-            stop = min(last, self.sample.marks[before]) if before < len(self.sample.marks) else last
+            before = bisect_left(self.sample.placeholders, first)
+            stop = min(last, self.sample.placeholders[before]) if before < len(self.sample.placeholders) else last
             column = first + self.moved[before]
             labels[column : column + stop - first] = own[first:stop][: max(0, len(labels) - column)]
             first = stop + 1

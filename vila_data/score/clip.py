@@ -19,7 +19,7 @@ from pydantic import Field
 
 from vila_data.core.cpus import cpu_count
 from vila_data.score.model import files_fingerprint
-from vila_data.score.scorer import Column, Needs, NotThere, Scorer
+from vila_data.score.scorer import Column, MissingPath, Needs, Scorer
 
 _COSINE: Final = (-1.0, 1.0)
 
@@ -29,7 +29,7 @@ class Clip(Protocol):
 
     dim:         D of the embeddings.
     fingerprint: 16 hex digits, from the bytes of the model's files.
-    image_side:  pixels; `prepare` resizes a picture's shorter side to this.
+    image_side:  pixels; `prepare` resizes an image's shorter side to this.
     batch_size:  items that a call takes best.
     """
 
@@ -39,7 +39,7 @@ class Clip(Protocol):
     batch_size: int
 
     def prepare(self, rgb_HWC: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """`pixels_CHW`, the model's input, of a decoded picture."""
+        """`pixels_CHW`, the model's input, of a decoded image."""
         ...
 
     def embed_images(self, pixels_CHW: list[NDArray[np.float32]]) -> NDArray[np.float32]:
@@ -55,9 +55,9 @@ class ClipConfig(Scorer):
     """Similarity of images and texts by CLIP, SigLIP or a model like them.
 
     kind:       clip.
-    backend:    "transformers" (a hub id or a folder) or "onnx" (a folder with image.onnx,
+    backend:    "transformers" (a hub id or a directory) or "onnx" (a directory with image.onnx,
                 text.onnx, tokenizer.json and config.json).
-    model:      hub id, or path of the folder.
+    model:      hub id, or path of the directory.
     revision:   commit, tag or branch of a hub model; null is the default branch.
     batch_size: items per GPU call. On a CPU, items always run one at a time.
     embeddings: also write the vectors in clip-retrieval's layout.
@@ -96,11 +96,11 @@ class ClipConfig(Scorer):
         return load_clip(self)
 
     def located(self, folder: Path) -> ClipConfig:
-        """See Scorer; what is no folder is the id of a hub model, unless it cannot be one."""
+        """See Scorer; a value that is not a directory is a hub id, unless it cannot be one."""
         if (folder / self.model).is_dir():
             return self.model_copy(update={"model": str((folder / self.model).resolve())})
         if self.backend == "onnx" or self.model.startswith((".", "/")):
-            raise NotThere("model", self.model, "folder")
+            raise MissingPath("model", self.model, "directory")
         return self
 
 

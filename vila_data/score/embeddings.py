@@ -2,8 +2,8 @@
 
 `img_emb/img_emb_NNNNN.npy` and `text_emb/text_emb_NNNNN.npy` hold float16 [N, D], one row a
 scored image: its vector and its caption's; `metadata/metadata_NNNNN.parquet` has the same rows.
-The reader sorts each folder's names and joins files by their place, and it passes over an empty
-.npy without passing over its metadata: a part without a scored image therefore has none of the three.
+The reader sorts each directory's names and joins files by position, and it skips an empty
+.npy without skipping its metadata: a part without a scored image therefore has none of the three.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class EmbeddingFiles:
         for number, index in enumerate(wanted):
             image = job.rows.images[index]
             caption = 0 if record.kind == "pair" else image.matched_text_index
-            if caption == len(record.texts):  # behind the last text: judged by that one
+            if caption == len(record.texts):  # after the last text: judged by that one
                 caption -= 1
             if caption is None or not 0 <= caption < len(record.texts):
                 caption = int(np.argmax(similarities_IT[number]))

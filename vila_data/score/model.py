@@ -20,7 +20,7 @@ Item = TypeVar("Item")
 PREPROCESSING: Final = 1
 """Version of pixels.py and of the tokenizer calls: another number, another fingerprint."""
 
-ITEMS_A_THREAD: Final = 8
+ITEMS_PER_THREAD: Final = 8
 """Items that a CPU call gives each thread: enough that waiting for the last one costs little."""
 
 
@@ -57,17 +57,17 @@ def _file_sha256(path: Path, size: int, mtime_ns: int) -> str:
 
 
 def model_folder(model: str, needed: Iterable[str], key: str = "score.clip.model") -> Path:
-    """The folder of a model, with the files that it must have. key: the recipe's, for errors.
+    """The directory of a model, with the files that it must have. key: the recipe's, for errors.
 
     Raises:
-        UsageError: no such folder, or a file is missing.
+        UsageError: no such directory, or a file is missing.
     """
     folder = Path(model).expanduser()
     if not folder.is_dir():
-        raise UsageError(f"{key}: {model}: no such folder; give the folder that holds {', '.join(needed)}")
+        raise UsageError(f"{key}: {model}: no such directory; give the directory that contains {', '.join(needed)}")
     missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
-        raise UsageError(f"{key}: {model}: lacks {', '.join(missing)}; copy the whole model folder, or name another")
+        raise UsageError(f"{key}: {model}: lacks {', '.join(missing)}; copy the whole model directory, or name another")
     return folder
 
 
@@ -98,7 +98,7 @@ def find_model(model: str, revision: str | None) -> Source:
     """Where the model is; a hub id is pinned to a commit, the cached one if there is one.
 
     Raises:
-        UsageError: no such folder, a folder that lacks files, or a hub id that cannot be reached.
+        UsageError: no such folder, a directory that lacks files, or a hub id that cannot be reached.
     """
     if Path(model).expanduser().is_dir() or model.startswith((".", "/", "~")) or model.count("/") != 1:
         _local_files(model)
@@ -111,14 +111,14 @@ def find_model(model: str, revision: str | None) -> Source:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
-            f"score.clip.model: {model}: neither a folder nor a model that the hub or its local cache gives "
-            f"({reason}); give a folder, or download the model where there is a network"
+            f"score.clip.model: {model}: is neither a directory nor a model in the hub or its local cache "
+            f"({reason}); give a directory, or download the model with network access"
         ) from error
     return Source(model, Path(path).parent.name, None)
 
 
 def model_fingerprint(model: str, revision: str | None) -> str:
-    """16 hex digits: of the files' bytes for a folder, of id and commit for a hub model.
+    """16 hex digits: of the files' bytes for a directory, of id and commit for a hub model.
 
     Raises:
         UsageError: as `find_model`.
@@ -130,7 +130,7 @@ def model_fingerprint(model: str, revision: str | None) -> str:
 
 
 def _local_files(model: str) -> list[Path]:
-    """The files of a folder that decide what the model computes."""
+    """The files of a directory that decide what the model computes."""
     folder = model_folder(model, ("config.json",))
     names = {path.name for path in folder.iterdir() if path.is_file()}
     safe = any(name.endswith(".safetensors") for name in names)
@@ -145,7 +145,7 @@ def _local_files(model: str) -> list[Path]:
     ]
     if lacking:
         raise UsageError(
-            f"score.clip.model: {model}: lacks {', '.join(lacking)}; copy the whole model folder, or name another"
+            f"score.clip.model: {model}: lacks {', '.join(lacking)}; copy the whole model directory, or name another"
         )
     return [folder / name for name in sorted(names) if name.endswith(_SUFFIXES) or (name.endswith(".bin") and not safe)]
 

@@ -27,7 +27,7 @@ from vila_data.score.similarities import KNOWN, score_similarities
 from vila_data.score.tables import KnownTable, RecordRow, TableWriter, count_rows, read_records, read_rows
 
 _AHEAD: Final = 4
-"""Pictures or records a thread that may be in work and not yet written."""
+"""Images or records a thread that may be in work and not yet written."""
 
 Row = tuple[Any, ...]
 
@@ -65,7 +65,7 @@ def score_values(
 def _of_pixels(
     task: Task, compute: Callable[..., Any], known: KnownTable | None, stats: FeedStats
 ) -> Iterator[tuple[Row, Row | None]]:
-    """Each image's (row, record_id, image_index) and values, None where it is not scored; each distinct picture once."""
+    """Each image's (row, record_id, image_index) and values, None where it is not scored; each distinct image once."""
     threads = task.threads or cpu_count()
     rows_of = partial(read_rows, task.store, task.part, task.needed, known)
     prepare = partial(_computed, task, compute)

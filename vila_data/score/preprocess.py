@@ -1,6 +1,6 @@
-"""From a decoded picture to a model's input, in exact numbers, with Pillow and numpy.
+"""From a decoded image to a model's input, in exact numbers, with Pillow and numpy.
 
-Values pass through a table of 256 entries a channel: the rescaling and normalising
+Values pass through a table of 256 entries per channel: the rescaling and normalizing
 of each of the 256 levels is computed once, in the order of the model's own recipe.
 """
 
@@ -30,10 +30,10 @@ RESAMPLING: Final = {
 
 @dataclass(frozen=True, eq=False)
 class Preprocess:
-    """How a picture becomes `pixels_CHW`.
+    """How an image becomes `pixels_CHW`.
 
-    mode:  "squash" resizes straight to height x width; "pad_square" first puts the picture in
-           the middle of a square of `pad_colour`; "crop" resizes the shorter side to
+    mode:  "squash" resizes straight to height x width; "pad_square" first puts the image in
+           the middle of a square of `pad_color`; "crop" resizes the shorter side to
            `shorter_side` and cuts height x width out of the middle (black where it is smaller).
     table: [3, 256] float32, the model's value of each level of each channel.
     """
@@ -44,15 +44,15 @@ class Preprocess:
     resampling: Image.Resampling
     table: NDArray[np.float32]
     shorter_side: int = 0
-    pad_colour: tuple[int, int, int] = (255, 255, 255)
+    pad_color: tuple[int, int, int] = (255, 255, 255)
 
     @property
     def side(self) -> int:
-        """The shorter side, in pixels, to which a picture is resized."""
+        """The shorter side, in pixels, to which an image is resized."""
         return self.shorter_side if self.mode == "crop" else min(self.height, self.width)
 
     def __call__(self, rgb_HWC: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """[3, height, width] float32 of a picture [H, W, 3] uint8."""
+        """[3, height, width] float32 of an image [H, W, 3] uint8."""
         image = Image.fromarray(rgb_HWC)
         if self.mode == "crop":
             levels_HWC = self._crop(image)
@@ -70,7 +70,7 @@ class Preprocess:
 
     def _square(self, image: Image.Image) -> Image.Image:
         side = max(image.size)
-        canvas = Image.new("RGB", (side, side), self.pad_colour)
+        canvas = Image.new("RGB", (side, side), self.pad_color)
         canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
         return canvas
 
@@ -122,10 +122,10 @@ def preprocess_of(value: Mapping[str, Any]) -> Preprocess:
     crops = bool(value.get("do_center_crop", "crop_size" in value))
     if not value.get("do_resize", True) or value.get("do_pad"):
         raise ValueError("do_resize false and do_pad are not known")
-    normalise = bool(value.get("do_normalize", True))
+    normalize = bool(value.get("do_normalize", True))
     table = level_table(
-        value["image_mean"] if normalise else (0.0,) * 3,
-        value["image_std"] if normalise else (1.0,) * 3,
+        value["image_mean"] if normalize else (0.0,) * 3,
+        value["image_std"] if normalize else (1.0,) * 3,
         float(value.get("rescale_factor", 1 / 255)) if value.get("do_rescale", True) else None,
     )
     resampling = Image.Resampling(value.get("resample", Image.Resampling.BICUBIC))

@@ -61,8 +61,8 @@ class Feed(Generic[Event]):
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read")
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-        self._pictures = threading.Semaphore(ahead)
-        self._places = threading.Semaphore(max(4 * ahead, 64))
+        self._images_ahead = threading.Semaphore(ahead)
+        self._spans = threading.Semaphore(max(4 * ahead, 64))
         self._stop = threading.Event()
 
     def __enter__(self) -> Feed[Event]:
@@ -71,21 +71,21 @@ class Feed(Generic[Event]):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._stop.set()
-        self._pictures.release()
-        self._places.release()
+        self._images_ahead.release()
+        self._spans.release()
         self._reader.shutdown(wait=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def submit(self, work: Callable[[], Result]) -> Future[Result]:
         """Have the pool do `work`; waits while `ahead` results are outstanding."""
-        self._pictures.acquire()
-        if self._stop.is_set():  # nobody will ask for the result
+        self._images_ahead.acquire()
+        if self._stop.is_set():  # no one will use the result
             return Future()
         return self._pool.submit(work)
 
     def release(self, count: int) -> None:
         """Say that `count` results of `submit` have been used."""
-        self._pictures.release(count)
+        self._images_ahead.release(count)
 
     def events(self, stats: FeedStats) -> Iterator[Event]:
         """The events, in order; time spent waiting for them is added to `stats.waiting`.
@@ -99,13 +99,13 @@ class Feed(Generic[Event]):
             if event is None:
                 self._reading.result()
                 return
-            self._places.release()
+            self._spans.release()
             yield event
 
     def _run(self) -> None:
         try:
             for event in self._read(self):
-                self._places.acquire()
+                self._spans.acquire()
                 if self._stop.is_set():
                     return
                 self._events.put(event)
@@ -137,9 +137,9 @@ class Job:
 
 
 class Reader(Generic[Prepared]):
-    """Walks over a part's pictures once; see `events`. Distinct items are known by their sha256, to 128 bits.
+    """Walks over a part's images once; see `events`. Distinct items are known by their sha256, to 128 bits.
 
-    prepare: (rgb_HWC) -> what a picture becomes, in the feed's pool; side: as of a Scorer.
+    prepare: (rgb_HWC) -> what an image becomes, in the feed's pool; side: as of a Scorer.
     texts:   whether a record's texts are asked for.
     """
 
@@ -162,7 +162,7 @@ class Reader(Generic[Prepared]):
         self._next_text = 0
 
     def events(self, feed: Feed[Future[Prepared] | Job]) -> Iterator[Future[Prepared] | Job]:
-        """Distinct pictures as futures (they get slots 0, 1, … in this order), and each record after its pictures.
+        """Distinct images as futures (they get slots 0, 1, … in this order), and each record after its images.
 
         Raises:
             DataError: bytes in the tar are not what the tables say.
@@ -189,7 +189,7 @@ class Reader(Generic[Prepared]):
                 yield job
 
     def _image_slot(self, digest: bytes, embed: bool) -> tuple[int, bool]:
-        """(slot, whether the picture must be read) of a wanted picture."""
+        """(slot, whether the image must be read) of a wanted image."""
         slot = self.images.get(digest)
         if slot is not None and (slot != UNUSED or not embed):
             return slot, False

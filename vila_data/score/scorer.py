@@ -1,7 +1,7 @@
 """What a scorer is: an entry of `score:`, which says what it needs, what columns it gives, and how it computes them.
 
 A kind is one class below `Scorer`, in a file of its own, and one line in kinds.py. For most, `open` returns a function of
-one picture, one record or some columns that gives a row of values; reading, decoding, resume and the table follow.
+one image, one record or some columns that gives a row of values; reading, decoding, resume and the table follow.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vila_data.core.store import Store
 Needs = Literal["pixels", "text", "columns", "pixels and texts"]
 """What a scorer is given, and so what its `open` returns:
 
-pixels:           (rgb_HWC uint8) -> a row of values. Of threads, several call it at once; equal pictures are given once.
+pixels:           (rgb_HWC uint8) -> a row of values. Of threads, several call it at once; equal images are given once.
 text:             (core.records.Record) -> a row of values.
 columns:          ({name: core.scores.Values of a whole part}) -> an array [n] for each of its columns; `reads` names them.
 pixels and texts: a `Clip` (clip.py), whose columns are similarities.
@@ -35,8 +35,8 @@ the item alone, not on what was scored before: a run that was resumed must equal
 Self = TypeVar("Self", bound="Scorer")
 
 
-class NotThere(Exception):
-    """A file or folder that a key names is not there."""
+class MissingPath(Exception):
+    """A file or directory that a key names is not there."""
 
     def __init__(self, key: str, value: str, what: str) -> None:
         self.key, self.value, self.what = key, value, what
@@ -78,11 +78,11 @@ class Scorer(StrictModel):
     cost:      seconds that it takes for a row, roughly, on one core; cheap scorers run first.
     needs:     what it is given; rows: what a row of its table is.
     reads:     the download columns that a scorer of columns is given (core.scores.DOWNLOADED).
-    side:      pixels; a picture may be decoded smaller as long as its shorter side has that many, None: as stored.
+    side:      pixels; an image may be decoded smaller as long as its shorter side has that many, None: as stored.
     harmless:  keys that change how work is done, not what comes of it; they may change in a run. Files whose
                bytes `fingerprint` covers are such.
     switches:  keys that may be set in a run later, from false to true: they add files and change no value.
-    paths:     keys that name files or folders, relative to the recipe.
+    paths:     keys that name files or directories, relative to the recipe.
     on_demand: whether images of conversations are given to it only where a rule asks for its columns.
     """
 
@@ -123,13 +123,13 @@ class Scorer(StrictModel):
         """With its `paths` made absolute, relative to `folder`.
 
         Raises:
-            NotThere: one is not there.
+            MissingPath: one is not there.
         """
         found = {}
         for key in self.paths:
             value = getattr(self, key)
             if value is not None and not (folder / value).exists():
-                raise NotThere(key, value, "file or folder")
+                raise MissingPath(key, value, "file or directory")
             if value is not None:
                 found[key] = str((folder / value).resolve())
         return self.model_copy(update=found)

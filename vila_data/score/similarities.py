@@ -1,6 +1,6 @@
-"""The score task of an image-text model: a part's pictures and texts to the table of their similarities.
+"""The score task of an image-text model: a part's images and texts to the table of their similarities.
 
-Each distinct picture and each distinct text is embedded once. The cosine of image i
+Each distinct image and each distinct text is embedded once. The cosine of image i
 and text t is summed in float64 over the two vectors alone, so a row's values do not
 depend on which other images are scored with it.
 """
@@ -158,7 +158,7 @@ class RowWriter:
             similarities_T = similarities_IT[place[index]]
             assigned = int(assigned_I[place[index]])
             matched = 0 if pair else image.matched_text_index
-            if matched == len(similarities_T):  # behind the last text: judged by that one
+            if matched == len(similarities_T):  # after the last text: judged by that one
                 matched -= 1
             similarity = similarities_T[matched] if matched is not None and 0 <= matched < len(similarities_T) else None
             tail = (image.matched_text_index, assigned, similarities_T[assigned], None if pair else similarities_T)
@@ -187,7 +187,7 @@ class RowWriter:
 
 
 _AHEAD: Final = 3
-"""Batches of pictures that may be decoded and not yet embedded."""
+"""Batches of images that may be decoded and not yet embedded."""
 KNOWN: Final = ("similarity", "similarities")
 """Columns from which the others of a row that was scored before are made again."""
 
@@ -241,7 +241,7 @@ class _Model:
         self._clip = clip
         self._progress = progress
         self._stats = stats
-        self._pictures: list[Future[Pixels]] = []
+        self._images_ahead: list[Future[Pixels]] = []
         self._texts: list[str] = []
         self._waiting: deque[Job] = deque()
         self._writing: Future[None] | None = None
@@ -256,9 +256,9 @@ class _Model:
                     self._waiting.append(event)
                     self._texts.extend(event.new_texts)
                 else:
-                    self._pictures.append(event)
+                    self._images_ahead.append(event)
                 full = len(self._waiting) >= 4 * batch
-                if full or len(self._pictures) >= batch or len(self._texts) >= batch:
+                if full or len(self._images_ahead) >= batch or len(self._texts) >= batch:
                     self._embed(feed, full)
                     self._hand_over(pool, rows)
             self._embed(feed, everything=True)
@@ -269,15 +269,15 @@ class _Model:
     def _embed(self, feed: Feed[Event], everything: bool) -> None:
         size = self._clip.batch_size
         least = 1 if everything else size
-        while len(self._pictures) >= least:
+        while len(self._images_ahead) >= least:
             begun = time.perf_counter()
-            pixels = [future.result() for future in self._pictures[:size]]
+            pixels = [future.result() for future in self._images_ahead[:size]]
             ready = time.perf_counter()
             self._image_vectors.append(self._clip.embed_images(pixels))
             self._stats.waiting += ready - begun
             self._stats.model += time.perf_counter() - ready
             feed.release(len(pixels))
-            del self._pictures[:size]
+            del self._images_ahead[:size]
         while len(self._texts) >= least:
             begun = time.perf_counter()
             self._text_vectors.append(self._clip.embed_texts(self._texts[:size]))
