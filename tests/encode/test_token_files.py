@@ -245,9 +245,9 @@ def test_a_truncated_token_file(copied: Encoded, kept: float) -> None:
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
-        ("trained", [3, 10_000], "trained places"),
-        ("trained", [9, 3], "trained places"),
-        ("trained", [-1, 3], "trained places"),
+        ("trained", [3, 10_000], "trained spans"),
+        ("trained", [9, 3], "trained spans"),
+        ("trained", [-1, 3], "trained spans"),
         ("trained", [1, 2, 3], "reshape"),
         ("images", [0] * 40, "not equally many"),
         ("offsets", [], "not equally many"),
@@ -287,7 +287,7 @@ def test_a_row_with_another_value_in_it(copied: Encoded, column: str) -> None:
     tokens = open_tokens(copied.run.store, "docs", CONFIG, copied.tokenizer)
     assert len(tokens.sample(0, 0).ids) > 0
     with pytest.raises(
-        DataError, match=rf"docs-000000\.arrow: row {at}: .*another checksum.*delete it and run the recipe"
+        DataError, match=rf"docs-000000\.arrow: row {at}: .*its checksum does not match.*delete it and run the recipe"
     ):
         tokens.sample(0, at)
     assert any("docs-000000.arrow: " in problem for problem in check_tokens(copied.run.store, copied.folders["docs"]))
@@ -353,7 +353,7 @@ def test_files_of_an_earlier_version(copied: Encoded) -> None:
     with pytest.raises(DataError, match=r"not a token file: 1 batches with columns key, ids, trained"):
         open_tokens(copied.run.store, "docs", CONFIG, copied.tokenizer).sample(0, 0)
     (problem,) = check_tokens(copied.run.store, copied.folders["docs"])
-    assert "docs-000000.arrow: has not the columns of this version" in problem
+    assert "docs-000000.arrow: has different columns from this version" in problem
 
 
 def test_a_copy_is_mapped_where_the_store_is_remote(copied: Encoded, tmp_path: Path) -> None:
@@ -459,7 +459,7 @@ def test_a_check_of_places(copied: Encoded, column: str) -> None:
     rewritten(copied, swap)
     *lengths, problem = check_tokens(copied.run.store, copied.folders["docs"])
     assert len(lengths) == (column in ("widths", "heights"))  # lengths.parquet has them too
-    assert "docs-000000.arrow: " in problem and problem.endswith("delete it and run the recipe again")
+    assert "docs-000000.arrow: " in problem and problem.endswith("; delete the file and rerun the recipe")
     assert ("not those of the shard's index" in problem) == (column in ("key", "record_id"))
 
 
@@ -467,8 +467,8 @@ def test_a_check_of_places(copied: Encoded, column: str) -> None:
 def test_a_broken_manifest(copied: Encoded, text: str) -> None:
     copied.run.store.commit_bytes(text.encode(), f"{copied.folders['docs']}/manifest.json")
     (problem,) = check_tokens(copied.run.store, copied.folders["docs"])
-    assert "manifest.json: not a manifest of token files" in problem
-    with pytest.raises(DataError, match=r"manifest\.json: not a manifest of token files"):
+    assert "manifest.json: is not a manifest of token files" in problem
+    with pytest.raises(DataError, match=r"manifest\.json: is not a manifest of token files"):
         open_tokens(copied.run.store, "docs", CONFIG, copied.tokenizer)
 
 
@@ -514,7 +514,7 @@ def test_a_shard_whose_json_is_broken(copied: Encoded, change: Any, sign: bool) 
         row["crc32c"][0] = crc32c(broken)
         pq.write_table(pa.Table.from_pylist(rows, SHARD_INDEX), store.location(f"{stem}.parquet"))
     job = jobs_of(copied.run, "docs", CONFIG, copied.tokenizer)[0]
-    why = "not a sample of shards/FORMAT.md" if sign else "its bytes are not those of the index"
+    why = "not a sample of shards/FORMAT.md" if sign else "its bytes differ from the index"
     with pytest.raises(DataError, match=rf"{row['members'][0]}: {why}.*run check"):
         encode_shard(store, job, CONFIG, copied.tokenizer)
 
@@ -533,7 +533,7 @@ def test_a_truncated_shard(copied: Encoded) -> None:
     store, stem = copied.run.store, shard_stem("docs", 0)
     store.commit_bytes(store.read(f"{stem}.tar")[:2000], f"{stem}.tar")
     job = jobs_of(copied.run, "docs", CONFIG, copied.tokenizer)[0]
-    with pytest.raises(DataError, match="its bytes are not those of the index"):
+    with pytest.raises(DataError, match="its bytes differ from the index"):
         encode_shard(store, job, CONFIG, copied.tokenizer)
 
 

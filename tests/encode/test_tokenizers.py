@@ -93,7 +93,7 @@ def test_only_special_added_tokens_are_kept_from_texts(made: Made, tmp_path: Pat
 
 def test_without_an_end_token(tmp_path: Path) -> None:
     folder = made_tokenizers.write(tmp_path, "llama_first", without="eos_token")
-    with pytest.raises(UsageError, match="has no end-of-sequence token: set eos_token"):
+    with pytest.raises(UsageError, match="has no end-of-sequence token; set eos_token"):
         load_tokenizer(folder)
 
 
@@ -134,7 +134,7 @@ BROKEN: dict[str, tuple[dict[str, str], str]] = {
     "empty": ({}, r"a directory with nothing in it\): has neither tokenizer\.json nor tokenizer\.model"),
     "config alone": ({"tokenizer_config.json": "{}"}, r"a directory with tokenizer_config\.json\): has neither"),
     "not JSON": ({"tokenizer.json": "{"}, "tokenizer.json cannot be read"),
-    "JSON of another kind": ({"tokenizer.json": "[]"}, "must hold an object, found a list"),
+    "JSON of another kind": ({"tokenizer.json": "[]"}, "must contain an object, found a list"),
     "merges of nothing": (
         {"tokenizer.json": '{"added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}}'},
         "cannot be loaded",

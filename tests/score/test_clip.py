@@ -123,7 +123,7 @@ def test_missing_models(backend: str, clip_folder: Path, onnx_folder: Path, tmp_
         if path.name == "tokenizer_config.json":  # transformers can do without
             continue
         for call in (load_clip, clip_fingerprint):
-            with pytest.raises(UsageError, match=f"without-{path.name}: lacks .*{path.name}"):
+            with pytest.raises(UsageError, match=f"without-{path.name}: has no .*{path.name}"):
                 call(broken)
 
 

@@ -115,7 +115,7 @@ def test_only_needed_images_are_read(store: Store, mixed: Items) -> None:
     assert receipt.counts == {"images_scored": 1, "images_skipped": 11, "distinct_images": 1, "distinct_texts": 2}
     assert sum(clip.images.values()) == 1
     assert [row["record_id"] for row in read_table(store, part.scores_table("clip")) if row["scored"]] == ["d6"]
-    with pytest.raises(DataError, match="12 images, but 5 were judged"):
+    with pytest.raises(DataError, match="has 12 images, but the filter decided 5"):
         score_part(store, part, needed[:5], clip, CONFIG, "in")
 
 

@@ -124,7 +124,7 @@ class ChatTemplate:
         if not new and with_image.count(IMAGE) > without.count(IMAGE):
             return IMAGE
         self._why_no_images = (
-            f"which token of the template stands for an image is not clear ({', '.join(new) or 'none'}): name it as "
+            f"it is not clear which token of the template is the image placeholder ({', '.join(new) or 'none'}): name it as "
             "image_token in tokenizer_config.json"
         )
         return IMAGE

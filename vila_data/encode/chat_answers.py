@@ -210,7 +210,7 @@ class Answers:
             )
             if span is None:
                 raise Unwritable(
-                    ANSWER_NOT_FOUND, f"message {number}: where this answer is in the template's text is not clear"
+                    ANSWER_NOT_FOUND, f"message {number}: this answer was not found in the template's output"
                 )
             if span[1] > span[0]:
                 spans.append(span)

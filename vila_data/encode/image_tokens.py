@@ -50,7 +50,7 @@ class ImageTokens(StrictModel):
             tokens = self.count(width, height)
             if not isinstance(tokens, int) or tokens < 1:
                 raise DataError(
-                    f"image of {width} x {height} pixels: policy {self.policy} must give a whole number from 1 on, "
+                    f"image of {width} x {height} pixels: policy {self.policy} must return an integer of at least 1, "
                     f"found {tokens!r}"
                 )
             found.append(tokens)

@@ -83,7 +83,9 @@ def encode_shard(store: Store, job: EncodeJob, config: PackConfig, tokenizer: Te
             except DataError as error:
                 raise DataError(f"{index.where(row)}: {error}") from error
             if sequence.images and max(sequence.images) >= index.counts[row]:
-                raise DataError(f"{index.where(row)}: its JSON names an image that is no member; run check on the set")
+                raise DataError(
+                    f"{index.where(row)}: its JSON names an image that is not in the tar; run check on the set"
+                )
             _add(columns, lists, sequence)
     lists |= index.of_images(lists["images"])
     columns["row_crc32c"] = _row_checksums(columns, lists)
@@ -223,7 +225,7 @@ class _Index:
                 data = tar.read(size)
                 where = f"{self._location}: {member}"
                 if crc32c(data) != checksum:
-                    raise DataError(f"{where}: its bytes are not those of the index; run check on the set")
+                    raise DataError(f"{where}: its bytes differ from the index; run check on the set")
                 yield as_encoded(decode_sample(data, where), tuple(islice(sides, count)))
 
     def of_images(self, images: _ListColumn) -> dict[str, _ListColumn]:

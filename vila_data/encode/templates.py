@@ -130,7 +130,7 @@ def check_tokenizer(config: PackConfig, tokenizer: TextTokenizer) -> None:
     """
     if config.faithful and tokenizer.bos_id is None:
         raise UsageError(
-            f"tokenizer {tokenizer.name}: has no beginning-of-sequence token, with which VILA begins each sample: "
+            f"tokenizer {tokenizer.name}: has no beginning-of-sequence token, which VILA puts at the start of each sample: "
             "choose pack.semantics: improved, or another tokenizer"
         )
     if config.template == "llama_2" and tokenizer.bos is None:

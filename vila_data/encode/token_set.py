@@ -54,7 +54,7 @@ def read_token_manifest(store: Store, folder: str) -> TokenManifest | None:
     try:
         return TokenManifest(**json.loads(store.read(path)))
     except (ValueError, TypeError) as error:
-        raise DataError(f"{store.location(path)}: not a manifest of token files: {error}") from error
+        raise DataError(f"{store.location(path)}: is not a manifest of token files: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +196,7 @@ class _TokenFile:
                 raise ValueError(f"a list from {first} to {last} of {count} values")
             lists.append(values[first:last])
         if row_crc32c(key, record_id, tokens, *lists) != self._row_crc32c[row]:
-            raise ValueError("its bytes have changed: they have another checksum")
+            raise ValueError("its checksum does not match: the bytes have changed")
         ids, trained, images, offsets, sizes, checksums, widths, heights = lists
         placeholders: list[int] = (ids == IMAGE_ID).nonzero()[0].tolist()
         if {*map(len, lists[2:])} != {len(placeholders)}:

@@ -123,7 +123,7 @@ class TextTokenizer:
         self._special = re.compile("|".join(map(re.escape, spellings))) if spellings else None
         if not set(self._armed.get_vocab(with_added_tokens=False)) - set(self.added):
             raise UsageError(
-                f"tokenizer {name}{holds(name)}: has no vocabulary besides its special tokens: its tokenizer.json or "
+                f"tokenizer {name}{holds(name)}: has no vocabulary apart from its special tokens: its tokenizer.json or "
                 "tokenizer.model is missing or broken"
             )
         self.fingerprint = fingerprint([self._rules, self.bos_id, self.eos_id, self.pad_id, self._has_prefix])

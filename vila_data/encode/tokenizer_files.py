@@ -106,7 +106,7 @@ def _json(folder: Path, file: str, name: str) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise UsageError(f"tokenizer {name}: {file} cannot be read: {error}") from error
     if not isinstance(value, dict):
-        raise UsageError(f"tokenizer {name}: {file} must hold an object, found a {type(value).__name__}")
+        raise UsageError(f"tokenizer {name}: {file} must contain an object, found a {type(value).__name__}")
     return value
 
 

@@ -170,7 +170,7 @@ def _check_lengths(store: Store, folder: str, manifest: TokenManifest, jobs: lis
     except (DataError, StorageError):
         return  # a token file is missing or damaged: its receipt's check says so
     if not lengths.equals(found):
-        yield f"{store.location(f'{folder}/lengths.parquet')}: not the lengths of its token files"
+        yield f"{store.location(f'{folder}/lengths.parquet')}: does not match its token files"
 
 
 def _check_places(store: Store, job: EncodeJob, rows: TokenSet) -> Iterator[str]:
@@ -184,12 +184,12 @@ def _check_places(store: Store, job: EncodeJob, rows: TokenSet) -> Iterator[str]
     except (DataError, StorageError):
         return  # missing or damaged: a receipt's check says so
     if not tokens.schema.equals(TOKENS):
-        yield f"{where}: has not the columns of this version; delete {job.folder} and run the recipe again"
+        yield f"{where}: has different columns from this version; delete {job.folder} and run the recipe again"
     elif any(not tokens.column(name).equals(index.column(name)) for name in ("key", "record_id")):
-        yield f"{where}: its samples are not those of the shard's index; delete it and run the recipe again"
+        yield f"{where}: its samples do not match the shard's index; delete it and run the recipe again"
     elif (row := _misplaced(tokens, index)) is not None:
         key = tokens.column("key")[row].as_py()
-        yield f"{where}: row {row} ({key}): its images are not in the tar as it says; delete it and run the recipe again"
+        yield f"{where}: row {row} ({key}): image offsets do not match the tar; delete the file and rerun the recipe"
     else:
         for row in range(tokens.num_rows):
             rows.sample(job.index, row)

@@ -88,7 +88,7 @@ def _read_config(path: Path) -> tuple[Preprocess, dict[str, Any]]:
         height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         mode = image["resize_mode"]
         if mode not in ("squash", "pad_square"):
-            raise ValueError(f"image.resize_mode {mode!r}; squash and pad_square are known")
+            raise ValueError(f"image.resize_mode must be squash or pad_square, found {mode!r}")
         prepare = Preprocess(
             mode,
             height,
@@ -104,14 +104,16 @@ def _read_config(path: Path) -> tuple[Preprocess, dict[str, Any]]:
             "max_tokens": int(text["max_tokens"]),
         }
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise RunError(f"{path}: not a description of an ONNX CLIP: {error!r}; copy the model's own file") from error
+        raise RunError(
+            f"{path}: is not the config.json of an ONNX CLIP: {error!r}; copy the model's own file"
+        ) from error
     return prepare, names
 
 
 def _three(value: float | list[float]) -> list[float]:
     values = [float(entry) for entry in value] if isinstance(value, list) else [float(value)] * 3
     if len(values) != 3:
-        raise ValueError(f"mean and std are one number or three, not {value}")
+        raise ValueError(f"mean and std must be one number or three, found {value}")
     return values
 
 
@@ -121,7 +123,7 @@ def _read_tokenizer(path: Path, max_tokens: int) -> Any:
     try:
         tokenizer = Tokenizer.from_buffer(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise RunError(f"{path}: not a tokenizer: {error}; copy the model's own file") from error
+        raise RunError(f"{path}: is not a tokenizer: {error}; copy the model's own file") from error
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_tokens)
     return tokenizer

@@ -135,7 +135,7 @@ def _load(source: Source) -> tuple[Any, Any]:
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise RunError(
             f"score.clip.model: {source.name}: cannot be loaded: {str(error).splitlines()[0]}; "
-            "copy the whole model directory again, or name another"
+            "copy the whole model directory again, or choose another model"
         ) from error
     if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
         raise RunError(f"score.clip.model: {source.name}: {type(model).__name__} has no image and text features")

@@ -88,7 +88,7 @@ class EmbeddingFiles:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._stack.__exit__(kind, error, tb)
         if kind is None and self._added != self._rows:
-            raise DataError(f"{self._paths[0]}: {self._added} rows, {self._rows} were announced")
+            raise DataError(f"{self._paths[0]}: expected {self._rows} rows, found {self._added}")
 
     def add(
         self,
@@ -139,12 +139,12 @@ class EmbeddingFiles:
         shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
         if shape[1:] != (self._dim,) or dtype != np.dtype("<f2"):
             raise DataError(
-                f"{self._store.location(path)}: not float16 of width {self._dim}; delete the part's receipt"
+                f"{self._store.location(path)}: is not float16 of width {self._dim}; delete the part's receipt"
             )
         return stream
 
     def _read_earlier(self, which: int) -> bytes:
         data = self._earlier[which].read(2 * self._dim) if self._earlier else b""
         if len(data) != 2 * self._dim:
-            raise DataError(f"{self._paths[which]}: ends early; delete the part's score receipt")
+            raise DataError(f"{self._paths[which]}: is truncated; delete the part's score receipt")
         return data

@@ -67,7 +67,9 @@ def model_folder(model: str, needed: Iterable[str], key: str = "score.clip.model
         raise UsageError(f"{key}: {model}: no such directory; give the directory that contains {', '.join(needed)}")
     missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
-        raise UsageError(f"{key}: {model}: lacks {', '.join(missing)}; copy the whole model directory, or name another")
+        raise UsageError(
+            f"{key}: {model}: has no {', '.join(missing)}; copy the whole model directory, or choose another model"
+        )
     return folder
 
 
@@ -145,7 +147,7 @@ def _local_files(model: str) -> list[Path]:
     ]
     if lacking:
         raise UsageError(
-            f"score.clip.model: {model}: lacks {', '.join(lacking)}; copy the whole model directory, or name another"
+            f"score.clip.model: {model}: has no {', '.join(lacking)}; copy the whole model directory, or choose another model"
         )
     return [folder / name for name in sorted(names) if name.endswith(_SUFFIXES) or (name.endswith(".bin") and not safe)]
 
@@ -158,7 +160,7 @@ def unit_length(vectors_ND: NDArray[np.float32], what: str) -> NDArray[np.float3
     """
     lengths_N = np.sqrt((vectors_ND.astype(np.float64) ** 2).sum(axis=1))
     if not (np.isfinite(lengths_N).all() and (lengths_N > 0).all()):
-        raise DataError(f"{what}: the model gives an embedding of length 0 or not finite; its files are damaged")
+        raise DataError(f"{what}: the model returned an embedding that is zero or not finite; its files are damaged")
     unit_ND: NDArray[np.float32] = (vectors_ND / lengths_N[:, None]).astype(np.float32)
     return unit_ND
 

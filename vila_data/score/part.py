@@ -204,7 +204,9 @@ def score_part(
     path = task.part.images_table() if task.scorer.rows == "image" else task.part.records_table()
     total = count_rows(store, path)
     if needed is not None and len(needed) != total:
-        raise DataError(f"{store.location(path)}: {total} {task.scorer.rows}s, but {len(needed)} were judged")
+        raise DataError(
+            f"{store.location(path)}: has {total} {task.scorer.rows}s, but the filter decided {len(needed)}; run the recipe again"
+        )
     known = KnownTable(task.path, _known_columns(task)) if task.reuse and _reusable(task) else None
     score = score_similarities if task.scorer.needs == "pixels and texts" else score_values
     receipt_path = task.part.receipt(score_stage(task.name))

@@ -104,12 +104,12 @@ def read_preprocess(source: Source) -> Preprocess:
     """
     path = source.file(*PROCESSORS)
     if path is None:
-        raise RunError(f"score.clip.model: {source.name}: lacks preprocessor_config.json; name a complete model")
+        raise RunError(f"score.clip.model: {source.name}: has no preprocessor_config.json; choose a complete model")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         return preprocess_of(value.get("image_processor", value))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RunError(f"{path}: preprocessing that cannot be followed: {error!r}; name another model") from error
+        raise RunError(f"{path}: unsupported preprocessing: {error!r}; choose another model") from error
 
 
 def preprocess_of(value: Mapping[str, Any]) -> Preprocess:
@@ -121,7 +121,7 @@ def preprocess_of(value: Mapping[str, Any]) -> Preprocess:
     size, crop = _size(value["size"]), _size(value.get("crop_size", value["size"]))
     crops = bool(value.get("do_center_crop", "crop_size" in value))
     if not value.get("do_resize", True) or value.get("do_pad"):
-        raise ValueError("do_resize false and do_pad are not known")
+        raise ValueError("do_resize: false and do_pad: true are not supported")
     normalize = bool(value.get("do_normalize", True))
     table = level_table(
         value["image_mean"] if normalize else (0.0,) * 3,
@@ -135,7 +135,7 @@ def preprocess_of(value: Mapping[str, Any]) -> Preprocess:
         return Preprocess("crop", height, width, resampling, table, shorter_side=side)
     if set(size) == {"height", "width"} and (not crops or crop == size):
         return Preprocess("squash", size["height"], size["width"], resampling, table)
-    raise ValueError(f"size {size} with do_center_crop {crops} and crop_size {crop} is not known")
+    raise ValueError(f"size {size} with do_center_crop {crops} and crop_size {crop} is not supported")
 
 
 def _size(value: Any) -> dict[str, int]:

@@ -61,7 +61,7 @@ class Feed(Generic[Event]):
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read")
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-        self._images_ahead = threading.Semaphore(ahead)
+        self._work = threading.Semaphore(ahead)
         self._spans = threading.Semaphore(max(4 * ahead, 64))
         self._stop = threading.Event()
 
@@ -71,21 +71,21 @@ class Feed(Generic[Event]):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._stop.set()
-        self._images_ahead.release()
+        self._work.release()
         self._spans.release()
         self._reader.shutdown(wait=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def submit(self, work: Callable[[], Result]) -> Future[Result]:
         """Have the pool do `work`; waits while `ahead` results are outstanding."""
-        self._images_ahead.acquire()
+        self._work.acquire()
         if self._stop.is_set():  # no one will use the result
             return Future()
         return self._pool.submit(work)
 
     def release(self, count: int) -> None:
         """Say that `count` results of `submit` have been used."""
-        self._images_ahead.release(count)
+        self._work.release(count)
 
     def events(self, stats: FeedStats) -> Iterator[Event]:
         """The events, in order; time spent waiting for them is added to `stats.waiting`.
@@ -214,12 +214,14 @@ class Reader(Generic[Prepared]):
 
     def _decode(self, jpeg: bytes, sha256: str, record_id: str) -> Prepared:
         if hashlib.sha256(jpeg).hexdigest() != sha256:
-            raise DataError(f"{self._tar}: {record_id}: an image has other bytes than at download; delete the part")
+            raise DataError(
+                f"{self._tar}: {record_id}: an image's bytes differ from the download; delete the part to redo it"
+            )
         try:
             rgb_HWC = decode_rgb(jpeg, self._side)
         except ImageError as error:
             raise DataError(
-                f"{self._tar}: {record_id}: an image cannot be decoded: {error}; delete the part"
+                f"{self._tar}: {record_id}: an image cannot be decoded: {error}; delete the part to redo it"
             ) from error
         return self._prepare(rgb_HWC)
 
@@ -244,5 +246,5 @@ def _read(tar: Any, where: str, offset: int, size: int) -> bytes:
     tar.seek(offset)
     data: bytes = tar.read(size)
     if len(data) != size:
-        raise DataError(f"{where}: ends before byte {offset + size}: truncated; delete the part to redo it")
+        raise DataError(f"{where}: is truncated: ends before byte {offset + size}; delete the part to redo it")
     return data

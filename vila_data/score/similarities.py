@@ -182,7 +182,7 @@ class RowWriter:
                 every_T = known["similarities"]
                 similarities_IT[number] = known["similarity"] if every_T is None else every_T
             else:
-                raise DataError(f"{self._path}: {job.rows.record_id}: scored, but without a value")
+                raise DataError(f"{self._path}: {job.rows.record_id}: is marked as scored, but has no value")
         return similarities_IT, images_ID, texts_TD
 
 
@@ -241,7 +241,7 @@ class _Model:
         self._clip = clip
         self._progress = progress
         self._stats = stats
-        self._images_ahead: list[Future[Pixels]] = []
+        self._image_futures: list[Future[Pixels]] = []
         self._texts: list[str] = []
         self._waiting: deque[Job] = deque()
         self._writing: Future[None] | None = None
@@ -256,9 +256,9 @@ class _Model:
                     self._waiting.append(event)
                     self._texts.extend(event.new_texts)
                 else:
-                    self._images_ahead.append(event)
+                    self._image_futures.append(event)
                 full = len(self._waiting) >= 4 * batch
-                if full or len(self._images_ahead) >= batch or len(self._texts) >= batch:
+                if full or len(self._image_futures) >= batch or len(self._texts) >= batch:
                     self._embed(feed, full)
                     self._hand_over(pool, rows)
             self._embed(feed, everything=True)
@@ -269,15 +269,15 @@ class _Model:
     def _embed(self, feed: Feed[Event], everything: bool) -> None:
         size = self._clip.batch_size
         least = 1 if everything else size
-        while len(self._images_ahead) >= least:
+        while len(self._image_futures) >= least:
             begun = time.perf_counter()
-            pixels = [future.result() for future in self._images_ahead[:size]]
+            pixels = [future.result() for future in self._image_futures[:size]]
             ready = time.perf_counter()
             self._image_vectors.append(self._clip.embed_images(pixels))
             self._stats.waiting += ready - begun
             self._stats.model += time.perf_counter() - ready
             feed.release(len(pixels))
-            del self._images_ahead[:size]
+            del self._image_futures[:size]
         while len(self._texts) >= least:
             begun = time.perf_counter()
             self._text_vectors.append(self._clip.embed_texts(self._texts[:size]))

@@ -93,7 +93,7 @@ class ColumnStage(StrictModel):
         kinds = before.kinds()
         for column in self.reads():
             if column not in kinds:
-                raise ValueError(f"reads {column!r}, which is not there before it; there are {', '.join(kinds)}")
+                raise ValueError(f"reads {column!r}, which does not exist at this point; columns: {', '.join(kinds)}")
         tables = frozenset(column.partition(".")[0] for column in self.reads() if "." in column)
         columns = tuple((column.name, kind) for column in self.columns() if (kind := column.kind()) is not None)
         joint = frozenset(column.name for column in self.columns() if column.joint)

@@ -145,7 +145,7 @@ def _known(
         return None
     score = next(scores, None)
     if score is None or any(score[key] != row[key] for key in keys):
-        raise DataError(f"{path}: the rows of its score table are others; delete that table")
+        raise DataError(f"{path}: its score table has different rows; delete that table to redo it")
     return score if score["scored"] else None
 
 
