@@ -249,9 +249,9 @@ def test_a_truncated_token_file(copied: Encoded, kept: float) -> None:
         ("trained", [9, 3], "trained spans"),
         ("trained", [-1, 3], "trained spans"),
         ("trained", [1, 2, 3], "reshape"),
-        ("images", [0] * 40, "not equally many"),
-        ("offsets", [], "not equally many"),
-        ("ids", [5, 6], "not equally many"),
+        ("images", [0] * 40, "differ in number"),
+        ("offsets", [], "differ in number"),
+        ("ids", [5, 6], "differ in number"),
     ],
 )
 def test_a_damaged_row(copied: Encoded, column: str, value: list[int], message: str) -> None:
@@ -459,8 +459,8 @@ def test_a_check_of_places(copied: Encoded, column: str) -> None:
     rewritten(copied, swap)
     *lengths, problem = check_tokens(copied.run.store, copied.folders["docs"])
     assert len(lengths) == (column in ("widths", "heights"))  # lengths.parquet has them too
-    assert "docs-000000.arrow: " in problem and problem.endswith("; delete the file and rerun the recipe")
-    assert ("not those of the shard's index" in problem) == (column in ("key", "record_id"))
+    assert "docs-000000.arrow: " in problem and problem.endswith(("; delete it and run the recipe again", "; delete the file and rerun the recipe"))
+    assert ("do not match the shard's index" in problem) == (column in ("key", "record_id"))
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"name": "docs"}'])

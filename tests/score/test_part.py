@@ -201,7 +201,7 @@ def test_more_images_in_a_record_than_are_decoded_ahead(store: Store) -> None:
 
 @pytest.mark.parametrize(
     ("where", "message"),
-    [("image", "an image has other bytes"), ("json", "not a record"), ("end", "ends before byte")],
+    [("image", "an image's bytes differ"), ("json", "not a record"), ("end", "ends before byte")],
 )
 def test_damaged_tar(store: Store, mixed: Items, where: str, message: str) -> None:
     part = write_part(store, mixed)
