@@ -459,7 +459,9 @@ def test_a_check_of_places(copied: Encoded, column: str) -> None:
     rewritten(copied, swap)
     *lengths, problem = check_tokens(copied.run.store, copied.folders["docs"])
     assert len(lengths) == (column in ("widths", "heights"))  # lengths.parquet has them too
-    assert "docs-000000.arrow: " in problem and problem.endswith(("; delete it and run the recipe again", "; delete the file and rerun the recipe"))
+    assert "docs-000000.arrow: " in problem and problem.endswith(
+        ("; delete it and run the recipe again", "; delete the file and rerun the recipe")
+    )
     assert ("do not match the shard's index" in problem) == (column in ("key", "record_id"))
 
 

@@ -169,7 +169,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     [
         ({"template": "vicuna_v2"}, "template"),
         ({"semantics": "best"}, "semantics"),
-        ({"tokens_per_image": 199}, "does not fit"),
+        ({"tokens_per_image": 199}, "do not fit"),
         ({"micro_batch": 8}, "micro_batch"),
         ({"max_images_per_pack": 0}, "max_images_per_pack"),
         ({"sequence_length": 1}, "sequence_length"),

@@ -86,13 +86,13 @@ def test_wrong_calls(run: MadeRun, tmp_path: Path) -> None:
             whole,
             "wids",
             {"only": ["docs"]},
-            r"--only docs: its view is interleaved; wids takes pairs; formats for inter",
+            r"--only docs: its view is interleaved, but wids supports pairs; formats for inter",
         ),
         (
             one,
             "wids",
             {},
-            r"docs: its view is interleaved; wids takes pairs; formats for interleaved: vila-pickle, ener",
+            r"docs: its view is interleaved, but wids supports pairs; formats for interleaved: vila-pickle, ener",
         ),
         (one, "energon", {"only": ["docs"]}, r"docs: is a single shard set; --only selects sets of a run"),
         (one, "energon", {"shards": 0}, r"--shards must be at least 1, found 0"),
@@ -229,13 +229,13 @@ def test_blend_inside_a_blend() -> None:
     assert (tokens["docs"] + tokens["pairs"]) / tokens["text"] == pytest.approx(4)
     head = metadataset_yaml(found, TOTALS).decode()
     assert "images and tokens" in head
-    assert "docs: 4 images, 600 tokens a sample" in head
+    assert "docs: 4 images, 600 tokens per sample" in head
 
 
 @pytest.mark.parametrize(
     ("sources", "unit", "reason"),
     [
-        ([{"shards": "docs", "weight": 1, "subset": {"where": "n_images > 2"}}], "samples", r"docs is taken in part"),
+        ([{"shards": "docs", "weight": 1, "subset": {"where": "n_images > 2"}}], "samples", r"docs is used in part"),
         ([{"shards": "docs", "weight": {0.0: 1, 0.5: 2}}], "samples", r"the weight of docs changes over the steps"),
         ([{"shards": "text", "weight": 1}], "images", r"weights count images, and text has none"),
         ([{"shards": "new", "weight": 1}], "tokens", r"new has no count of tokens: run its recipe to the end"),

@@ -98,7 +98,7 @@ def test_as_many_files_as_there_are_processes(made: MadeRun, tmp_path: Path, nam
 
 def test_more_files_than_samples(made: MadeRun, tmp_path: Path) -> None:
     with pytest.raises(
-        UsageError, match=r"--shards 17: the set pairs has \d+ samples in groups of 4, at most 1\d files"
+        UsageError, match=r"--shards 17: set pairs has \d+ samples in groups of 4, enough for at most 1\d files"
     ):
         exported(folder_of(made, "pairs"), "vila-pickle", tmp_path / "out", shards=17)
     assert not (tmp_path / "out").exists(), "the folder is taken before the call is known to be right"

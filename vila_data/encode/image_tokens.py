@@ -58,7 +58,7 @@ class ImageTokens(StrictModel):
 
 
 class Fixed(ImageTokens):
-    """As many tokens for every image, whatever its size.
+    """The same number of tokens for every image, whatever its size.
 
     policy: fixed.
     tokens: 256 (224 px, patch 14), 576 (336 px), 144 (336 px, 2 x 2 down-sampled) …

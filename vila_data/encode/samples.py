@@ -1,4 +1,4 @@
-"""TokenizedSample samples to sequences of at most the recipe's length.
+"""Encode samples as token sequences of at most the recipe's length.
 
 The fidelity modes cut where VILA does: at the limit, before and after images are expanded
 (docs/sources.md). `improved` ends a document after a whole sentence and a conversation after a
@@ -37,13 +37,13 @@ Sample = Document | Conversation
 
 
 def as_encoded(sample: SampleContent, sides: Sides | None = None) -> Sample:
-    """A sample as the encoder takes it. sides: (width, height) of each of its images in pixels, if not those of its JSON."""
+    """Convert a stored sample to what the encoder reads. sides: (width, height) of each of its images in pixels, if not those of its JSON."""
     sides = sample.sides if sides is None else sides
     return Conversation.of(sample, sides) if sample.view == "conversations" else Document.of(sample, sides)
 
 
 def encode_samples(samples: Sequence[Sample], config: PackConfig, tokenizer: TextTokenizer) -> Iterator[TokenSequence]:
-    """Sequences of samples, in order."""
+    """Yield the token sequence of each sample, in order."""
     released = config.faithful and config.template != "chat"
     given = (
         [as_released(sample, config) if isinstance(sample, Conversation) else sample for sample in samples]
@@ -210,11 +210,10 @@ def _longest(
     is left. Each try is a sample of its own, encoded as any other; chunks that were tokenized before are known.
     """
     ends, guess = _ends(sample, whole, config)
-
     known = dict(zip(tokenized.chunked.chunks, tokenized.chunks, strict=True))
 
     def attempt(at: int) -> TokenSequence:
-        chunked = _chunks_or_fate(_first(sample, ends[at]), config, tokenizer)
+        chunked = _chunks_or_fate(sample.first(ends[at]), config, tokenizer)
         if isinstance(chunked, TokenSequence):
             return chunked
         new = [chunk for chunk in chunked.chunks if chunk not in known]
@@ -235,10 +234,6 @@ def _longest(
         if not low < at < high:
             at = (low + high) // 2
     return best if best is not None and best.trained else None
-
-
-def _first(sample: Sample, count: int) -> Sample:
-    return sample.first(count)
 
 
 def _ends(sample: Sample, whole: TokenSequence, config: PackConfig) -> tuple[list[int], int]:

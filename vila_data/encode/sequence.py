@@ -288,7 +288,7 @@ Spans = list[tuple[int, int]]
 
 
 class TokenizedSample(NamedTuple):
-    """A chunked and the ids and trained spans of each of its chunks."""
+    """A chunked sample, and the ids and trained spans of each of its chunks."""
 
     chunked: ChunkedSample
     chunks: list[tuple[list[int], Spans]]

@@ -1,4 +1,4 @@
-"""Kind clip: an image-text model as the score stage sees it, whatever runs it.
+"""Kind clip: an image-text model as the score stage sees it, independent of its backend.
 
 Shapes: N items, D the model's dimension, C = 3 channels, H and W pixels.
 
@@ -25,12 +25,12 @@ _COSINE: Final = (-1.0, 1.0)
 
 
 class Clip(Protocol):
-    """A loaded model. `prepare` may be called from many threads at once, the others from one.
+    """A loaded model. `prepare` may be called from many threads at once, the other methods from one.
 
     dim:         D of the embeddings.
     fingerprint: 16 hex digits, from the bytes of the model's files.
     image_side:  pixels; `prepare` resizes an image's shorter side to this.
-    batch_size:  items that a call takes best.
+    batch_size:  best number of items per call.
     """
 
     dim: int
@@ -47,12 +47,12 @@ class Clip(Protocol):
         ...
 
     def embed_texts(self, texts: list[str]) -> NDArray[np.float32]:
-        """[N, D] float32 of unit length; a text longer than the model reads is cut."""
+        """[N, D] float32 of unit length; a text longer than the model's limit is truncated."""
         ...
 
 
 class ClipConfig(Scorer):
-    """Similarity of images and texts by CLIP, SigLIP or a model like them.
+    """Similarity of images and texts by CLIP, SigLIP or a similar model.
 
     kind:       clip.
     backend:    "transformers" (a hub id or a directory) or "onnx" (a directory with image.onnx,
@@ -67,7 +67,7 @@ class ClipConfig(Scorer):
     needs: ClassVar[Needs] = "pixels and texts"
     harmless: ClassVar[frozenset[str]] = frozenset({"batch_size", "model"})
     switches: ClassVar[frozenset[str]] = frozenset({"embeddings"})
-    on_demand: ClassVar[bool] = True  # a turn is no caption
+    on_demand: ClassVar[bool] = True  # a turn is not a caption
 
     kind: Literal["clip"] = "clip"
     backend: Literal["transformers", "onnx"] = "transformers"
@@ -111,8 +111,8 @@ def load_clip(config: ClipConfig, threads: int | None = None) -> Clip:
         threads: width of the thread pool on a CPU; None takes the CPUs of this process.
 
     Raises:
-        UsageError: the model is not there, lacks a file, or a package is not installed.
-        RunError: a file of the model cannot be read as what it should be.
+        UsageError: the model does not exist, lacks a file, or a package is not installed.
+        RunError: a file of the model cannot be read.
     """
     if config.backend == "onnx":
         from vila_data.score.clip_onnx import OnnxClip
@@ -127,7 +127,7 @@ def clip_fingerprint(config: ClipConfig) -> str:
     """Fingerprint of a recipe's model without loading it: equals `load_clip(config).fingerprint`.
 
     Raises:
-        UsageError: the model is not there or lacks a file.
+        UsageError: the model does not exist or lacks a file.
     """
     if config.backend == "onnx":
         from vila_data.score.clip_onnx import onnx_files

@@ -1,4 +1,4 @@
-"""Reading and decoding ahead of the model, within bounds: from a part's tar to distinct images and texts, in the part's order.
+"""Prefetch for the model, within bounds: from a part's tar to distinct images and texts, in the part's order.
 
 One thread reads a part's tar from front to back; a pool decodes; the consumer takes events in the part's order. At most
 `ahead` images are decoded or being decoded and not yet embedded, whatever the size of the part."""
@@ -33,9 +33,9 @@ Result = TypeVar("Result")
 
 @dataclass
 class FeedStats:
-    """Where a task's time went, in seconds; filled by `score_part`.
+    """Time spent by a task, in seconds; filled by `score_part`.
 
-    waiting: the model stood still because its next input was not ready.
+    waiting: the model was idle because its next input was not ready.
     model:   inside the model.
     total:   from the first read to the last row.
     """
@@ -51,7 +51,7 @@ class FeedStats:
 
 
 class Feed(Generic[Event]):
-    """Run `read` in a thread of its own and hand over its events in order.
+    """Run `read` in its own thread and yield its events in order.
 
     `read` gets this feed, yields events, and calls `submit` for work to be done by the pool.
     """
@@ -77,14 +77,14 @@ class Feed(Generic[Event]):
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def submit(self, work: Callable[[], Result]) -> Future[Result]:
-        """Have the pool do `work`; waits while `ahead` results are outstanding."""
+        """Submit `work` to the pool; waits while `ahead` results are outstanding."""
         self._work.acquire()
         if self._stop.is_set():  # no one will use the result
             return Future()
         return self._pool.submit(work)
 
     def release(self, count: int) -> None:
-        """Say that `count` results of `submit` have been used."""
+        """Report that `count` results of `submit` have been used."""
         self._work.release(count)
 
     def events(self, stats: FeedStats) -> Iterator[Event]:

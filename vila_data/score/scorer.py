@@ -1,4 +1,4 @@
-"""What a scorer is: an entry of `score:`, which says what it needs, what columns it gives, and how it computes them.
+"""A scorer is an entry of `score:`: it declares its input and its columns, and computes them.
 
 A kind is one class below `Scorer`, in a file of its own, and one line in kinds.py. For most, `open` returns a function of
 one image, one record or some columns that gives a row of values; reading, decoding, resume and the table follow.
@@ -23,7 +23,7 @@ from vila_data.core.store import Store
 Needs = Literal["pixels", "text", "columns", "pixels and texts"]
 """What a scorer is given, and so what its `open` returns:
 
-pixels:           (rgb_HWC uint8) -> a row of values. Of threads, several call it at once; equal images are given once.
+pixels:           (rgb_HWC uint8) -> a row of values. Several threads call it at once; equal images are passed once.
 text:             (core.records.Record) -> a row of values.
 columns:          ({name: core.scores.Values of a whole part}) -> an array [n] for each of its columns; `reads` names them.
 pixels and texts: a `Clip` (clip.py), whose columns are similarities.
@@ -36,7 +36,7 @@ Self = TypeVar("Self", bound="Scorer")
 
 
 class MissingPath(Exception):
-    """A file or directory that a key names is not there."""
+    """A file or directory named by a key does not exist."""
 
     def __init__(self, key: str, value: str, what: str) -> None:
         self.key, self.value, self.what = key, value, what
@@ -75,11 +75,11 @@ class Column:
 class Scorer(StrictModel):
     """An entry of `score:`, its keys being those of its kind.
 
-    cost:      seconds that it takes for a row, roughly, on one core; cheap scorers run first.
+    cost:      rough seconds per row on one core; cheap scorers run first.
     needs:     what it is given; rows: what a row of its table is.
     reads:     the download columns that a scorer of columns is given (core.scores.DOWNLOADED).
     side:      pixels; an image may be decoded smaller as long as its shorter side has that many, None: as stored.
-    harmless:  keys that change how work is done, not what comes of it; they may change in a run. Files whose
+    harmless:  keys that change how work is done, not its result; they may change in a run. Files whose
                bytes `fingerprint` covers are such.
     switches:  keys that may be set in a run later, from false to true: they add files and change no value.
     paths:     keys that name files or directories, relative to the recipe.
@@ -139,7 +139,7 @@ class Scorer(StrictModel):
         return {key: getattr(self, key) for key in sorted(self.switches)}
 
     def table(self, name: str) -> ScoreTable:
-        """What other rooms know of it."""
+        """What other packages see of it."""
         columns = [(column.name, kind) for column in self.columns() if (kind := column.kind()) is not None]
         joint = frozenset(column.name for column in self.columns() if column.joint)
         return ScoreTable(name, self.rows, tuple(columns), joint, self.on_demand)

@@ -1,4 +1,4 @@
-"""What a stage between `score` and `filter` is: an entry of `stages:`, which makes columns from those that are there.
+"""A column stage is an entry of `stages:`, between `score` and `filter`: it makes new columns from existing ones.
 
 A kind is one class below `ColumnStage`, in a file of its own, and one line in kinds.py. A column that needs no more than
 one image or record is a scorer's; a stage sees a whole part, and all parts of a corpus first where it `gathers`. Its

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from vila_data.core.errors import DataError
 from vila_data.core.layout import Part
 from vila_data.core.store import Store
+from vila_data.core.tables import parsing
 
 _BATCH: Final = 1024
+_ADVICE: Final = "delete it to redo it"
 _IMAGE_COLUMNS: Final = (
     "row",
     "record_id",
@@ -64,9 +66,9 @@ def count_rows(store: Store, path: str) -> int:
     """Rows of a Parquet table, from its footer.
 
     Raises:
-        DataError: it is no Parquet table.
+        DataError: it is not a Parquet table.
     """
-    with store.open_read(path) as stream, _parquet(store, path):
+    with store.open_read(path) as stream, parsing(store.location(path), advice=_ADVICE):
         return int(pq.ParquetFile(stream).metadata.num_rows)
 
 
@@ -151,18 +153,10 @@ def _known(
 
 def _table(store: Store, path: str, columns: tuple[str, ...], stack: ExitStack) -> Iterator[dict[str, Any]]:
     stream = stack.enter_context(store.open_read(path))
-    with _parquet(store, path):
+    with parsing(store.location(path), advice=_ADVICE):
         table = pq.ParquetFile(stream)
         for batch in table.iter_batches(_BATCH, columns=list(columns), use_threads=False):
             yield from _plain(batch)
-
-
-@contextmanager
-def _parquet(store: Store, path: str) -> Iterator[None]:
-    try:
-        yield
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{store.location(path)}: not a whole Parquet table: {error}; delete it to redo it") from error
 
 
 def _plain(batch: Any) -> Iterator[dict[str, Any]]:

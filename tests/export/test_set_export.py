@@ -245,7 +245,7 @@ def test_folders_that_are_not_this_exports(made: MadeRun, tmp_path: Path) -> Non
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("years of work")
-    with pytest.raises(UsageError, match=r"mine: not empty and no export \(thesis.txt …\): choose another --out"):
+    with pytest.raises(UsageError, match=r"mine: not empty, and not an export \(thesis.txt …\); choose another --out"):
         export(folder_of(made, "docs"), "vila-pickle", mine)
     out = tmp_path / "out"
     exported(folder_of(made, "docs"), "vila-pickle", out)
@@ -357,6 +357,6 @@ def test_a_shard_with_other_members(made: MadeRun, tmp_path: Path) -> None:
 
 def test_an_empty_set(tmp_path: Path) -> None:
     folder = small_set(tmp_path / "run", "pairs", [])
-    with pytest.raises(UsageError, match=r"small: empty: no record of it was kept; the run's funnel says why"):
+    with pytest.raises(UsageError, match=r"small: empty: none of its records were kept; see the run's funnel"):
         export(folder, "wids", tmp_path / "out")
     assert not (tmp_path / "out").exists()
