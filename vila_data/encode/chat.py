@@ -44,7 +44,7 @@ _DUMPED: Final = re.compile(r"""['"]type['"]""")
 
 @dataclass(frozen=True, slots=True)
 class RenderedChat:
-    """What a template wrote.
+    """The output of a template.
 
     text:    the whole of it; trained: (start, stop) characters of the answers, in order.
     images:  (start, stop) characters that stand for the images, in order.

@@ -23,7 +23,7 @@ from vila_data.encode.traced_text import TracedText, joined
 Message = dict[str, Any]
 
 QUESTION, ANSWER, OTHER_ANSWER = "Qzjv7", "Wxkp3", "Yhmb8"
-"""What probes of a template say."""
+"""Texts of the messages that probe a template."""
 MARK_ORIGIN: Final = 1 << 30
 """Origins of characters from here on are placeholders of images, not text."""
 _BLANK: Final = "\ue000"
@@ -119,11 +119,11 @@ publishes for it (trl 1.16, chat_templates/) trains more of the header than the 
 
 
 _RESULT: Final = re.compile(r"<[^<>]*(?:response|result|output|observation)[^<>]*>", re.IGNORECASE)
-"""What begins a tool's result, where a template writes it in an answer's turn."""
+"""Start of a tool's result, if a template writes it inside an answer's turn."""
 
 
 class Unwritable(Exception):
-    """A conversation that its template cannot write; `reason` is a fate, the message the template's own words."""
+    """A conversation that its template cannot write; `reason` is a fate, the message is the template's own text."""
 
     def __init__(self, reason: str, words: str) -> None:
         self.reason = reason
@@ -132,7 +132,7 @@ class Unwritable(Exception):
 
 @dataclass(frozen=True)
 class _MessageSpans:
-    """What a template wrote, by message.
+    """The output of a template, by message.
 
     turns: its turns; runs: the characters that came from it, in order. begins: the message whose turn begins at a place.
     answers: messages that are answers.
@@ -165,7 +165,7 @@ class TemplateFunction(Protocol):
     def __call__(
         self, messages: Sequence[Mapping[str, Any]], tools: Any = None, source: str | None = None, prompt: bool = False
     ) -> Rendering:
-        """What the template, or another `source`, writes; prompt: with a generation prompt at the end."""
+        """Render with the template, or with another `source`; prompt: with a generation prompt at the end."""
 
 
 class Answers:
@@ -282,7 +282,7 @@ class Answers:
 
     @cached_property
     def _header(self) -> str:
-        """What comes before an answer: the generation prompt, up to a block of thoughts that it opens.
+        """The header before an answer: the generation prompt, up to a block of thoughts that it opens.
 
         Where the template has no generation prompt: what two different answers begin with.
         """
@@ -311,7 +311,7 @@ class Answers:
 
     @cached_property
     def _ending(self) -> str:
-        """What the template puts after a last answer in its turn; without spaces at its end."""
+        """The text that the template puts after a last answer in its turn, without trailing spaces."""
         found = self._render([self._in_form(message) for message in probe(QUESTION, ANSWER)])
         own = max([stop for _, stop, origin in found.runs if origin == 1], default=None)
         if own is None:

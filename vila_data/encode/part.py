@@ -1,4 +1,4 @@
-"""The stage for one shard: its samples' JSON to one token file."""
+"""Encode one shard: its samples' JSON to one token file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conversations as VILA v1.0 rewrites and labels them, token by token, whatever that masks.
+"""Conversations as VILA v1.0 rewrites and labels them, token by token, including what that masks.
 
 v1.0 writes a prompt, tokenizes it, and finds the answers by counting the tokens of each round and of its question,
 tokenized once more by themselves. Where the counts do not add up it trains nothing of the conversation: an answer that

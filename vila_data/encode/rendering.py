@@ -29,12 +29,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from vila_data.encode.traced_text import Run, TracedText, join, joined, origins_in
 
 REFUSALS: Final = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
-"""What a template raises that refuses its messages."""
+"""Errors that a template raises when it refuses its messages."""
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """What a template wrote.
+    """The output of a template.
 
     text:        the whole of it.
     runs:        characters that came from a message, in order: (start, stop, origin).
@@ -64,7 +64,7 @@ class Rendering:
 
 @dataclass
 class _Watch:
-    """What is noted while a template is rendered."""
+    """Positions recorded while a template is rendered."""
 
     messages: dict[int, int] = field(default_factory=dict)
     written: int = 0

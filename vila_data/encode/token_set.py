@@ -33,7 +33,7 @@ _MADVISE: Final = ctypes.CDLL(None).madvise
 
 @dataclass(frozen=True)
 class TokenManifest:
-    """What a set's token files hold: tokens/…/manifest.json, written last.
+    """The manifest of a set's token files: tokens/…/manifest.json, written last.
 
     counts: of encode.part.COUNTS, `samples`, and failed:<fate>; shards: how many token files.
     """
@@ -59,7 +59,7 @@ def read_token_manifest(store: Store, folder: str) -> TokenManifest | None:
 
 @dataclass(frozen=True, slots=True)
 class TokenSample:
-    """All that is needed to read one sample; the arrays are read-only views of its token file.
+    """Everything needed to read one sample; the arrays are read-only views of its token file.
 
     ids int32[n]: one IMAGE_ID per image; trained int32[m, 2]: (start, stop) spans of `ids` that are
     labels. images int32[k]: number of the sample's image for each IMAGE_ID; offsets, sizes int64[k]: bytes of its JPEG
@@ -82,7 +82,7 @@ class TokenSample:
 
     @property
     def labels(self) -> NDArray[np.int32]:
-        """int32[n], made anew: the id where a place is trained, else IGNORED."""
+        """int32[n], a new array: the id where a place is trained, else IGNORED."""
         labels = np.full(len(self.ids), IGNORED, np.int32)
         for first, last in self.trained.tolist():
             labels[first:last] = self.ids[first:last]
@@ -129,7 +129,7 @@ class TokenSet:
         """One sample.
 
         Raises:
-            DataError: its token file is missing, is none, or holds nothing sensible in this row.
+            DataError: its token file is missing or damaged.
         """
         file = self._file(shard)
         try:
@@ -140,7 +140,7 @@ class TokenSet:
             ) from error
 
     def let_pages_go(self) -> None:
-        """Take the pages of mapped files out of this process's memory; the kernel keeps them as it sees fit."""
+        """Drop the pages of mapped files from this process's memory; the kernel may keep them cached."""
         for file in self._mapped:
             _MADVISE(ctypes.c_void_p(file.source.address), ctypes.c_size_t(file.source.size), mmap.MADV_DONTNEED)
 

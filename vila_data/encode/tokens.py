@@ -44,7 +44,7 @@ _READERS: Final = 8
 
 
 class KnownTokenizer(Protocol):
-    """What of a tokenizer names token files: a TextTokenizer, or what was noted of one."""
+    """The parts of a tokenizer that token files depend on: a TextTokenizer, or a record of one."""
 
     @property
     def fingerprint(self) -> str:
@@ -56,7 +56,7 @@ class KnownTokenizer(Protocol):
 
 
 def encoding_fingerprint(config: PackConfig, tokenizer: KnownTokenizer) -> str:
-    """16 hex digits of everything but the samples that token files depend on."""
+    """16 hex digits of everything that token files depend on, except the samples."""
     value = config.model_dump(mode="json", exclude={"tokenizer", "micro_batch"})
     if config.image_tokens is not None:
         value["image_tokens"]["revision"] = config.image_tokens.revision
@@ -65,7 +65,7 @@ def encoding_fingerprint(config: PackConfig, tokenizer: KnownTokenizer) -> str:
 
 
 def date_path(folder: str) -> str:
-    """Where it is noted which date the chat template of these token files writes."""
+    """Path of the file that records the date that the chat template of these token files writes."""
     return f"{folder}/date.json"
 
 
@@ -110,7 +110,7 @@ def open_tokens(store: Store, name: str, config: PackConfig, tokenizer: KnownTok
     """The token files of a set for a recipe's `pack:`.
 
     Raises:
-        UsageError: there are none for this tokenizer and encoding; the message says which there are.
+        UsageError: none exist for this tokenizer and encoding; the message lists those that exist.
     """
     encoding = encoding_fingerprint(config, tokenizer)
     folder = tokens_folder(tokenizer.fingerprint, name, encoding)
@@ -121,17 +121,17 @@ def open_tokens(store: Store, name: str, config: PackConfig, tokenizer: KnownTok
     others = [f"tokenizer {there}, encoding {how}" for there, _, how in found] or ["none"]
     raise UsageError(
         f"{store.url}: set {name!r} has no token files of tokenizer {config.tokenizer} ({tokenizer.fingerprint}) with "
-        f"encoding {encoding}; there: {'; '.join(others)}; run the recipe with --only encode"
+        f"encoding {encoding}; found: {'; '.join(others)}; run the recipe with --only encode"
     )
 
 
 _OF_MEMBERS: Final = ("offsets", "sizes", "crc32c")
 _OF_IMAGES: Final = ("widths", "heights")
-"""Columns of lists that a token file takes from the shard's index, there an entry per member and per image."""
+"""List columns copied from the shard's index, which has an entry per member or per image."""
 
 
 def check_tokens(store: Store, folder: str) -> Iterator[str]:
-    """One sentence for each thing that is wrong in `folder`, receipts aside; nothing of an encoding not finished."""
+    """Yield one sentence per problem in `folder`, except in receipts; nothing if the encoding is not finished."""
     where = store.location(f"{folder}/manifest.json")
     try:
         manifest = read_token_manifest(store, folder)

@@ -1,4 +1,4 @@
-"""What an exporter is (`Format`), and what it gets: samples, parts, counts. Parts and receipts are exporting.py's."""
+"""The interface of an exporter (`Format`), and its samples, parts and counts. exporting.py handles parts and receipts."""
 
 from __future__ import annotations
 

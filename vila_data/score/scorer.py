@@ -21,7 +21,7 @@ from vila_data.core.scores import DOWNLOADED, ScoreTable, Unit
 from vila_data.core.store import Store
 
 Needs = Literal["pixels", "text", "columns", "pixels and texts"]
-"""What a scorer is given, and so what its `open` returns:
+"""The input of a scorer, and the type that its `open` returns:
 
 pixels:           (rgb_HWC uint8) -> a row of values. Several threads call it at once; equal images are passed once.
 text:             (core.records.Record) -> a row of values.
@@ -63,7 +63,7 @@ class Column:
         return pa.field(self.name, self.type)
 
     def kind(self) -> Kind | None:
-        """What a rule takes it for; None: rules cannot name it."""
+        """Its kind in rules; None: rules cannot name it."""
         types = pa.types
         if types.is_boolean(self.type):
             return "flag"
@@ -99,23 +99,23 @@ class Scorer(StrictModel):
     kind: str
 
     def columns(self) -> tuple[Column, ...]:
-        """What it measures; a settings' values may decide it."""
+        """The columns that it measures; they may depend on its settings."""
         raise NotImplementedError
 
     def fingerprint(self) -> str:
         """16 hex digits of all that decides a value: the bytes of its model, its settings, a version of its code.
 
         Raises:
-            UsageError: its model is not there or lacks a file.
+            UsageError: its model does not exist or lacks a file.
         """
         raise NotImplementedError
 
     def open(self) -> Any:
-        """What computes, ready to be called (see `Needs`); loaded once a process.
+        """Load the scorer's function or model (see `Needs`); called once per process.
 
         Raises:
-            UsageError: its model is not there, or a package is not installed.
-            RunError: a file of it cannot be read as what it should be.
+            UsageError: its model does not exist, or a package is not installed.
+            RunError: one of its files cannot be read.
         """
         raise NotImplementedError
 
@@ -145,10 +145,10 @@ class Scorer(StrictModel):
         return ScoreTable(name, self.rows, tuple(columns), joint, self.on_demand)
 
     def check(self) -> None:
-        """Assert that a kind is written as it must be.
+        """Check that a kind is declared correctly.
 
         Raises:
-            ValueError: what it needs does not go with what its rows are, or it reads columns that there are not.
+            ValueError: its input does not match its rows, or it reads columns that do not exist.
         """
         if (self.needs in ("pixels", "pixels and texts") and self.rows != "image") or (
             self.needs == "text" and self.rows != "record"
@@ -183,5 +183,5 @@ class Task:
 
     @property
     def path(self) -> str:
-        """Of the score table."""
+        """Path of the score table."""
         return self.part.scores_table(self.name)
