@@ -96,7 +96,7 @@ def test_wrong_calls(run: MadeRun, tmp_path: Path) -> None:
         ),
         (one, "energon", {"only": ["docs"]}, r"docs: is a single shard set; --only selects sets of a run"),
         (one, "energon", {"shards": 0}, r"--shards must be at least 1, found 0"),
-        (one, "energon", {"shards": 1000}, r"--shards 1000: the set docs has \d+ samples, at most \d+ files"),
+        (one, "energon", {"shards": 1000}, r"--shards 1000: set docs has \d+ samples, enough for at most \d+ files"),
         (f"{one}/docs-000000.tar", "wids", {}, r"is a shard; export takes a run or a shard set"),
         (str(tmp_path), "wids", {}, r"no recipe \(.yaml\), run"),
     ]
