@@ -98,7 +98,7 @@ def test_wrong_calls(run: MadeRun, tmp_path: Path) -> None:
         (one, "energon", {"shards": 0}, r"--shards must be at least 1, found 0"),
         (one, "energon", {"shards": 1000}, r"--shards 1000: set docs has \d+ samples, enough for at most \d+ files"),
         (f"{one}/docs-000000.tar", "wids", {}, r"is a shard; export takes a run or a shard set"),
-        (str(tmp_path), "wids", {}, r"no recipe \(.yaml\), run"),
+        (str(tmp_path), "wids", {}, r"not a recipe \(.yaml\), run"),
     ]
     for path, to, options, message in calls:
         with pytest.raises(UsageError, match=message):

@@ -259,7 +259,7 @@ def test_folders_that_are_not_this_exports(made: MadeRun, tmp_path: Path) -> Non
             export(folder_of(made, name), to, out, shards=shards)
     assert tree(out) == before
     (out / "export.json").write_text("[]")
-    with pytest.raises(DataError, match=r"export\.json: not the receipt of an export"):
+    with pytest.raises(DataError, match=r"export\.json: is not the receipt of an export"):
         export(folder_of(made, "docs"), "vila-pickle", out)
 
 
@@ -297,7 +297,7 @@ def test_check_and_inspect(made: MadeRun, tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_is_no_receipt_of_an_export(tmp_path: Path, data: str) -> None:
     (tmp_path / "export.json").write_text(data)
     for look in (inspect, lambda path: list(check(path))):
-        with pytest.raises(DataError, match=r"export\.json: not the receipt of an export: "):
+        with pytest.raises(DataError, match=r"export\.json: is not the receipt of an export: "):
             look(tmp_path)
 
 

@@ -166,7 +166,7 @@ def test_hub_id_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 def test_broken_vectors_are_errors() -> None:
     for bad in (np.zeros((1, 3)), np.full((1, 3), np.nan)):
-        with pytest.raises(DataError, match="length 0 or not finite"):
+        with pytest.raises(DataError, match="zero or not finite"):
             unit_length(bad.astype(np.float32), "model")
 
 
