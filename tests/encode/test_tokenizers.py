@@ -105,7 +105,7 @@ def test_without_a_first_token(made: Made) -> None:
         assert encoded(TALK, config_of(template), tokenizer).fate == OK
     with pytest.raises(UsageError, match="no beginning-of-sequence token, which template llama_2"):
         check_tokenizer(config_of("llama_2"), tokenizer)
-    with pytest.raises(UsageError, match="no beginning-of-sequence token, with which VILA begins"):
+    with pytest.raises(UsageError, match="no beginning-of-sequence token, which VILA puts at the start"):
         check_tokenizer(config_of(semantics="paper"), tokenizer)
 
 

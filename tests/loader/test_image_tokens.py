@@ -214,7 +214,7 @@ def test_the_encoding_of_before_is_found(tmp_path: Path) -> None:
             {"policy": "fixed", "tokens": 0},
             r"recipe\.yaml:\d+ pack\.image_tokens\.tokens: input should be greater than 0",
         ),
-        ({"policy": "fixed", "tokens": 511}, r"recipe\.yaml:\d+ pack: .* does not fit into a sequence of 512 tokens"),
+        ({"policy": "fixed", "tokens": 511}, r"recipe\.yaml:\d+ pack: .* do not fit into a sequence of 512 tokens"),
         (None, r"recipe\.yaml:\d+ pack: set tokens_per_image or image_tokens, and not both"),
     ],
 )
