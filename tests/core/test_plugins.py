@@ -169,9 +169,10 @@ def test_rules_of_packages(install: Install) -> None:
             parse_rules((text,), NONE)
 
 
-def test_a_rule_may_not_have_the_name_of_a_column(install: Install) -> None:
-    install("rules", "width = extra:wide")
-    with pytest.raises(UsageError, match=r"package extra 1\.2: entry point 'width' .*: the name is vila_data's own"):
+@pytest.mark.parametrize("name", ["width", "kept", "failed", "record_dropped", "max_images"])
+def test_a_rule_may_not_have_the_name_of_a_column_or_fate(name: str, install: Install) -> None:
+    install("rules", f"{name} = extra:wide")
+    with pytest.raises(UsageError, match=rf"package extra 1\.2: entry point '{name}' .*: the name is vila_data's own"):
         RULES.find("anything")
 
 

@@ -16,7 +16,7 @@ from vila_data.core.records import CHAT_KEYS
 from vila_data.core.samples import SAMPLE_SCHEMA
 from vila_data.encode.sequence import FATES as TOKEN_FATES
 from vila_data.encode.token_set import TokenManifest
-from vila_data.filter.rules import OUTCOMES, RECORD_OUTCOMES
+from vila_data.filter.config import OUTCOMES, RECORD_OUTCOMES
 from vila_data.recipe.lock import FORM
 from vila_data.score.embeddings import METADATA
 from vila_data.shard.manifest import ShardFacts

@@ -10,6 +10,21 @@ from vila_data.core.config import StrictModel
 
 Condition = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500)]
 
+OUTCOMES = (
+    "kept",
+    "failed",
+    "min_side_px",
+    "aspect_ratio",
+    "no_matched_text",
+    "min_similarity",
+    "exact_duplicate",
+    "record_dropped",
+)
+"""Fates of images: kept, failed in download, or the rule that dropped it."""
+
+RECORD_OUTCOMES = ("kept", "failed", "missing_image", "min_images", "max_images", "dropped_image")
+"""Fates of records: kept, failed in the metadata, or the rule that dropped it."""
+
 
 class ImageRules(StrictModel):
     """Rules for single images. None disables a rule.

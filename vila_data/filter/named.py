@@ -14,6 +14,7 @@ from vila_data.core.errors import RunError
 from vila_data.core.expression import Kind
 from vila_data.core.plugins import Registry
 from vila_data.core.scores import DOWNLOADED
+from vila_data.filter.config import OUTCOMES, RECORD_OUTCOMES
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -35,7 +36,11 @@ class ColumnRule:
 
 
 RULES: Final = Registry[ColumnRule](
-    "rules", {}, "a vila_data.filter.named.ColumnRule", lambda found: isinstance(found, ColumnRule), DOWNLOADED
+    "rules",
+    {},
+    "a vila_data.filter.named.ColumnRule",
+    lambda found: isinstance(found, ColumnRule),
+    (*DOWNLOADED, *OUTCOMES, *RECORD_OUTCOMES),
 )
 """Those that installed packages add; ours are keys of `filter.images` and `filter.documents`."""
 

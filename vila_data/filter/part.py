@@ -18,11 +18,10 @@ from vila_data.core.scores import PartTables, Scores
 from vila_data.core.store import Store
 from vila_data.core.tables import FATES, read_parquet
 from vila_data.filter import duplicates
-from vila_data.filter.config import Rules
+from vila_data.filter.config import OUTCOMES, Rules
 from vila_data.filter.rules import (
     FAILED,
     KEPT,
-    OUTCOMES,
     RULE_COLUMNS,
     PartColumns,
     columns_read,

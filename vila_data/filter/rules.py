@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from vila_data.core.expression import Condition, parse
 from vila_data.core.scores import PartTables, Scores, Unit, Values
-from vila_data.filter.config import Rules
+from vila_data.filter.config import OUTCOMES, RECORD_OUTCOMES, Rules
 from vila_data.filter.named import NamedCondition, named_condition
 
 FATES_VERSION: Final = 2
@@ -28,23 +28,9 @@ FATES_VERSION: Final = 2
 
 KEPT = 0
 FAILED = 1
-OUTCOMES = (
-    "kept",
-    "failed",
-    "min_side_px",
-    "aspect_ratio",
-    "no_matched_text",
-    "min_similarity",
-    "exact_duplicate",
-    "record_dropped",
-)
-"""Fates of images: kept, failed in download, or the rule that dropped it."""
 
 RULE_COLUMNS = ("row", "status", "original_width", "original_height", "matched_text_index")
 """Columns of the images' table that `read_columns` always reads."""
-
-RECORD_OUTCOMES = ("kept", "failed", "missing_image", "min_images", "max_images", "dropped_image")
-"""Fates of records: kept, failed in the metadata, or the rule that dropped it."""
 
 UNKNOWN: Final = "unknown:not_scored"
 """Of what hangs on a score that is not there (whatif.py); no run gives it."""

@@ -26,12 +26,10 @@ from vila_data.core.layout import Part
 from vila_data.core.scores import PartTables, Scores
 from vila_data.core.store import Store
 from vila_data.core.tables import read_parquet
-from vila_data.filter.config import Rules
+from vila_data.filter.config import OUTCOMES, RECORD_OUTCOMES, Rules
 from vila_data.filter.duplicates import Copies, FirstOnly, digests, find_copies
 from vila_data.filter.rules import (
     KEPT,
-    OUTCOMES,
-    RECORD_OUTCOMES,
     RULE_COLUMNS,
     PartColumns,
     Verdict,

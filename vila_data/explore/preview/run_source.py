@@ -30,8 +30,7 @@ from vila_data.explore.preview.records import (
 )
 from vila_data.explore.preview.tokens import TokenFiles
 from vila_data.explore.recipe_text import shown_message
-from vila_data.filter.config import Rules
-from vila_data.filter.rules import OUTCOMES, RECORD_OUTCOMES
+from vila_data.filter.config import OUTCOMES, RECORD_OUTCOMES, Rules
 from vila_data.runs.run import Run
 
 _PARTS: Final = 4
