@@ -1,10 +1,10 @@
-# make demo   environment, then the sample corpus from metadata to packed batches, then the report
+# make demo   create the environment, then build the sample corpus, check it, write its pages and stream it
 # make test   the default tests
 # make check  lint, format and types
-# make conformance  other programs read what we write, each in an environment of its own; JSON=FILE keeps the table
-# make bench  the benchmarks, against peers, in one run each; PHOTOS=DIR for real photographs, whose results are kept;
+# make conformance  test that other tools can read our output, each in its own environment; JSON=FILE keeps the table
+# make bench  the benchmarks, next to other tools, in one run each; PHOTOS=DIR for real photographs, whose results are kept;
 #             SHARED=DIR for real lengths and texts (needs mistral-common and sentencepiece, installed with --no-deps);
-#             SPDL's decoder needs FFmpeg's shared libraries; bench-gpu: what a training step on a GPU waits
+#             SPDL's decoder needs FFmpeg's shared libraries; bench-gpu: how long a GPU training step waits for data
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,7 +23,7 @@ demo: $(VENV)/.installed
 	$(BIN)/vila-data check $(OUT)
 	$(BIN)/vila-data preview $(OUT) --out $(OUT)-preview.html
 	$(BIN)/vila-data bench recipes/sample.yaml --run $(OUT) --seconds 3
-	@echo "to look at: $(OUT)/report.html, $(OUT)/card.md, $(OUT)-preview.html"
+	@echo "open these files: $(OUT)/report.html, $(OUT)/card.md, $(OUT)-preview.html"
 
 test: $(VENV)/.installed
 	$(BIN)/pytest

@@ -1,11 +1,11 @@
-"""Shares asked for and realised on a blend of four corpora of very unequal size, one of them exhausted; planning speed.
+"""Target and actual shares of a blend of four corpora of very unequal size, one of them exhausted; planning speed.
 
     python benchmarks/blend.py --json benchmarks/results/blend.json
 
-Every kind of weight with every rule at exhaustion, then a blend inside a blend with weights that change. Lengths are drawn
-by a seed; nothing else is made up: blocks, packs and their order are those that training would see. The deviation is the
-largest difference between a source's share asked for and realised over any 1,000 consecutive global steps of one pack
-each, those over an exhaustion included, which are measured by what was asked before and after it. No GPU, no files.
+Every unit of weights with every rule on exhaustion, then a nested blend with weights that change. Lengths are drawn from a
+seed; everything else is real: blocks, packs and their order are those that training would see. The deviation is the
+largest difference between a source's target and actual share over any 1,000 consecutive global steps of one pack each,
+including those across an exhaustion, which are measured against the targets before and after it. No GPU, no files.
 """
 
 from __future__ import annotations
@@ -54,19 +54,19 @@ def corpus(number: int, name: str) -> Lengths:
 
 def flat(unit: str, rule: str) -> BlendConfig:
     sources = [{"shards": name, "weight": weight} for name, weight in WEIGHTS.items()]
-    return read({"weight_counts": unit, "at_exhaustion": rule, "total_packs": TOTAL_PACKS, "sources": sources})
+    return read({"weight_unit": unit, "on_exhaustion": rule, "total_packs": TOTAL_PACKS, "sources": sources})
 
 
 def nested() -> BlendConfig:
-    inner = {"weight_counts": "samples", "at_exhaustion": "repeat"}
+    inner = {"weight_unit": "samples", "on_exhaustion": "repeat"}
     inner["sources"] = [{"shards": "conversations", "weight": 9}, {"shards": "chats", "weight": 1}]
     sources = [
         {"shards": "pairs", "weight": {"0.0": 3, "0.5": 1}},
         {"shards": "documents", "weight": 3},
-        {"blend": inner, "weight": 2, "at_exhaustion": "repeat"},
+        {"blend": inner, "weight": 2, "on_exhaustion": "repeat"},
     ]
     # the sources stand in the order of CORPORA
-    return read({"weight_counts": "images", "at_exhaustion": "stop", "total_packs": TOTAL_PACKS, "sources": sources})
+    return read({"weight_unit": "images", "on_exhaustion": "stop", "total_packs": TOTAL_PACKS, "sources": sources})
 
 
 def read(value: dict[str, Any]) -> BlendConfig:
@@ -83,7 +83,7 @@ def measure(config: BlendConfig, lengths: list[Lengths]) -> dict[str, Any]:
     alone = BlendPlanner(config, lengths, seed=SEED, epoch=0, capacity=SEQUENCE_LENGTH)
     start, blended = time.process_time(), 0
     while (block := alone.next_block()) is not None:
-        blended += len(block.run)
+        blended += len(block.samples)
     blend_s = time.process_time() - start
     report = sequence.report()
     return {
@@ -93,8 +93,8 @@ def measure(config: BlendConfig, lengths: list[Lengths]) -> dict[str, Any]:
         "sources": {
             source.label: {
                 "unit": source.unit,
-                "asked_percent": round(100 * source.asked, 4),
-                "realised_percent": round(100 * source.realised, 4),
+                "target_percent": round(100 * source.target, 4),
+                "actual_percent": round(100 * source.actual, 4),
                 "worst_window_percent": round(100 * source.worst_window, 4),
                 "samples": source.samples,
                 "passes": None if source.passes is None else round(source.passes, 4),
@@ -119,7 +119,7 @@ def main() -> None:
         "sequence_length": SEQUENCE_LENGTH,
         "tokens_per_image": TOKENS_PER_IMAGE,
         "total_packs": TOTAL_PACKS,
-        "packs_a_step": 1,
+        "packs_per_step": 1,
         "seed": SEED,
         "cpus": cpu_count(),
         "load_average_before": round(os.getloadavg()[0], 1),
@@ -131,14 +131,14 @@ def main() -> None:
     cases = {
         f"{unit}, {rule}": flat(unit, rule)
         for unit in ("samples", "images", "tokens")
-        for rule in ("stop", "repeat", "renormalise")
+        for rule in ("stop", "repeat", "renormalize")
     }
     results: dict[str, Any] = {"conditions": conditions}
     for name, config in (cases | {"nested, weights that change": nested()}).items():
         results[name] = found = measure(config, lengths)
         print(f"{name}: worst window {found['worst_window_percent']} points, {found['samples_per_s']} samples/s")
         for label, source in found["sources"].items():
-            print(f"  {label:14} asked {source['asked_percent']:8.4f} %  realised {source['realised_percent']:8.4f} %")
+            print(f"  {label:14} target {source['target_percent']:8.4f} %  actual {source['actual_percent']:8.4f} %")
         print("  " + "; ".join(found["events"]))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -283,12 +283,12 @@ def img2dataset_run(out: Path, urls: list[str], threads: int) -> dict[str, Any]:
 
 
 def child_loop(root: str, images: int, started: float) -> dict[str, Any]:
-    from vila_data.core.images import normalise
+    from vila_data.core.images import normalize_image
 
     begun = time.time()
     for index in range(images):
         data = Path(root, f"{index:06d}.jpg").read_bytes()
-        normalise(data, max_pixels=10**8, shorter_side_px=SIDE, only_if_larger=True, jpeg_quality=QUALITY)
+        normalize_image(data, max_pixels=10**8, shorter_side_px=SIDE, only_if_larger=True, jpeg_quality=QUALITY)
     return {"rate": images / (time.time() - begun), "start_up_s": begun - started}
 
 
@@ -318,7 +318,7 @@ CHILDREN = {
 
 def psnr_table(root: Path, port: int) -> dict[str, Any]:
     """Mean PSNR, dB, of stored JPEGs against a full decode and Pillow's antialiased bicubic resize."""
-    from vila_data.core.images import normalise
+    from vila_data.core.images import normalize_image
 
     result: dict[str, Any] = {}
     for width, height in SIZES:
@@ -332,7 +332,7 @@ def psnr_table(root: Path, port: int) -> dict[str, Any]:
                 reference = Image.open(io.BytesIO(data)).convert("RGB").resize(size, Image.BICUBIC)
                 encoded = io.BytesIO()
                 reference.save(encoded, "JPEG", quality=QUALITY)
-                ours = normalise(data, max_pixels=10**8, shorter_side_px=SIDE, jpeg_quality=QUALITY).jpeg
+                ours = normalize_image(data, max_pixels=10**8, shorter_side_px=SIDE, jpeg_quality=QUALITY).jpeg
                 theirs = Path(out, name.rpartition("/")[2]).read_bytes()
                 for who, jpeg in (
                     ("vila_data", ours),

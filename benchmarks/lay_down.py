@@ -32,9 +32,8 @@ from vila_data.download.part import download_part
 from vila_data.filter.config import Rules
 from vila_data.filter.part import filter_part
 from vila_data.shard.config import ShardSet
-from vila_data.shard.layout import lay_out
 from vila_data.shard.manifest import finish_set
-from vila_data.shard.write import ShardJob, write_shard
+from vila_data.shard.write import ShardJob, plan_shards, write_shard
 
 SHARD_BYTES = 512_000_000
 
@@ -60,7 +59,7 @@ def one_round(photos: Path, images: int) -> dict[str, float]:
         begun = time.process_time()
         filter_part(store, part, Rules(), NONE, None, "bench")
         filtered = time.process_time()
-        shards = lay_out(store, [part], config.view, "pairs", 17, SHARD_BYTES)
+        shards = plan_shards(store, [part], config.view, "pairs", 17, SHARD_BYTES)
         jobs = [
             ShardJob("pairs", number, config.view, "pairs", refs, {0: part}, "bench")
             for number, refs in enumerate(shards)

@@ -26,22 +26,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vila_data.core.layout import Part
-from vila_data.core.schemas import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS, FATES, SCORE_IMAGES
 from vila_data.core.store import Store
-from vila_data.explore.measures.corpus import CorpusMeasures
+from vila_data.core.tables import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS, FATES, SCORE_IMAGES
+from vila_data.explore.measures import CorpusMeasures
 from vila_data.filter.config import ImageRules, Rules
 
-RECORDS_A_PART, IMAGES_A_RECORD, HOSTS = 10_000, 4, 20_000
+RECORDS_A_PART, IMAGES_PER_RECORD, HOSTS = 10_000, 4, 20_000
 ERRORS = ("http_status", "timeout", "dns", "not_an_image")
 
 
 def write_part(folder: Path, index: int) -> None:
     """One part's four tables."""
     random = np.random.default_rng(index)
-    records, images = RECORDS_A_PART, RECORDS_A_PART * IMAGES_A_RECORD
+    records, images = RECORDS_A_PART, RECORDS_A_PART * IMAGES_PER_RECORD
     part = part_of(index)
-    row = np.repeat(np.arange(records, dtype=np.int32), IMAGES_A_RECORD)
-    number = np.tile(np.arange(IMAGES_A_RECORD, dtype=np.int32), records)
+    row = np.repeat(np.arange(records, dtype=np.int32), IMAGES_PER_RECORD)
+    number = np.tile(np.arange(IMAGES_PER_RECORD, dtype=np.int32), records)
     ok = random.random(images) < 0.875
     hosts = np.minimum(random.zipf(1.3, images), HOSTS)
     side = random.lognormal(6, 0.6, (2, images)).astype(np.int32) + 16
@@ -139,7 +139,7 @@ def main() -> None:
     if arguments.measure:
         print(json.dumps(measured(arguments.measure[0], int(arguments.measure[1]))))
         return
-    parts = max(1, arguments.images // (RECORDS_A_PART * IMAGES_A_RECORD))
+    parts = max(1, arguments.images // (RECORDS_A_PART * IMAGES_PER_RECORD))
     with tempfile.TemporaryDirectory() as scratch:
         for index in range(parts):
             write_part(Path(scratch), index)

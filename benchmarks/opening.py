@@ -30,13 +30,13 @@ import pyarrow.parquet as pq
 
 from vila_data.core.cpus import cpu_count
 from vila_data.core.layout import tokens_folder
-from vila_data.core.schemas import LENGTHS, SCHEMA_VERSION
 from vila_data.core.store import Store
+from vila_data.core.tables import LENGTHS, SCHEMA_VERSION
 from vila_data.encode.config import PackConfig
 from vila_data.encode.tokens import TokenManifest, encoding_fingerprint
 from vila_data.mix.config import BlendConfig
 from vila_data.mix.sequence import PackSequence
-from vila_data.mix.sources import read_blended_sets
+from vila_data.mix.shard_sets import read_blended_sets
 from vila_data.shard.manifest import manifest_path
 
 SEED = 17
@@ -101,7 +101,7 @@ def make_run(url: str, shards: int, samples_a_shard: int) -> None:
 def open_run(folder: Path) -> dict[str, float]:
     """Seconds of each step, and the most memory that the process had."""
     blend = BlendConfig.model_validate_json(
-        json.dumps({"weight_counts": "samples", "sources": [{"shards": NAME, "weight": 1}]})
+        json.dumps({"weight_unit": "samples", "sources": [{"shards": NAME, "weight": 1}]})
     )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()

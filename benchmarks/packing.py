@@ -43,10 +43,8 @@ from packing_streams import (
     read_corpora,
 )
 
-from vila_data.mix.pack_report import PackReport
-from vila_data.mix.packs import Packs
-from vila_data.mix.plan import BLOCK_SAMPLES, pack_block
-from vila_data.mix.sequence_length import best_sequence_length
+from vila_data.mix.packing import BLOCK_SAMPLES, best_sequence_length, pack_block
+from vila_data.mix.packs import PackReport, Packs
 
 LIMITS = {576: 6, 144: 24}
 BOUND_SAMPLES = {"pairs": 16_000}  # few types: more samples cost nothing, and one pack more matters less

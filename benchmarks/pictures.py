@@ -247,12 +247,12 @@ def child(path: Path) -> None:
     from vila_data.core import images
 
     assert str(images.__file__).startswith(os.environ["VILA_DATA_ROOT"])
-    images.normalise(saved(chart(), "JPEG"), max_pixels=SIDE * SIDE + 1, shorter_side_px=100)
-    images.normalise(saved(chart(), "WEBP"), max_pixels=SIDE * SIDE + 1, shorter_side_px=100)
+    images.normalize_image(saved(chart(), "JPEG"), max_pixels=SIDE * SIDE + 1, shorter_side_px=100)
+    images.normalize_image(saved(chart(), "WEBP"), max_pixels=SIDE * SIDE + 1, shorter_side_px=100)
     data = path.read_bytes()
     before, begun = peak_kb(), time.process_time()
     try:
-        stored = images.normalise(data, max_pixels=89_478_485)
+        stored = images.normalize_image(data, max_pixels=89_478_485)
         outcome = f"stored {stored.original_width}x{stored.original_height}"
     except images.ImageError as error:
         outcome = error.error_class

@@ -30,9 +30,7 @@ from vila_data.core.layout import Part
 from vila_data.core.receipts import committing
 from vila_data.core.store import Store
 from vila_data.explore.search import index
-from vila_data.explore.search.exact import Slice, search_exact
-from vila_data.explore.search.ranking import Ranking
-from vila_data.explore.search.vectors import EmbeddedPart, Kind, find_parts
+from vila_data.explore.search.exact import EmbeddedPart, Kind, Ranking, Slice, find_parts, search_exact
 from vila_data.score.embeddings import embedding_paths
 
 SEED = 17
@@ -249,7 +247,7 @@ def main() -> None:
         "dim": args.dim,
         "rows_a_cluster": ROWS_A_CLUSTER,
         "queries_of_a_kind": QUERIES,
-        "share_of_cells_looked_into": index.SHARE_LOOKED_INTO,
+        "share_of_cells_looked_into": index.PROBED_SHARE,
         "files": "local, cached",
         "cpus": cpu_count(),
         "load_average_before": load,

@@ -117,7 +117,7 @@ def corpora(shards: int, samples_a_shard: int) -> list[Lengths]:
 def measure(shards: int, samples_a_shard: int, semantics: str) -> dict[str, Any]:
     """One epoch, to the end of the pairs."""
     sources = [{"shards": "pairs", "weight": 10}, {"shards": "documents", "weight": 1}]
-    blend = {"weight_counts": "samples", "at_exhaustion": "stop", "sources": sources}
+    blend = {"weight_unit": "samples", "on_exhaustion": "stop", "sources": sources}
     pack = PackConfig(
         tokenizer="none",
         sequence_length=SEQUENCE_LENGTH,

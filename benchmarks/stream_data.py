@@ -43,10 +43,9 @@ from vila_data.encode.tokenizer import load_tokenizer  # noqa: E402
 from vila_data.encode.tokens import TokenSet, open_tokens  # noqa: E402
 from vila_data.recipe.lock import lock_value, write_lock  # noqa: E402
 from vila_data.recipe.recipe import load_recipe  # noqa: E402
-from vila_data.runs.encoding import encode_sets  # noqa: E402
-from vila_data.shard import energon  # noqa: E402
+from vila_data.runs.set_stages import encode_sets  # noqa: E402
 from vila_data.shard.config import ShardSet  # noqa: E402
-from vila_data.shard.manifest import Manifest  # noqa: E402
+from vila_data.shard.manifest import Manifest, tar_index, write_metadata  # noqa: E402
 from vila_data.shard.read import open_shards  # noqa: E402
 
 VERSION = 6  # of what is written, so that a folder of another version is not taken
@@ -91,7 +90,7 @@ def made_run(
     for blend, names in BLENDS.items():
         (folder / f"{blend}.yaml").write_text(recipe_text(blend, names, samples))
     recipe = load_recipe(folder / "mixed.yaml", find_corpora=False)
-    write_lock(store, lock_value(recipe, None, {}, {}, None))
+    write_lock(store, lock_value(recipe, None, {}, {}, {}))
     for name in SETS if peers else ():
         write_parquet(folder, name)
         link_for_energon(folder, name)
@@ -130,8 +129,8 @@ def recipe_text(blend: str, names: tuple[str, ...], samples: Mapping[str, int]) 
         *(f"  {name}: {{corpus: {one.corpus}, view: {one.view}}}" for name, one in SETS.items()),
         f"pack: {json.dumps(pack_config().model_dump(mode='json', exclude_none=True))}",
         "blend:",
-        "  weight_counts: samples",
-        "  at_exhaustion: renormalise",
+        "  weight_unit: samples",
+        "  on_exhaustion: renormalize",
         "  sources:",
         *(f"    - {{shards: {name}, weight: {samples[name]}}}" for name in names),
     ]
@@ -253,7 +252,7 @@ def link_for_energon(folder: Path, name: str) -> None:
         for path in (shard.name, f"{shard.name}.idx"):
             (out / path).hardlink_to(folder / "shards" / name / path)
     shards = [(shard.name, shard.samples) for shard in manifest.shards]
-    energon.write_metadata(Store(str(out)), "", "conversations", shards)
+    write_metadata(Store(str(out)), "", "conversations", shards)
 
 
 def write_token_tars(folder: Path, blend: str, names: tuple[str, ...], config: PackConfig) -> None:
@@ -293,9 +292,9 @@ def write_token_tars(folder: Path, blend: str, names: tuple[str, ...], config: P
                     suffix = "jpg" if "jpg" in sample.members else f"{image}.jpg"
                     tar.add(f"{tokens.key}.{place}.jpg", sample.members[suffix])
             tar.finish()
-        (out / f"{tar_name}.idx").write_bytes(energon.tar_index(starts, (out / tar_name).stat().st_size - 1024))
+        (out / f"{tar_name}.idx").write_bytes(tar_index(starts, (out / tar_name).stat().st_size - 1024))
         shards.append((tar_name, len(starts)))
-    energon.write_metadata(Store(str(out)), "", "conversations", shards)
+    write_metadata(Store(str(out)), "", "conversations", shards)
 
 
 def digest(folder: Path) -> str:

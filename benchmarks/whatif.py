@@ -33,8 +33,8 @@ from numpy.typing import NDArray
 from vila_data.core.cpus import cpu_count
 from vila_data.core.layout import Part, parts_list
 from vila_data.core.receipts import Receipt, write_receipt
-from vila_data.core.schemas import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS, SCORE_IMAGES
 from vila_data.core.store import Store
+from vila_data.core.tables import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS, SCORE_IMAGES
 from vila_data.filter import duplicates
 from vila_data.filter.part import filter_part, part_digests
 from vila_data.recipe.lock import LOCK, lock_value, stage_fingerprints, write_lock

@@ -180,7 +180,7 @@ def shown_type(hint: Any, field: FieldInfo | None = None) -> str:
     if hint is type(None):
         return "`null`"
     if origin is dict:
-        key = "{share of steps: " if arguments[0] is float else "{NAME: "
+        key = "{fraction of steps: " if arguments[0] is float else "{NAME: "
         return key + shown_type(arguments[1]) + "}"
     if origin is list or (origin is tuple and Ellipsis in arguments):
         return f"list of {shown_type(arguments[0])}"

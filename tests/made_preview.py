@@ -23,8 +23,8 @@ from tests.made_run import (
 )
 from vila_data.core.store import Store
 from vila_data.explore.preview import Choice, PreviewReport
-from vila_data.explore.preview.choose import choose
-from vila_data.explore.preview.run import RunSource
+from vila_data.explore.preview.run_source import RunSource
+from vila_data.explore.preview.select import select
 from vila_data.recipe.recipe import Recipe
 from vila_data.runs.run import Run
 
@@ -75,10 +75,10 @@ def ids(report: PreviewReport) -> list[str]:
 def chosen(run: MadePreview, choice: Choice) -> list[tuple[str, str]]:
     """(corpus, record_id) of what a choice means, without drawing it."""
     source = RunSource(Run(run.store))
-    found = choose(source, choice, lambda records: None)
+    found = select(source, choice, lambda records: None)
     return [
-        (source.corpora[place.corpus], source.record_ids(place.corpus, place.part)[place.row].as_py())
-        for place, _ in found.places
+        (source.corpora[location.corpus], source.record_ids(location.corpus, location.part)[location.row].as_py())
+        for location, _ in found.locations
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vila_data.core.ranges.spans import Span
+from vila_data.core.ranges.prefetch import Span
 from vila_data.core.store import Store
 
 

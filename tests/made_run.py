@@ -21,9 +21,9 @@ from PIL import Image, ImageDraw
 from vila_data.core.layout import Part, parts_list, record_key
 from vila_data.core.receipts import committing
 from vila_data.core.records import ImageRef, Record, record_to_json
-from vila_data.core.schemas import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS, SCORE_IMAGES
 from vila_data.core.scores import NONE
 from vila_data.core.store import Store
+from vila_data.core.tables import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS, SCORE_IMAGES
 from vila_data.core.tarcodec import TarWriter
 from vila_data.filter.config import FilterConfig, Rules
 from vila_data.filter.part import filter_part
@@ -33,9 +33,8 @@ from vila_data.runs.plan import CorpusPlan
 from vila_data.score.clip import ClipConfig
 from vila_data.score.kinds import scores_of
 from vila_data.shard.config import ShardSet
-from vila_data.shard.layout import SampleRefs, lay_out
 from vila_data.shard.manifest import Manifest, finish_set
-from vila_data.shard.write import ShardJob, write_shard
+from vila_data.shard.write import SampleRefs, ShardJob, plan_shards, write_shard
 
 SEED = 17
 MAX_BYTES = 60_000
@@ -231,7 +230,7 @@ def make_set(
     store: Store, parts: Sequence[Part], name: str, config: ShardSet, *, seed: int = SEED, max_bytes: int = MAX_BYTES
 ) -> Manifest:
     """A finished set under shards/<name>."""
-    shards = lay_out(store, parts, config.view, name, seed, max_bytes)
+    shards = plan_shards(store, parts, config.view, name, seed, max_bytes)
     receipts = [write_shard(store, job) for job in jobs_of(name, config, parts, shards)]
     return finish_set(store, name, config, receipts, "recipe", "inputs")
 

@@ -1,4 +1,4 @@
-"""From published metadata to checked shards for vision-language training.
+"""Build, inspect and stream training data for vision-language models.
 
     import vila_data as vd
     recipe = vd.load_recipe("recipes/sample.yaml")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vila_data.core.images import ImageError, decode_rgb, normalise, perceptual_hash, target_size
+from vila_data.core.images import ImageError, decode_rgb, normalize_image, perceptual_hash, target_size
 
 LIMIT = 89_478_485
 
@@ -43,7 +43,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def stored(data: bytes, side: int | None = 336, **options: object):
-    return normalise(data, **{"max_pixels": LIMIT, "shorter_side_px": side, **options})  # type: ignore[arg-type]
+    return normalize_image(data, **{"max_pixels": LIMIT, "shorter_side_px": side, **options})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_damage_never_raises_anything_else(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 8))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     try:
-        image = normalise(bytes(content), max_pixels=1_000_000, shorter_side_px=48)
+        image = normalize_image(bytes(content), max_pixels=1_000_000, shorter_side_px=48)
     except ImageError:
         return
     assert decode_rgb(image.jpeg).shape == (image.height, image.width, 3)

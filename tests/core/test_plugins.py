@@ -93,9 +93,13 @@ def test_a_kind_and_a_policy_of_a_package(install: Install, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("kind", "more", "said"),
     [
-        ("cadrs", "", r"recipe\.yaml:4 corpora\.one\.kind: found 'cadrs'; nearest: cards"),
+        ("cadrs", "", r"recipe\.yaml:4 corpora\.one\.kind: found 'cadrs'; did you mean cards"),
         ("cards", "corpora_: 1", r"recipe\.yaml:5 corpora_: unknown key"),
-        ("cards, part_record: 3", "", r"recipe\.yaml:4 corpora\.one\.part_record: unknown key .*nearest: part_records"),
+        (
+            "cards, part_record: 3",
+            "",
+            r"recipe\.yaml:4 corpora\.one\.part_record: unknown key .*did you mean part_records",
+        ),
     ],
 )
 def test_errors_in_a_recipe_know_the_names_of_packages(
@@ -136,7 +140,7 @@ def test_an_exporter_that_is_none(install: Install) -> None:
     install("exporters", "mine = extra:Cards")
     with pytest.raises(UsageError, match=r"must name a class like vila_data\.export\.format\.Format"):
         open_format("mine", "pairs")
-    with pytest.raises(UsageError, match=r"--to other: no such format; there are vila-pickle, .*, mine"):
+    with pytest.raises(UsageError, match=r"--to other: unknown format; choose one of vila-pickle, .*, mine"):
         open_format("other", "pairs")
 
 

@@ -28,17 +28,16 @@ from tests.core.made_pictures import (
     xmp_of,
 )
 from tests.core.made_profiles import gray_profile, ink_profile, rgb_profile
-from vila_data.core.color import BrokenProfile, to_srgb
 from vila_data.core.image_formats import ImageError
-from vila_data.core.images import StoredImage, normalise, pixels_to_store
-from vila_data.core.orientation import orientation_of
+from vila_data.core.image_pixels import BrokenProfile, orientation_of, to_srgb
+from vila_data.core.images import StoredImage, normalize_image, pixels_to_store
 
 LIMIT = 89_478_485
 CHART = chart()
 
 
 def stored(data: bytes, side: int | None = 336) -> StoredImage:
-    return normalise(data, max_pixels=LIMIT, shorter_side_px=side)
+    return normalize_image(data, max_pixels=LIMIT, shorter_side_px=side)
 
 
 def error_of(data: bytes) -> tuple[str, str]:

@@ -199,14 +199,14 @@ def test_calls_are_said_and_observations_are_told(tmp_path: Path) -> None:
 
 def test_an_unknown_form_names_its_keys(tmp_path: Path) -> None:
     unknown, empty = text(tmp_path, {"frage": "p", "antwort": "c"}, {})
-    assert unknown.reason == "missing_field" and unknown.detail.endswith("the row has frage, antwort")
+    assert unknown.reason == "missing_field" and unknown.detail.endswith("the row has the keys frage, antwort")
     assert empty.reason == "missing_field" and empty.detail.endswith("the row has no keys")
 
 
 @pytest.mark.parametrize("history", [5, True, "said", {"a": "b"}, ["ab"], [["a"]], [["a", 1]]])
 def test_a_history_that_is_none(tmp_path: Path, history: object) -> None:
     (bad,) = text(tmp_path, {"instruction": "p", "output": "c", "history": history})
-    assert bad.reason == "wrong_type" and "history is" in bad.detail
+    assert bad.reason == "wrong_type" and "history must be" in bad.detail
 
 
 def test_text_from_parquet(tmp_path: Path) -> None:
@@ -322,10 +322,10 @@ def test_vflan_visual_dialogs_are_several_turns(tmp_path: Path) -> None:
     assert other.texts == ("What are Image Descriptions?", "Texts.")
     assert (
         two.reason == "image_count"
-        and "a visual dialog ('Image Descriptions') is about one image, the row" in two.detail
+        and "a visual dialog ('Image Descriptions') must have one image, found" in two.detail
     )
     for bad in (unanswered, twice):
-        assert bad.reason == "turn_order" and "whose questions and answers do not alternate" in bad.detail
+        assert bad.reason == "turn_order" and "must alternate" in bad.detail
 
 
 def test_flan_is_stripped_at_the_end_and_other_text_is_not(tmp_path: Path) -> None:

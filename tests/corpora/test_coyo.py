@@ -125,7 +125,7 @@ def test_a_missing_column_names_those_that_are_there(tmp_path: Path) -> None:
     path = tmp_path / "0.parquet"
     pq.write_table(pa.table({"id": [1], "URL": ["u"], "text": ["t"]}), path)
     config = CoyoConfig(kind="coyo", files=(str(path),))
-    with pytest.raises(DataError, match=r"no column url; it has id, URL, text"):
+    with pytest.raises(DataError, match=r"no column url; the file has id, URL, text"):
         plan_corpus(Store(str(tmp_path / "run")), "pairs", config, ["-"], None, scan_here)
 
 
@@ -140,5 +140,5 @@ def test_no_parquet_at_all(tmp_path: Path) -> None:
 def test_an_empty_corpus_is_an_error(tmp_path: Path) -> None:
     file = write(tmp_path / "0.parquet", [], [])
     config = CoyoConfig(kind="coyo", files=(file,))
-    with pytest.raises(DataError, match="hold no records"):
+    with pytest.raises(DataError, match="contain no records"):
         plan_corpus(Store(str(tmp_path / "run")), "pairs", config, ["-"], None, scan_here)

@@ -67,6 +67,6 @@ def test_a_tar_that_img2dataset_did_not_finish_is_an_error(folder: Path, tmp_pat
     stats = folder / "downloaded" / "00001_stats.json"
     text = stats.read_text()
     stats.unlink()
-    with pytest.raises(vd.DataError, match=r"00001\.tar: .*00001_stats\.json is not there"):
+    with pytest.raises(vd.DataError, match=r"00001\.tar: .*00001_stats\.json is missing"):
         vd.run(folder / "recipe.yaml", tmp_path / "run", runner="local")
     stats.write_text(text)

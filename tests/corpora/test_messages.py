@@ -22,9 +22,9 @@ from vila_data.core.fates import RECORD_REASONS
 from vila_data.core.layout import Part
 from vila_data.core.records import BadRecord, ImageRef, Record, record_from_json, record_to_json
 from vila_data.corpora.config import CorpusConfig, LlavaConfig, TextConfig
+from vila_data.corpora.conversation import ROLES
 from vila_data.corpora.kinds import open_corpus
 from vila_data.corpora.llava import llava_rows
-from vila_data.corpora.messages import ROLES
 from vila_data.corpora.source import RowProblem
 from vila_data.corpora.text import text_rows
 
@@ -429,46 +429,50 @@ DEEP: Any = []
 for _ in range(200):
     DEEP = [DEEP]
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
-    ({"messages": "q"}, "wrong_type", "messages is a str, not a list"),
-    ({"messages": [3, A]}, "wrong_type", "messages: message 0 is no {role: text, content: …}"),
+    ({"messages": "q"}, "wrong_type", "messages must be a list, found a str"),
+    ({"messages": [3, A]}, "wrong_type", "messages: message 0 must be {role: string, content: …}"),
     (
         {"messages": [{"role": "judge", "content": "q"}, A]},
         "wrong_type",
-        "messages: message 0 is from 'judge'; known are",
+        "messages: message 0 is from 'judge'; must be one of",
     ),
     (
         {"messages": [user("q"), {"role": "assistant", "content": 3}]},
         "wrong_type",
-        "messages: the content of message 1 is a int, not a text, a list or null",
+        "messages: the content of message 1 must be a string, a list or null, found a int",
     ),
-    ({"messages": [user(3), A]}, "wrong_type", "messages: entry 0 of message 0 is a int, not an object with a type"),
+    (
+        {"messages": [user(3), A]},
+        "wrong_type",
+        "messages: entry 0 of message 0 must be an object with a type, found a int",
+    ),
     (
         {"messages": [user({"type": "text", "text": None}), A]},
         "wrong_type",
-        "entry 0 of message 0 is of type text and has no",
+        "entry 0 of message 0 has type text but no",
     ),
     (
         {"messages": [user({"type": "refusal"}), A]},
         "wrong_type",
-        "entry 0 of message 0 is of type 'refusal'; known are text",
+        "entry 0 of message 0 has type 'refusal'; must be one of text",
     ),
-    ({"messages": [user({}), A]}, "wrong_type", "messages: entry 0 of message 0 is of type None; known are"),
+    ({"messages": [user({}), A]}, "wrong_type", "messages: entry 0 of message 0 has type None; must be one of"),
     (
         {"messages": [user({"type": ["image"]}), A]},
         "wrong_type",
-        "entry 0 of message 0 is of type ['image']; known are",
+        "entry 0 of message 0 has type ['image']; must be one of",
     ),
     ({"messages": []}, "empty_conversation", "it has no turns"),
-    ({"messages": [user("q")]}, "empty_conversation", "no answer has words in it"),
+    ({"messages": [user("q")]}, "empty_conversation", "every answer is empty"),
     (
         {"messages": [user(words("q")), said(None, reasoning="r")]},
         "empty_conversation",
-        "messages: no answer has words",
+        "messages: every answer is empty",
     ),
     (
         {"messages": [user("q"), said("a", tool_calls="f()")]},
         "wrong_type",
-        "messages: tool_calls of message 1 is no list of",
+        "messages: tool_calls of message 1 must be a list of",
     ),
     (
         {"messages": [user("q"), said("a", tool_calls=[{"arguments": {}}])]},
@@ -490,12 +494,20 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "wrong_type",
         "messages: message 1 is not JSON",
     ),
-    ({"messages": [user("q"), A], "tools": "search"}, "wrong_type", "tools is no list of objects, nor the JSON of one"),
-    ({"messages": [user("q"), A], "tools": [DEEP]}, "wrong_type", "tools is no list of objects, nor the JSON of one"),
+    (
+        {"messages": [user("q"), A], "tools": "search"},
+        "wrong_type",
+        "tools must be a list of objects, or the JSON of one",
+    ),
+    (
+        {"messages": [user("q"), A], "tools": [DEEP]},
+        "wrong_type",
+        "tools must be a list of objects, or the JSON of one",
+    ),
     (
         {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "tools": [b""]},
         "wrong_type",
-        "tools has no form in JSON",
+        "tools cannot be written as JSON",
     ),
 ]
 REFUSED_LLAVA: list[tuple[dict[str, Any], str, str]] = [
@@ -503,7 +515,7 @@ REFUSED_LLAVA: list[tuple[dict[str, Any], str, str]] = [
         (
             {"messages": [user({"type": kind, kind: "x"}), A]},
             "wrong_type",
-            f"messages: entry 0 of message 0 is of type '{kind}'; known",
+            f"messages: entry 0 of message 0 has type '{kind}'; must be one of",
         )
         for kind in ("video", "audio", "video_url", "input_audio", "thinking")
     ],
@@ -512,48 +524,52 @@ REFUSED_LLAVA: list[tuple[dict[str, Any], str, str]] = [
         "wrong_type",
         "the row has videos; kind llava reads texts and",
     ),
-    ({"messages": [user(IMAGE), A]}, "image_count", "messages: 1 places for images, the row has 0 images"),
+    ({"messages": [user(IMAGE), A]}, "image_count", "messages: 1 image entries, but the row has 0 images"),
     (
         {"messages": [user(IMAGE, IMAGE), A], "images": ["a"]},
         "image_count",
-        "messages: 2 places for images, the row has 1",
+        "messages: 2 image entries, but the row has 1",
     ),
     (
         {"messages": [user(IMAGE), A], "images": ["a", "b"]},
         "image_count",
-        "messages: 1 places for images, 2 images of the row",
+        "messages: 1 image entries, but the row has 2 images",
     ),
     (
         {"messages": [user({**IMAGE, "image": "a"}), A], "images": ["b"]},
         "image_count",
-        "1 places for images, 1 images of the row",
+        "1 image entries, but the row has 1 images",
     ),
     (
         {"messages": [user({**IMAGE, "index": 7}), A], "images": ["b"]},
         "image_count",
-        "1 places for images (index 7), the row",
+        "1 image entries (index 7), but the row",
     ),
     (
         {"messages": [user(words("q")), A], "images": ["b"]},
         "image_count",
-        "messages: 0 places for images, 1 images of the row",
+        "messages: 0 image entries, but the row has 1 images",
     ),
-    ({"messages": [user("<image><image>"), A], "images": ["b"]}, "image_count", "2 <image> marks for 1 images"),
-    ({"messages": [user("q"), A], "images": ["b"]}, "image_count", "0 <image> marks for 1 images"),
+    ({"messages": [user("<image><image>"), A], "images": ["b"]}, "image_count", "2 <image> placeholders, but 1 images"),
+    ({"messages": [user("q"), A], "images": ["b"]}, "image_count", "0 <image> placeholders, but 1 images"),
     (
         {"messages": [{**user(IMAGE), "role": "system"}, user("q"), A], "image": "b"},
         "wrong_type",
         "message 0 is from system and has",
     ),
-    ({"messages": [user({**IMAGE, "image": 3}), A]}, "wrong_type", "an image is a int, not a path"),
-    ({"texts": "q"}, "wrong_type", "texts is a str, not a list of {user, assistant}"),
-    ({"texts": [{"user": "q"}], "images": ["a"]}, "wrong_type", "texts: entry 0 is no {user: text, assistant: text}"),
-    ({"texts": ["q", None], "images": [None, "a"]}, "wrong_type", "an image is a NoneType, not a path"),
+    ({"messages": [user({**IMAGE, "image": 3}), A]}, "wrong_type", "an image must be a path, found a int"),
+    ({"texts": "q"}, "wrong_type", "texts must be a list of {user, assistant}, found a str"),
+    (
+        {"texts": [{"user": "q"}], "images": ["a"]},
+        "wrong_type",
+        "texts: entry 0 must be {user: string, assistant: string}",
+    ),
+    ({"texts": ["q", None], "images": [None, "a"]}, "wrong_type", "an image must be a path, found a NoneType"),
     ({"texts": []}, "empty_conversation", "it has no turns"),
     (
         {"texts": [{"user": "<image>", "assistant": "a"}], "images": ["a", "b"]},
         "image_count",
-        "1 <image> marks for 2 images",
+        "1 <image> placeholders, but 2 images",
     ),
 ]
 NO_IMAGES = "kind text has no images; use kind llava"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import vila_data as vd
-from vila_data.corpora import hub
+from vila_data.corpora import text
 from vila_data.recipe.recipe import Recipe
 
 RECIPE = """version: 1
@@ -81,56 +81,56 @@ def test_an_image_root_may_be_a_url(folder: Path) -> None:
         (
             "{corpus: chat, view: conversations}",
             "{corpus: chat, view: interleaved}",
-            "recipe.yaml:23 shards.chat.view: interleaved is a view of documents; corpus 'chat' (llava) has "
+            "recipe.yaml:23 shards.chat.view: interleaved is a view of documents; corpus 'chat' (llava) contains "
             "conversations; its views: conversations",
         ),
         (
             "{corpus: docs, view: pairs}",
             "{corpus: docs, view: conversations}",
-            "recipe.yaml:21 shards.docs_pairs.view: conversations is a view of conversations; corpus 'docs' (mmc4) has "
+            "recipe.yaml:21 shards.docs_pairs.view: conversations is a view of conversations; corpus 'docs' (mmc4) contains "
             "documents; its views: interleaved, pairs",
         ),
         (
             "{corpus: flickr, view: pairs}",
             "{corpus: flickr, view: interleaved}",
-            "corpus 'flickr' (flickr8k) has pairs; its views: pairs",
+            "corpus 'flickr' (flickr8k) contains pairs; its views: pairs",
         ),
         (
             "engine: builtin",
             "engine: img2dataset",
-            "recipe.yaml:12 download.engine: img2dataset serves pairs by address; corpus 'docs' (mmc4) has none",
+            "recipe.yaml:12 download.engine: the img2dataset engine only downloads image-caption pairs by URL; corpus 'docs' (mmc4) has none",
         ),
         (
             "files: [chat.json], image_root: images",
             "files: [chat.json], image_root: pictures",
-            "recipe.yaml:6 corpora.chat.image_root: 'pictures' is no folder",
+            "recipe.yaml:6 corpora.chat.image_root: directory 'pictures' does not exist",
         ),
         (
             "[captions.csv], image_root: images",
             "[captions.csv]",
-            "recipe.yaml:10 corpora.flickr.image_root: missing",
+            "recipe.yaml:10 corpora.flickr.image_root: missing required key",
         ),
         (
             "[vflan.jsonl]",
             "[rows.pkl]",
-            "recipe.yaml:9 corpora.vflan.files.0: rows.pkl: a pickle runs what code is in it",
+            "recipe.yaml:9 corpora.vflan.files.0: rows.pkl: pickle files are refused because opening one can run code",
         ),
         ("[chat.json]", "[captions.csv]", "recipe.yaml:6 corpora.chat.files.0: captions.csv: rows are read from .json"),
         (
             "min_images: 1, on_missing_image: drop_image",
             "reassign: true",
-            "recipe.yaml:16 filter.documents.reassign: corpus 'pages' is obelics, whose order is kept: set "
+            "recipe.yaml:16 filter.documents.reassign: corpus 'pages' is of kind obelics, whose image order is kept; set "
             "filter.per_corpus.pages.documents.reassign: false",
         ),
         (
             "vflan: {images: {min_similarity: 0.1}, documents: {min_images: 1}}",
             "pages: {documents: {reassign: true}}",
-            "recipe.yaml:18 filter.per_corpus.pages.documents.reassign: corpus 'pages' is obelics",
+            "recipe.yaml:18 filter.per_corpus.pages.documents.reassign: corpus 'pages' is of kind obelics",
         ),
         (
             "documents: {min_images: 1}}",
             "documents: {on_missing_image: drop_image}}",
-            "recipe.yaml:18 filter.per_corpus.vflan.documents.on_missing_image: corpus 'vflan' has conversations",
+            "recipe.yaml:18 filter.per_corpus.vflan.documents.on_missing_image: corpus 'vflan' contains conversations",
         ),
         (
             'files: ["flan*.jsonl"]',
@@ -140,12 +140,12 @@ def test_an_image_root_may_be_a_url(folder: Path) -> None:
         (
             'files: ["flan*.jsonl"]',
             'files: ["flan*.jsonl"], dataset: talk',
-            "recipe.yaml:7 corpora.flan.dataset: takes the place of files",
+            "recipe.yaml:7 corpora.flan.dataset: `dataset` and `files` are alternatives",
         ),
         (
             'files: ["flan*.jsonl"]',
             'files: ["flan*.jsonl"], split: test',
-            "config, split and revision are of a dataset",
+            "config, split and revision need `dataset`",
         ),
         ("split: test", "split: dev", "has no split 'dev'; it has test"),
         ("dataset: talk, split: test", "dataset: talk, config: nope", "datasets cannot open"),
@@ -172,7 +172,7 @@ def test_rules_for_conversations(folder: Path) -> None:
 def test_data_sets_of_other_files_are_refused(folder: Path) -> None:
     (folder / "tables").mkdir()
     (folder / "tables" / "test.csv").write_text("prompt,completion\np,c\n")
-    with pytest.raises(vd.RecipeError, match=r"corpora\.talk\.dataset: .*is no data set of plain rows .*test\.csv"):
+    with pytest.raises(vd.RecipeError, match=r"corpora\.talk\.dataset: .*is not a dataset of plain rows .*test\.csv"):
         load(folder, "dataset: talk", "dataset: tables")
 
 
@@ -192,7 +192,7 @@ def test_a_data_set_on_the_hub_is_read_by_its_file_urls(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
     config = TextConfig(kind="text", dataset="a/b", config="en", revision="c0ffee")
-    assert hub.data_files(config) == ("hf://datasets/a/b@c0ffee/0.parquet",)
+    assert text.data_files(config) == ("hf://datasets/a/b@c0ffee/0.parquet",)
     assert asked == [(("a/b", "en"), {"revision": "c0ffee"})]
 
 

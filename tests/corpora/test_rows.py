@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from vila_data.core.errors import DataError
 from vila_data.core.layout import Part
 from vila_data.core.records import BadRecord, Record
-from vila_data.corpora import json_rows
-from vila_data.corpora.json_rows import count_json, read_json
-from vila_data.corpora.rows import RowSource
+from vila_data.corpora import rows as rows_module
+from vila_data.corpora.rows import RowSource, count_json, read_json
 from vila_data.corpora.source import RowProblem, file_labels
 
 VALUES = st.recursive(
@@ -39,7 +38,7 @@ def written(folder: Path, rows: list[Any], form: str, ascii_only: bool = True) -
         data = b"\xef\xbb\xbf" * ("bom" in form) + b" \n" + indent.encode("utf-8", "surrogatepass") + b"\n"
     path = folder / f"rows-{len(data)}.json{'.gz' if 'gz' in form else ''}"
     path.write_bytes(gzip.compress(data) if "gz" in form else data)
-    json_rows._places.cache_clear()
+    rows_module._places.cache_clear()
     return str(path)
 
 
@@ -57,14 +56,14 @@ def test_any_slices_give_the_same_rows(
     if not rows and form.startswith("lines"):
         return
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(json_rows, "_STEP", places)
-        patched.setattr(json_rows, "_WINDOW", window)
+        patched.setattr(rows_module, "_STEP", places)
+        patched.setattr(rows_module, "_WINDOW", window)
         file = written(tmp_path, rows, form, ascii_only)
         assert count_json(file, 2) == min(2, len(rows))
         assert count_json(file, None) == len(rows)
         assert count_json(file, 3) == min(3, len(rows))
         assert sliced(file, len(rows), step) == rows
-        json_rows._places.cache_clear()
+        rows_module._places.cache_clear()
         assert list(read_json(file, max(0, len(rows) - 2), len(rows))) == rows[-2:]
 
 
@@ -76,10 +75,10 @@ BAD = ['{"a" 1}', "{'a': 1}", '{"a": [1, 2}', "{]", "nonsense", '{"a": "\x01"}',
 def test_a_bad_row_of_a_list_is_one_problem(
     bad: str, window: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(json_rows, "_WINDOW", window)
+    monkeypatch.setattr(rows_module, "_WINDOW", window)
     path = tmp_path / "rows.json"
     path.write_text(f'[{{"n": 0}}, {bad}, {{"n": "}}, {{"}}, {bad}, {{"n": 2}}]')
-    json_rows._places.cache_clear()
+    rows_module._places.cache_clear()
     assert count_json(str(path), None) == 5
     found = list(read_json(str(path), 0, 5))
     assert [found[0], found[2], found[4]] == [{"n": 0}, {"n": "}, {"}, {"n": 2}]
@@ -121,7 +120,7 @@ def test_slices_of_a_long_list_are_read_from_where_they_lie(tmp_path: Path, monk
     """Reading 40 slices walks over each row twice at most: not from the beginning for each slice."""
     file = written(tmp_path, [{"n": n} for n in range(20_000)], "list")
     walked = 0
-    original = json_rows.walk
+    original = rows_module.walk
 
     def counting(name: str, offset: int) -> Any:
         nonlocal walked
@@ -129,7 +128,7 @@ def test_slices_of_a_long_list_are_read_from_where_they_lie(tmp_path: Path, monk
             walked += 1
             yield found
 
-    monkeypatch.setattr(json_rows, "walk", counting)
+    monkeypatch.setattr(rows_module, "walk", counting)
     assert count_json(file, None) == 20_000
     assert [value["n"] for value in sliced(file, 20_000, 500)] == list(range(20_000))
     assert walked < 20_000 * 2 + 40 * 300
@@ -175,12 +174,14 @@ def test_a_row_that_is_no_object_is_a_bad_record(tmp_path: Path) -> None:
 def test_a_file_that_has_become_shorter_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"n": 1}\n')
-    with pytest.raises(DataError, match=r"rows\.jsonl: ends at row 1, had 2: it has changed"):
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl: ends at row 1, had 2 rows when it was scanned: the file has changed"
+    ):
         list(RowSource(read_number).read(part_of(str(path), 0, 2)))
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("rows.pkl", "a pickle runs what code"), ("rows.csv", "rows are read from")]
+    ("name", "words"), [("rows.pkl", "pickle files are refused"), ("rows.csv", "rows are read from")]
 )
 def test_other_files_are_refused(name: str, words: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"\x80\x04.")

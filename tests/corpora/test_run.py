@@ -21,7 +21,7 @@ import vila_data as vd
 from tests.faults.kills import tree
 from tests.made_run import drawn
 from vila_data.explore.inspection import check
-from vila_data.runs.forecast import forecast
+from vila_data.runs.plan_summary import summarize_plan
 from vila_data.shard.read import Sample
 
 RECIPE = """version: 1
@@ -182,8 +182,8 @@ def test_details_of_failed_rows_name_file_and_row(folder: Path, done: tuple[Path
         if row["detail"]
     ]
     assert details == [
-        f"{folder}/chat.json: row 7: 0 <image> marks for 1 images",
-        f"{folder}/chat.json: row 8: turns 0 and 1 are both from gpt; turns alternate",
+        f"{folder}/chat.json: row 7: 0 <image> placeholders, but 1 images",
+        f"{folder}/chat.json: row 8: turns 0 and 1 are both from gpt; turns must alternate",
         f"{folder}/chat.json: row 9: it has no turns",
     ]
 
@@ -267,6 +267,8 @@ def test_relaunching_changes_nothing_and_the_forecast_knows(folder: Path, done: 
     before = tree(done[0])
     assert vd.run(folder / "recipe2.yaml", done[0], runner="local").funnel == done[1].funnel
     assert tree(done[0]) == before
-    nodes = {node["corpus"]: node for node in forecast(folder / "recipe2.yaml", None)["children"] if "corpus" in node}
+    nodes = {
+        node["corpus"]: node for node in summarize_plan(folder / "recipe2.yaml", None)["children"] if "corpus" in node
+    }
     assert nodes["flan"]["images_expected"] == 0
     assert nodes["chat"]["images_expected"] == 13

@@ -17,6 +17,10 @@ COMMANDS: Final[dict[tuple[str, str], str]] = {
     ("README.md", "make test"): ".ci/run: make test",
     ("README.md", "pip install -c constraints.txt torch"): _SETUP,
     ("README.md", 'pip install -c constraints.txt ".[onnx,s3,search,language]"'): _SETUP,
+    ("README.md", "vila-data plan mine.yaml"): "tests/house/test_readme.py::test_your_own_data",
+    ("README.md", "vila-data run  mine.yaml --out runs/mine --runner local"): (
+        "tests/house/test_readme.py::test_your_own_data"
+    ),
     ("README.md", "vila-data --help"): "tests/docs/test_commands.py::test_help",
     ("docs/conformance.md", "make conformance"): _CONFORMANCE,
     ("docs/conformance.md", "make conformance JSON=benchmarks/results/conformance.json"): _CONFORMANCE,

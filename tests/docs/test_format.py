@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from tests.conftest import REPO
-from vila_data.core import schemas
+from vila_data.core import tables
 from vila_data.core.fates import IMAGE_ERRORS, RECORD_REASONS
 from vila_data.core.records import CHAT_KEYS
 from vila_data.core.samples import SAMPLE_SCHEMA
@@ -25,14 +25,14 @@ PAGE = (REPO / "shards" / "FORMAT.md").read_text(encoding="utf-8")
 SAID = " ".join(PAGE.split())
 
 TABLES = {
-    "## Index": schemas.SHARD_INDEX,
-    "## `download/<corpus>/part-00000.parquet`": schemas.DOWNLOAD_IMAGES,
-    "## `download/<corpus>/part-00000.records.parquet`": schemas.DOWNLOAD_RECORDS,
-    "## `score/<corpus>/<scorer>/part-00000.parquet`": schemas.SCORE_IMAGES,
+    "## Index": tables.SHARD_INDEX,
+    "## `download/<corpus>/part-00000.parquet`": tables.DOWNLOAD_IMAGES,
+    "## `download/<corpus>/part-00000.records.parquet`": tables.DOWNLOAD_RECORDS,
+    "## `score/<corpus>/<scorer>/part-00000.parquet`": tables.SCORE_IMAGES,
     "## `score/<corpus>/<scorer>/embeddings/`": METADATA,
-    "## `filter/<corpus>/part-00000.parquet`": schemas.FATES,
-    "# Token files": schemas.TOKENS,
-    "`lengths.parquet`, from which": schemas.LENGTHS,
+    "## `filter/<corpus>/part-00000.parquet`": tables.FATES,
+    "# Token files": tables.TOKENS,
+    "`lengths.parquet`, from which": tables.LENGTHS,
 }
 
 
@@ -56,7 +56,7 @@ def test_columns(heading: str) -> None:
 
 
 def test_every_schema_has_its_table() -> None:
-    found = [value for value in vars(schemas).values() if isinstance(value, pa.Schema)]
+    found = [value for value in vars(tables).values() if isinstance(value, pa.Schema)]
     assert len(found) == len(TABLES) - 1
     assert all(any(one is table for table in TABLES.values()) for one in found)
 
@@ -108,7 +108,7 @@ def test_json_files_have_the_keys_that_are_named(home: Path) -> None:
 
 
 def test_versions() -> None:
-    assert f"`schema` in manifests is {schemas.SCHEMA_VERSION}, `schema` in samples is {SAMPLE_SCHEMA}, " in SAID
+    assert f"`schema` in manifests is {tables.SCHEMA_VERSION}, `schema` in samples is {SAMPLE_SCHEMA}, " in SAID
     assert f"`form` in `recipe.lock.yaml` is {FORM}. " in SAID
 
 

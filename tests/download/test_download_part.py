@@ -22,10 +22,10 @@ from tests.download.origin import Origin, Request, answers, jpeg, pair, part
 from vila_data.core.errors import StorageError, UsageError
 from vila_data.core.receipts import Receipt, read_receipt, valid_receipt
 from vila_data.core.records import BadRecord, ImageRef, Record, record_from_json, record_to_json
-from vila_data.core.schemas import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS
 from vila_data.core.store import Store
+from vila_data.core.tables import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS
 from vila_data.core.tarcodec import walk_block, walk_file
-from vila_data.corpora.pictures import read_picture
+from vila_data.corpora.images import read_image
 from vila_data.download.config import DownloadConfig
 from vila_data.download.part import download_part
 
@@ -242,9 +242,9 @@ def test_local_images_are_read_once_and_verified(tmp_path: Path, monkeypatch: py
 
     def counted(file: str, max_bytes: int) -> bytes:
         reads.append(Path(file).name)
-        return read_picture(file, max_bytes)
+        return read_image(file, max_bytes)
 
-    monkeypatch.setattr("vila_data.download.intake.read_picture", counted)
+    monkeypatch.setattr("vila_data.download.images.read_image", counted)
     (tmp_path / "1.jpg").write_bytes(PICTURES[0])
     (tmp_path / "2.jpg").write_bytes(b"<html>")
     (tmp_path / "3.jpg").write_bytes(PICTURES[1] + bytes(50_000))
@@ -266,7 +266,7 @@ def test_a_disk_that_fails_leaves_no_receipt(tmp_path: Path, monkeypatch: pytest
     def fail(file: str, max_bytes: int) -> bytes:
         raise StorageError(f"{file}: cannot be read: Input/output error")
 
-    monkeypatch.setattr("vila_data.download.intake.read_picture", fail)
+    monkeypatch.setattr("vila_data.download.images.read_image", fail)
     store = Store(str(tmp_path / "run"))
     with pytest.raises(StorageError, match=r"1\.jpg: cannot be read"):
         download_part(store, part(0), [pair(0, "1.jpg", file="/data/1.jpg")], DownloadConfig(), "in")

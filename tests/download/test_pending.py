@@ -18,7 +18,7 @@ from vila_data.core.store import Store
 from vila_data.download import pending as pending_module
 from vila_data.download.config import DownloadConfig
 from vila_data.download.part import download_part
-from vila_data.download.pending import Image, Pending, PendingRecord, Spool, Waiting
+from vila_data.download.pending import Image, Pending, PendingRecord, ScratchFile, SpillBuffer
 
 PICTURES = [jpeg(420 + 10 * seed, 380, seed) for seed in range(8)]
 COUNT = 40
@@ -32,7 +32,7 @@ def origin() -> Iterator[Origin]:
 
 @pytest.fixture
 def line(tmp_path: Path) -> Iterator[Pending]:
-    spool = Spool(tmp_path / "spool")
+    spool = ScratchFile(tmp_path / "spool")
     yield Pending(spool)
     spool.close()
 
@@ -78,7 +78,7 @@ def hold_first(origin: Origin, let_go: threading.Event) -> None:
 
 
 def spooled(out: Path) -> int:
-    (spool,) = (out / ".scratch").glob("*/intake/spool")
+    (spool,) = (out / ".scratch").glob("*/part_images/spool")
     return spool.stat().st_size
 
 
@@ -139,8 +139,8 @@ def test_no_space_leaves_nothing_and_the_next_run_is_whole(
 
 
 def test_what_waits_is_bounded_in_memory(tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "spool")
-    waiting = Waiting(spool, 1000)
+    spool = ScratchFile(tmp_path / "spool")
+    waiting = SpillBuffer(spool, 1000)
     contents = [bytes([number]) * 300 for number in range(8)]
     held = [waiting.put(content) for content in contents]
     assert [isinstance(one, bytes) for one in held] == [True] * 3 + [False] * 5

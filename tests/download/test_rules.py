@@ -12,12 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from vila_data.download.body import BodyMemory, FetchError
 from vila_data.download.config import DownloadConfig
-from vila_data.download.fetch import opted_out, parse_retry_after, user_agent
-from vila_data.download.pending import Spool
-from vila_data.download.replies import single_length
-from vila_data.download.rules import Rules, own_rules, text_of
+from vila_data.download.fetch import BodyMemory, FetchError, opted_out, parse_retry_after, single_length, user_agent
+from vila_data.download.pending import ScratchFile
+from vila_data.download.robots import Rules, own_rules, text_of
 from vila_data.download.urls import parse_url
 
 
@@ -233,7 +231,7 @@ def test_the_agent_says_who_it_is() -> None:
 
 
 def test_a_spool_gives_back_what_it_took(tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "spool")
+    spool = ScratchFile(tmp_path / "spool")
     places = [(spool.append(bytes([i]) * i), i) for i in range(50)]
     assert all(spool.read(offset, size) == bytes([size]) * size for offset, size in places)
     with pytest.raises(OSError):

@@ -29,9 +29,8 @@ from vila_data.core.checksums import crc32c
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.layout import shard_stem
 from vila_data.core.receipts import read_receipt, valid_receipt
-from vila_data.core.schemas import LENGTHS, SHARD_INDEX, TOKENS
 from vila_data.core.store import Store
-from vila_data.core.tables import read_arrow
+from vila_data.core.tables import LENGTHS, SHARD_INDEX, TOKENS, read_arrow
 from vila_data.encode.check import check_tokens
 from vila_data.encode.config import PackConfig
 from vila_data.encode.part import COUNTS, EncodeJob, encode_shard
@@ -439,10 +438,10 @@ def test_a_check_of_token_files(copied: Encoded) -> None:
     manifest = store.read(f"{folder}/manifest.json")
     store.commit_bytes(manifest.replace(b'"tokens": ', b'"tokens": 1'), f"{folder}/manifest.json")
     (problem,) = check_tokens(store, folder)
-    assert problem.endswith("manifest.json: its counts are not the sums of the receipts")
+    assert problem.endswith("manifest.json: its counts do not equal the sums of the receipts")
     store.commit_bytes(manifest, f"{copied.folders['pairs']}/manifest.json")
     (problem,) = check_tokens(store, copied.folders["pairs"])
-    assert problem.endswith("manifest.json: is of another folder")
+    assert problem.endswith("manifest.json: belongs to a different directory")
     store.remove(f"{folder}/manifest.json")
     assert list(check_tokens(store, folder)) == []
 

@@ -12,10 +12,9 @@ import pyarrow.parquet as pq
 from tests.benchmark_files import benchmark
 from vila_data.core.layout import Part, record_key
 from vila_data.core.receipts import committing
-from vila_data.core.schemas import FATES
 from vila_data.core.store import Store
-from vila_data.explore.search.exact import Slice
-from vila_data.explore.search.vectors import EmbeddedPart
+from vila_data.core.tables import FATES
+from vila_data.explore.search.exact import EmbeddedPart, Slice
 from vila_data.score.embeddings import METADATA, embedding_paths
 
 made = benchmark("search")

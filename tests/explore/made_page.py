@@ -8,52 +8,53 @@ from pathlib import Path
 
 from PIL import Image
 
-from vila_data.explore.preview.draw import draw
-from vila_data.explore.preview.drawn_packs import PackedSample, PackLegend, ShownPack
-from vila_data.explore.preview.values import (
-    CorpusLine,
+from vila_data.explore.preview.records import (
+    CorpusCounts,
+    PackedSample,
+    PreviewImage,
+    PreviewPack,
     PreviewPage,
-    Room,
-    ShownImage,
-    ShownRecord,
-    ShownTokens,
-    Tally,
+    PreviewRecord,
     TokenPiece,
+    TrainingSequence,
 )
+from vila_data.explore.preview.render import PageBudget, PageCounts, render_page
 
-ROOM = Room(256, 60)
+BUDGET = PageBudget(256, 60)
 
 
-def jpeg(width: int = 80, height: int = 60, colour: tuple[int, int, int] = (40, 90, 160)) -> bytes:
+def jpeg(width: int = 80, height: int = 60, color: tuple[int, int, int] = (40, 90, 160)) -> bytes:
     stream = io.BytesIO()
-    Image.new("RGB", (width, height), colour).save(stream, "JPEG")
+    Image.new("RGB", (width, height), color).save(stream, "JPEG")
     return stream.getvalue()
 
 
-PICTURE = jpeg()
+JPEG = jpeg()
 
 
-def picture() -> bytes | None:
-    return PICTURE
+def stored() -> bytes | None:
+    return JPEG
 
 
 def nothing() -> bytes | None:
     return None
 
 
-def image(index: int = 0, jpeg: Callable[[], bytes | None] = picture, **values: object) -> ShownImage:
+def image(index: int = 0, jpeg: Callable[[], bytes | None] = stored, **values: object) -> PreviewImage:
     defaults: dict[str, object] = {
         "text_index": 0,
         "similarity": 0.3,
         "width": 640,
         "height": 480,
-        "url": f"https://pictures.test/{index}.jpg",
+        "url": f"https://images.test/{index}.jpg",
     }
-    return ShownImage(index, jpeg, **(defaults | values))  # type: ignore[arg-type]
+    return PreviewImage(index, jpeg, **(defaults | values))  # type: ignore[arg-type]
 
 
-def document(name: str, texts: tuple[str, ...], images: tuple[ShownImage, ...] = (), **values: object) -> ShownRecord:
-    return ShownRecord("docs", name, "document", texts=texts, images=images, **values)  # type: ignore[arg-type]
+def document(
+    name: str, texts: tuple[str, ...], images: tuple[PreviewImage, ...] = (), **values: object
+) -> PreviewRecord:
+    return PreviewRecord("docs", name, "document", texts=texts, images=images, **values)  # type: ignore[arg-type]
 
 
 RECORDS = (
@@ -62,22 +63,22 @@ RECORDS = (
         ("First sentence of a.", "A red boat on the sea.", "Last sentence of a."),
         (
             image(0, text_index=1, similarity=0.31),
-            image(1, nothing, text_index=2, similarity=None, fate="failed", reason="http_status", value="404"),
-            image(2, text_index=3, similarity=0.12, other=(1, 0.25)),
+            image(1, nothing, text_index=2, similarity=None, fate="failed", reason="http_status", detail="404"),
+            image(2, text_index=3, similarity=0.12, better=(1, 0.25)),
         ),
         source_url="https://pages.test/a",
     ),
     document(
         "doc-b",
         ("Some words.", "A green hill."),
-        (image(0, text_index=1, similarity=0.17, fate="dropped", reason="min_similarity", value="0.17 < 0.20"),),
+        (image(0, text_index=1, similarity=0.17, fate="dropped", reason="min_similarity", detail="0.17 < 0.20"),),
         fate="dropped",
         reason="min_images",
-        value="0 < 1",
+        detail="0 < 1",
     ),
-    ShownRecord("docs", "bad-7", "", "failed", "malformed_json", "meta.jsonl line 8: no JSON"),
-    ShownRecord("pairs", "pair-1", "pair", texts=("A yellow car.",), images=(image(similarity=0.42),)),
-    ShownRecord(
+    PreviewRecord("docs", "bad-7", "", "failed", "malformed_json", "meta.jsonl line 8: no JSON"),
+    PreviewRecord("pairs", "pair-1", "pair", texts=("A yellow car.",), images=(image(similarity=0.42),)),
+    PreviewRecord(
         "pairs",
         "pair-2",
         "pair",
@@ -85,9 +86,9 @@ RECORDS = (
         "min_images",
         "0 < 1",
         texts=("A tiny dot.",),
-        images=(image(similarity=None, fate="dropped", reason="min_side_px", value="40 < 64", width=40, height=44),),
+        images=(image(similarity=None, fate="dropped", reason="min_side_px", detail="40 < 64", width=40, height=44),),
     ),
-    ShownRecord(
+    PreviewRecord(
         "chat",
         "chat-1",
         "conversation",
@@ -95,7 +96,7 @@ RECORDS = (
         roles=("human", "gpt", "human", "gpt"),
         system="Answer briefly.",
         images=(image(0, similarity=None), image(1, text_index=2, similarity=None)),
-        tokens=ShownTokens(
+        sequence=TrainingSequence(
             "chat",
             (
                 TokenPiece("<s> USER: "),
@@ -109,7 +110,7 @@ RECORDS = (
     ),
 )
 PACKS = (
-    ShownPack(
+    PreviewPack(
         1,
         1000,
         (
@@ -117,25 +118,25 @@ PACKS = (
             PackedSample(1, "chat-1", 300, (), ((200, 300),)),
         ),
     ),
-    ShownPack(2, 1000, (PackedSample(1, "chat-2", 1000, (), ((500, 1000),)),)),
+    PreviewPack(2, 1000, (PackedSample(1, "chat-2", 1000, (), ((500, 1000),)),)),
 )
 PAGE = PreviewPage(
     title="Preview of made",
-    chosen="6 of 6 records.",
-    corpora=(CorpusLine("docs", 3, 3, 3), CorpusLine("pairs", 2, 2, 2), CorpusLine("chat", 1, 1, 1)),
+    choice="6 of 6 records.",
+    corpora=(CorpusCounts("docs", 3, 3, 3), CorpusCounts("pairs", 2, 2, 2), CorpusCounts("chat", 1, 1, 1)),
     records=RECORDS,
     packs=PACKS,
-    legend=PackLegend(("docs", "chat")),
+    shard_sets=("docs", "chat"),
     notes=("A note.",),
     thresholds={"docs": 0.2},
 )
 
 
-def html(page: PreviewPage = PAGE, room: Room = ROOM) -> str:
-    return "".join(draw(page, room, Tally()))
+def html(page: PreviewPage = PAGE, budget: PageBudget = BUDGET) -> str:
+    return "".join(render_page(page, budget, PageCounts()))
 
 
-def written(folder: Path, page: PreviewPage = PAGE, room: Room = ROOM) -> Path:
+def written(folder: Path, page: PreviewPage = PAGE, budget: PageBudget = BUDGET) -> Path:
     path = folder / "page.html"
-    path.write_text(html(page, room))
+    path.write_text(html(page, budget))
     return path

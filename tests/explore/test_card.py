@@ -82,8 +82,8 @@ def test_what_encoding_left_out_is_a_share(facts: tuple[dict[str, Any], dict[str
     totals["tokens"]["docs"] |= CUT
     text = card(totals, lock)
     keys = words("pack.sequence_length or pack.tokens_per_image")
-    assert f"| docs | {words('tokens cut, in 4 samples')} | {keys} | 33.3% | 40 | 120 |" in text
-    assert f"without a sequence{words(': too_long')} | {keys} | 15.0% | 3 | 20 |" in text
+    assert f"| docs | {words('tokens truncated, in 4 samples')} | {keys} | 33.3% | 40 | 120 |" in text
+    assert f"samples skipped{words(': too_long')} | {keys} | 15.0% | 3 | 20 |" in text
     assert "| set | left out by encoding | to change it | share | count | of |" in text
 
 
@@ -92,7 +92,7 @@ def test_nothing_is_said_of_no_texts_and_no_hosts(facts: tuple[dict[str, Any], d
     totals["measures"]["languages"]["docs"] |= {"sampled": 0, "of": 0, "counts": {}}
     text = card(totals, lock)
     assert "Languages of docs" not in text and "Languages of pairs" in text
-    assert "The images of chat are files, fetched from no host." in text and "(no host)" not in text
+    assert "The images of chat are local files; nothing was downloaded." in text and "(no host)" not in text
 
 
 def test_its_code_runs(sample_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from markupsafe import Markup
 
 from vila_data.core.readable import many, share, short, size_text
-from vila_data.explore.axes import above, ticks
-from vila_data.explore.charts import WIDTH, Mark, bars, curve, histogram
+from vila_data.explore.charts import WIDTH, Marker, above, bars, curve, histogram, shares, ticks
 from vila_data.explore.flow import Stage, flow, stages
-from vila_data.explore.shares import ShareRow, share_rows, shares
+from vila_data.explore.rows import ShareRow, share_rows
 
 COUNTS = st.lists(st.integers(0, 10**15) | st.sampled_from([0, 0, 1]), min_size=1, max_size=40)
 NAMES = st.text(max_size=80) | st.sampled_from(
@@ -82,7 +81,7 @@ def test_histograms(counts: list[int], first: float, step: float, endless: bool,
     if endless:
         edges[-1] = math.inf
     kept = [count // 2 for count in counts]
-    root = parsed(histogram(edges, counts, title=name, unit=name, mark=Mark(name, at), kept=kept, of="images"))
+    root = parsed(histogram(edges, counts, title=name, unit=name, marker=Marker(name, at), kept=kept, of="images"))
     rows = table(root)
     assert [number(row[1]) for row in rows] == counts and [number(row[2]) for row in rows] == kept
     for rect in root.findall("svg/rect"):
@@ -107,14 +106,14 @@ def test_curves(data: st.DataObject, points: int) -> None:
     xs = data.draw(st.lists(FINITE, min_size=points, max_size=points))
     values = st.lists(FINITE | st.just(math.nan), min_size=points, max_size=points)
     series = data.draw(st.dictionaries(NAMES, values, max_size=10))
-    root = parsed(curve(xs, series, title="t", x_unit="x", y_unit="y", mark=data.draw(FINITE)))
+    root = parsed(curve(xs, series, title="t", x_unit="x", y_unit="y", marker=data.draw(FINITE)))
     known = sum(math.isfinite(value) for line in series.values() for value in line)
     assert len(root.findall(".//circle")) == known
     assert len(table(root)) == points
 
 
 def test_a_mark_lies_between_what_it_parts() -> None:
-    root = parsed(histogram([0, 1, 2, 4, 8], [1, 1, 1, 1], title="t", unit="u", mark=Mark("least", 4)))
+    root = parsed(histogram([0, 1, 2, 4, 8], [1, 1, 1, 1], title="t", unit="u", marker=Marker("least", 4)))
     line = root.find("svg/line[@class='mark']")
     assert line is not None
     rects = list(root.findall("svg/rect"))

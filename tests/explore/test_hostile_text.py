@@ -20,17 +20,17 @@ import pytest
 
 from tests.browser import chromium, opened
 from tests.explore.hostile_strings import FAR, HIT, HOSTILE, LARGE, MARKUP, TEMPLATES, UNSEEN, URLS
-from tests.explore.made_page import PICTURE, ROOM, html, picture
+from tests.explore.made_page import BUDGET, JPEG, html
+from tests.explore.made_page import stored as stored_jpeg
 from tests.made_run import Item, drawn, make_set, write_part, write_parts_list
 from vila_data.core.layout import Part
 from vila_data.core.records import ImageRef, Record
-from vila_data.core.schemas import DOWNLOAD_RECORDS
 from vila_data.core.store import Store
+from vila_data.core.tables import DOWNLOAD_RECORDS
 from vila_data.core.tarcodec import TarWriter
 from vila_data.explore.page import page_pieces
-from vila_data.explore.preview import Choice, Listed, preview
-from vila_data.explore.preview.drawn_packs import PackLegend
-from vila_data.explore.preview.values import PreviewPage, ShownImage, ShownRecord
+from vila_data.explore.preview import Choice, ListedRecord, preview
+from vila_data.explore.preview.records import PreviewImage, PreviewPage, PreviewRecord
 from vila_data.filter.part import filter_part
 from vila_data.recipe.lock import lock_value, write_lock
 from vila_data.recipe.recipe import Recipe
@@ -109,7 +109,7 @@ def filled(kind: Any, text: str, name: str = "") -> Any:
     if kind in (int, float, bool):
         return {int: 1, float: 0.25, bool: True}[kind]
     if name == "jpeg":
-        return picture
+        return stored_jpeg
     assert origin is not None and origin.__name__ == "Sequence", (kind, name)
     return [filled(args[0], text, name)]
 
@@ -117,19 +117,18 @@ def filled(kind: Any, text: str, name: str = "") -> Any:
 def hostile_page(texts: list[str]) -> PreviewPage:
     """A page with every string of every type in it replaced, one record of each kind a text."""
     first = filled(PreviewPage, texts[0])
-    made: list[ShownRecord] = []
+    made: list[PreviewRecord] = []
     for text in texts:
-        record: ShownRecord = filled(ShownRecord, text)
-        image: ShownImage = filled(ShownImage, text)
-        plain = replace(record, lengths=(), tokens=record.tokens)
-        pictures = (replace(image, index=0, text_index=0), replace(image, index=1, text_index=None))
-        made.append(replace(plain, images=pictures, source_url=text))
-        made.append(replace(plain, kind="document", fate="kept", roles=(), texts=(text, text), images=pictures))
-        made.append(replace(plain, kind="pair", fate="dropped", roles=(), texts=(text,), images=pictures[:1]))
-        made.append(replace(plain, kind="conversation", roles=(text, "gpt"), texts=(f"<image>{text}", text)))
+        record: PreviewRecord = filled(PreviewRecord, text)
+        image: PreviewImage = filled(PreviewImage, text)
+        images = (replace(image, index=0, text_index=0), replace(image, index=1, text_index=None))
+        made.append(replace(record, images=images, source_url=text))
+        made.append(replace(record, kind="document", fate="kept", roles=(), texts=(text, text), images=images))
+        made.append(replace(record, kind="pair", fate="dropped", roles=(), texts=(text,), images=images[:1]))
+        made.append(replace(record, kind="conversation", roles=(text, "gpt"), texts=(f"<image>{text}", text)))
     source = filled(PreviewPage, texts[0]).packs[0].samples[0]
     pack = replace(first.packs[0], length=4, samples=(replace(source, source=0, images=((0, 1),), trained=((0, 1),)),))
-    return replace(first, records=made, packs=(pack,), legend=PackLegend((texts[0],)))
+    return replace(first, records=made, packs=(pack,), shard_sets=(texts[0],))
 
 
 def test_the_suite_is_not_empty() -> None:
@@ -233,7 +232,7 @@ def hostile_tar(path: Path) -> Path:
                     "image_info": [{"url": text}],
                 }
             tar.add(f"{key}.json", json.dumps(value).encode())
-            tar.add(f"{key}.jpg", PICTURE if number % 5 else f"<svg onload={HIT}>".encode())
+            tar.add(f"{key}.jpg", JPEG if number % 5 else f"<svg onload={HIT}>".encode())
         tar.finish()
     return path
 
@@ -246,9 +245,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     tar = hostile_tar(folder / '"><img src=x onerror=alert(1)>{{ 7*7 }}.tar')
     texts = {"heading": MARKUP[1]}
     ids = [f"{number} {text[:300]}" for number, text in enumerate(HOSTILE[:20])]
-    listed = tuple(Listed("docs", record_id, 0, MARKUP[3]) for record_id in ids)
+    listed = tuple(ListedRecord("docs", record_id, 0, MARKUP[3]) for record_id in ids)
     made = {name: folder / f"{name}.html" for name in ("values", "run", "listed", "set", "tar", "worst")}
-    made["values"].write_text(html(hostile_page(list(HOSTILE)), ROOM))
+    made["values"].write_text(html(hostile_page(list(HOSTILE)), BUDGET))
     report = preview(store.url, made["run"], Choice(count=1_000, text="", **texts))
     assert report.records == len(HOSTILE) + 1 + len(SHORT)
     json.dumps(report.as_dict(), ensure_ascii=False).encode()

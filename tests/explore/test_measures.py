@@ -23,14 +23,13 @@ from tests.faults.kills import tree
 from tests.made_requests import counted_ranges
 from vila_data.core.receipts import Receipt
 from vila_data.core.store import Store
-from vila_data.explore import pages
+from vila_data.explore import languages as measures_language
+from vila_data.explore import report as pages
 from vila_data.explore.inspection import inspect
-from vila_data.explore.measures import language as measures_language
-from vila_data.explore.measures.corpus import NO_HOST, hosts_of
-from vila_data.explore.measures.counts import Binned, TopNames
-from vila_data.explore.measures.language import SAMPLED, sampled_texts
+from vila_data.explore.languages import SAMPLED, sampled_texts
+from vila_data.explore.measures import NO_HOST, Binned, TopNames, hosts_of
 from vila_data.recipe.lock import read_lock
-from vila_data.runs.speed import Speeds
+from vila_data.runs.report import Speeds
 from vila_data.shard.manifest import read_manifest
 
 
@@ -249,9 +248,9 @@ def test_hosts_of_urls() -> None:
 def test_speeds_count_what_this_launch_did() -> None:
     speeds = Speeds(["download", "score", "filter"])
     counts = {"images": 10, "records": 5, "bytes": 100}
-    speeds.note("download", Receipt("i"), 2.0, counts)
-    speeds.note("download", Receipt("i"), 1.0, counts)
-    speeds.note("download", Receipt("i", earlier=True), 9.0, counts)
+    speeds.add("download", Receipt("i"), 2.0, counts)
+    speeds.add("download", Receipt("i"), 1.0, counts)
+    speeds.add("download", Receipt("i", earlier=True), 9.0, counts)
     found = speeds.value({"score": {"launch": "this", "tasks": 3, "task_seconds": 1.0, "images": 7}})
     assert found["download"] == {
         "launch": "this", "tasks": 2, "task_seconds": 3.0, "images": 20, "records": 10, "bytes": 200,
@@ -304,7 +303,7 @@ def test_a_page_that_cannot_be_drawn_does_not_cost_the_run(
         raise ZeroDivisionError("a chart")
 
     monkeypatch.setattr(pages, "PAGES", {**pages.PAGES, "report.html": broken})
-    with pytest.warns(UserWarning, match="report.html: not drawn: ZeroDivisionError.*finished and whole"):
+    with pytest.warns(UserWarning, match="report.html: could not be written: ZeroDivisionError.*finished and complete"):
         assert vd.run(sample_recipe, out, runner="local").finished
     assert (out / "card.md").exists() and not (out / "report.html").exists()
 

@@ -16,10 +16,9 @@ import yaml
 from rich.console import Console
 
 from tests.browser import DESK, PHONE, chromium, opened
-from vila_data.cli.measure_tables import bar_line, print_measures
-from vila_data.cli.tables import print_run
+from vila_data.cli.tables import bar_line, print_measures, print_run
 from vila_data.explore.recipe_text import shown_message, shown_recipe, shown_value
-from vila_data.explore.report_page import report_page
+from vila_data.explore.report import report_page
 from vila_data.recipe.recipe import Recipe
 
 HOSTILE = (
@@ -177,12 +176,12 @@ def test_what_encoding_left_out_is_on_the_page(facts: tuple[dict[str, Any], dict
     length = "pack.sequence_length or pack.tokens_per_image"
     refused = "template_refused: System role &lt;b&gt;not&lt;/b&gt; supported by this chat template, at length"
     assert rows[1:] == [
-        ["docs", "tokens cut, in 4 samples", "33.3%", "40", "120 tokens", length],
-        ["docs", "images left out", "7.0%", "7", "100 images", f"pack.max_images_per_document, {length}"],
-        ["docs", "without a sequence", "25.0%", "5", "20 samples", ""],
-        ["docs", "without a sequence: too_long", "15.0%", "3", "20 samples", length],
+        ["docs", "tokens truncated, in 4 samples", "33.3%", "40", "120 tokens", length],
+        ["docs", "images omitted", "7.0%", "7", "100 images", f"pack.max_images_per_document, {length}"],
+        ["docs", "samples skipped", "25.0%", "5", "20 samples", ""],
+        ["docs", "samples skipped: too_long", "15.0%", "3", "20 samples", length],
         [
-            *("docs", f"without a sequence: {refused}", "10.0%", "2", "20 samples"),
+            *("docs", f"samples skipped: {refused}", "10.0%", "2", "20 samples"),
             "the tokenizer&#39;s chat template, or pack.template",
         ],
     ]
@@ -195,9 +194,9 @@ def test_what_encoding_left_out_fits_a_terminal(facts: tuple[dict[str, Any], dic
     print_run(console, totals)
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80 and "…" not in text.split("token files")[1]
-    assert re.search(r"│ docs │ tokens cut, in 4 samples +│ 33.3% │ +40 │ +120 tokens │", text)
+    assert re.search(r"│ docs │ tokens truncated, in 4 samples +│ 33.3% │ +40 │ +120 tokens │", text)
     assert "to change template_refused: the tokenizer's chat template, or pack.template" in text
-    assert "to change tokens cut: pack.sequence_length or pack.tokens_per_image" in text
+    assert "to change tokens truncated: pack.sequence_length or pack.tokens_per_image" in text
 
 
 def test_three_shares_and_their_warnings_are_shown(facts: tuple[dict[str, Any], dict[str, Any]]) -> None:
@@ -296,7 +295,7 @@ def test_inspect_shows_the_same(facts: tuple[dict[str, Any], dict[str, Any]]) ->
         if found["similarity"] is not None:
             counted = sum(found["similarity"]["counts"])
             assert re.search(rf"{name} +│ similarity +│ +{counted} ", text)
-    assert "min_similarity 0.5" in text and "http_status" in text and "this launch" in text
+    assert "min_similarity 0.5" in text and "http_status" in text and "this run" in text
 
 
 def test_bar_lines() -> None:

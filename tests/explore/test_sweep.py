@@ -13,7 +13,7 @@ import pytest
 
 from tests.browser import DESK, PHONE, chromium, opened
 from tests.made_run import drawn
-from vila_data.explore.sweep import CutExamples, Example, sweep_page
+from vila_data.explore.sweep_page import CutExamples, Example, sweep_page
 from vila_data.explore.thumbnail import data_uri
 
 HOSTILE = (
@@ -118,13 +118,13 @@ def test_counts_are_in_the_page() -> None:
     elements = Elements(sweep_page(value(), examples()))
     words = re.sub(r"\s+", " ", elements.words)
     for text in (
-        "in force: 0.2",
-        "The same at every value: same.",
-        "Not touched by this key: chat.",
+        "current value: 0.2",
+        "Constant over the sweep: same.",
+        "Not affected by this key: chat.",
         "docs 95 samples",
     ):
         assert text in words, text
-    assert "+40" in words and "-60" in words  # images beside those at the value in force
+    assert "+40" in words and "-60" in words  # images beside those at the current value
     assert "/somewhere" not in elements.words
     assert sum(tag == "img" for tag, _ in elements.tags) == 4 * 2 * 5
 
@@ -153,7 +153,7 @@ def test_hostile_texts_in_a_browser(browser: Any, tmp_path: Path) -> None:
 def test_one_cut_at_a_time_and_the_one_in_force_first(browser: Any, page: Path) -> None:
     with opened(browser, page) as found:
         visible = found.page.locator(".cut:visible")
-        assert visible.count() == 1 and visible.locator("h3").first.inner_text() == "min_similarity = 0.2 in force"
+        assert visible.count() == 1 and visible.locator("h3").first.inner_text() == "min_similarity = 0.2 current"
         assert found.page.locator("#all tr.chosen").count() == 2  # a row a corpus
         found.assert_quiet()
 
@@ -212,7 +212,7 @@ def test_a_key_that_is_no_threshold(browser: Any, tmp_path: Path) -> None:
     path.write_text(sweep_page(changed, []))
     with opened(browser, path) as found:
         assert found.page.locator(".chart").count() == 0
-        assert "no threshold" in found.page.locator(".cut:visible").inner_text()
+        assert "not a numeric threshold" in found.page.locator(".cut:visible").inner_text()
         found.assert_quiet()
 
 
@@ -222,4 +222,4 @@ def test_what_is_unknown_is_said_and_drawn() -> None:
         "unscored": [7, 0, 0, 0],
     }
     words = Elements(sweep_page(value(corpora={"docs": corpus}), examples())).words
-    assert "docs: up to 7 images are not scored" in words and "docs, if all unknown pass" in words
+    assert "docs: up to 7 images have no score" in words and "docs, if every unscored image passes" in words

@@ -16,10 +16,9 @@ import vila_data as vd
 from vila_data.build import run
 from vila_data.cli import app
 from vila_data.core.errors import DataError, UsageError, VilaDataError
-from vila_data.explore.whatif import examples as whatif_examples
-from vila_data.explore.whatif.answer import whatif
-from vila_data.explore.whatif.run import FilteredRun
-from vila_data.explore.whatif.sweep import parse_sweep, sweep
+from vila_data.explore import sweep_page as whatif_examples
+from vila_data.explore.sweep import parse_sweep, sweep
+from vila_data.explore.whatif import FilteredRun, whatif
 from vila_data.recipe.lock import LOCK
 from vila_data.recipe.recipe import Recipe
 
@@ -148,10 +147,10 @@ def test_values_of_a_sweep(text: str, values: list[str]) -> None:
         ("filter.images.min_similarity=0:nan:1", "START <= STOP"),
         ("filter.images.min_similarity=1:0:0.1", "START <= STOP"),
         ("filter.images.min_similarity=0:1:0", "STEP above 0"),
-        ("filter.images.min_similarity=0:1:0.0000001", "at most 1,000"),
+        ("filter.images.min_similarity=0:1:0.0000001", "the limit is 1,000"),
         ("filter.images.min_similarity=0:1e999999:1e-999999", "three numbers"),
-        ("filter.images.min_similarity=0.1,,0.2", "no value between two commas"),
-        ("filter.images.min_similarity=0.1,", "no value between two commas"),
+        ("filter.images.min_similarity=0.1,,0.2", "a value is empty"),
+        ("filter.images.min_similarity=0.1,", "a value is empty"),
         ("download.max_bytes=1:2:1", "would have to be downloaded"),
     ],
 )
@@ -164,15 +163,15 @@ def test_a_sweep_that_is_written_wrongly(text: str, said: str) -> None:
     ("setting", "said"),
     [
         ("download.resize.shorter_side_px=224", "would have to be downloaded"),
-        ("score.clip.model=x", "scores would have to be made afresh"),
+        ("score.clip.model=x", "new scores would have to be computed"),
         ("shards.docs.max_mb=9", "not which are kept"),
         ("pack.tokens_per_image=1", "become sequences"),
         ("filtr.images.min_side_px=9", "no key 'filtr'"),
-        ("filter.images.min_similarty=0.2", "nearest: min_similarity"),
+        ("filter.images.min_similarty=0.2", "did you mean min_similarity"),
         ("filter.images.min_similarity=3", "less than or equal to 1"),
         ("filter.images.min_side_px=big", "found 'big'"),
         ("filter.per_corpus.dogs.images.min_side_px=3", "no corpus 'dogs'"),
-        ("filter.per_corpus.chat.documents.reassign=true", "has conversations"),
+        ("filter.per_corpus.chat.documents.reassign=true", "contains conversations"),
         ("filter.images.min_similarity", "dotted.key=value"),
     ],
 )
@@ -221,17 +220,17 @@ class _Unwatched:
 
 def test_a_sweep_that_changes_nothing_is_refused(finished: Path) -> None:
     for values in ("0.5", "0.5,0.50"):
-        with pytest.raises(UsageError, match=r"changes nothing .* in force: give others"):
+        with pytest.raises(UsageError, match=r"changes nothing .* already set; try others"):
             sweep(str(finished), f"filter.images.min_similarity={values}")
-    with pytest.raises(UsageError, match=r"changes nothing .* value is the one in force: give others"):
+    with pytest.raises(UsageError, match=r"changes nothing .* value is already set; try others"):
         sweep(str(finished), "filter.per_corpus.docs.images.min_similarity=0.3")
     own = [f"filter.per_corpus.{name}.images.min_similarity=0.4" for name in ("docs", "pairs")]
     with pytest.raises(UsageError) as error:
         sweep(str(finished), "filter.images.min_similarity=0.5,0.6", own)
-    assert "docs: per_corpus sets its own: sweep filter.per_corpus.docs.images.min_similarity; pairs: " in str(
+    assert "docs: per_corpus overrides it; sweep filter.per_corpus.docs.images.min_similarity; pairs: " in str(
         error.value
     )
-    assert "chat: are conversations, for which it holds only as" in str(error.value)
+    assert "chat: contains conversations; the rule applies to them only as" in str(error.value)
     assert str(error.value).endswith("text: has no images")
 
 
@@ -246,7 +245,7 @@ def test_a_blended_set_that_would_be_empty_is_said(finished: Path, sample_recipe
     )
     answer = whatif(str(blended), ["filter.documents.min_images=3"])
     assert [note.partition(",")[0] for note in answer.notes] == ["set pairs would be empty"]
-    assert "set pairs would be empty, so the blend could not be planned" in invoke(
+    assert "set pairs would be empty, so a run would fail while planning the blend" in invoke(
         str(blended), "--set", "filter.documents.min_images=3"
     )[1].replace("\n", " ")
     assert whatif(str(blended), ["filter.documents.min_images=1"]).notes == ()
@@ -272,7 +271,7 @@ def test_fates_that_are_not_those_of_the_lock_are_an_error(finished: Path, tmp_p
     lock = yaml.safe_load((out / LOCK).read_text())
     lock["recipe"]["filter"]["images"]["min_side_px"] = 250
     (out / LOCK).write_text(yaml.safe_dump(lock))
-    with pytest.raises(DataError, match="relaunch vila-data run"):
+    with pytest.raises(DataError, match="Rerun vila-data run"):
         whatif(str(out), SETTINGS[0])
 
 
@@ -310,7 +309,7 @@ def test_the_command_shows_old_and_new_side_by_side(finished: Path) -> None:
     cells = [cell.strip() for cell in line.strip("│").split("│")]
     assert (cells[3], cells[5]) == tuple(f"{counts['kept']:,}" for counts in images)
     assert cells[7] == f"{images[1]['kept'] - images[0]['kept']:+,}"
-    assert code == 0 and "as before: docs, chat, text" in text
+    assert code == 0 and "unchanged: docs, chat, text" in text
 
 
 def test_the_command_gives_json_and_a_page(finished: Path, tmp_path: Path) -> None:
@@ -326,11 +325,11 @@ def test_the_command_gives_json_and_a_page(finished: Path, tmp_path: Path) -> No
     invoke(str(finished), *arguments)
     assert page.read_bytes() == html
     code, text = invoke(str(finished), "--sweep", "filter.images.min_similarity=0.3:0.9:0.3")
-    assert code == 0 and "0.6" in text and "in force: 0.5" in text
+    assert code == 0 and "0.6" in text and "current value: 0.5" in text
 
 
 def test_a_page_of_many_pictures_stays_small(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(whatif_examples, "_BYTES", 30_000)
+    monkeypatch.setattr(whatif_examples, "_MAX_IMAGE_BYTES", 30_000)
     sweep(str(finished), "filter.images.min_side_px=16:400:4", out=str(tmp_path / "sweep.html"))
     html = (tmp_path / "sweep.html").read_text()
     pictures = [entry.partition('"')[0] for entry in html.split('src="data:image')[1:]]

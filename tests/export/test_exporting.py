@@ -16,7 +16,7 @@ from rich.console import Console
 
 from tests.export.reading import tree
 from tests.made_run import SETS, MadeRun, make_run, write_lock_of
-from vila_data.cli.export_table import print_export
+from vila_data.cli.result_tables import print_export
 from vila_data.core.errors import UsageError
 from vila_data.core.store import Store
 from vila_data.explore.inspection import check
@@ -26,7 +26,7 @@ from vila_data.export.metadataset import NotExpressible, SetTotals, metadataset_
 from vila_data.mix.config import BlendConfig
 from vila_data.recipe.lock import LOCK
 from vila_data.recipe.recipe import Recipe
-from vila_data.runs.progress import Silence
+from vila_data.runs.progress import NoProgress
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> MadeRun:
         "shards": {name: {"corpus": one.corpus, "view": one.view} for name, one in SETS.items()},
         "pack": {"tokenizer": "none", "sequence_length": 512, "tokens_per_image": 144},
         "blend": {
-            "weight_counts": "images",
+            "weight_unit": "images",
             "sources": [{"shards": "docs", "weight": 3}, {"shards": "pairs", "weight": 1}],
         },
     }
@@ -80,7 +80,7 @@ def test_wrong_calls(run: MadeRun, tmp_path: Path) -> None:
     """Each says what was found and what to do, and leaves no folder."""
     out, whole, one = tmp_path / "out", run.store.url, run.store.location("shards/docs")
     calls: list[tuple[str, str, dict[str, Any], str]] = [
-        (whole, "tfrecord", {}, r"--to tfrecord: no such format; there are vila-pickle, wids, energon, llava,"),
+        (whole, "tfrecord", {}, r"--to tfrecord: unknown format; choose one of vila-pickle, wids, energon, llava,"),
         (whole, "wids", {"only": ["nothing"]}, r"--only nothing: .* has no such shard set; it has docs, docs_pairs,"),
         (
             whole,
@@ -94,8 +94,8 @@ def test_wrong_calls(run: MadeRun, tmp_path: Path) -> None:
             {},
             r"docs: its view is interleaved; wids takes pairs; formats for interleaved: vila-pickle, ener",
         ),
-        (one, "energon", {"only": ["docs"]}, r"docs: is a shard set; --only chooses among the sets of a run"),
-        (one, "energon", {"shards": 0}, r"--shards 0: at least 1"),
+        (one, "energon", {"only": ["docs"]}, r"docs: is a single shard set; --only selects sets of a run"),
+        (one, "energon", {"shards": 0}, r"--shards must be at least 1, found 0"),
         (one, "energon", {"shards": 1000}, r"--shards 1000: the set docs has \d+ samples, at most \d+ files"),
         (f"{one}/docs-000000.tar", "wids", {}, r"is a shard; export takes a run or a shard set"),
         (str(tmp_path), "wids", {}, r"no recipe \(.yaml\), run"),
@@ -152,10 +152,10 @@ def test_the_blend_is_checked(run: MadeRun, tmp_path: Path) -> None:
     before = tree(tmp_path)
     (tmp_path / "blend.yaml").write_text("other")
     assert list(check(tmp_path)) == [
-        f"{tmp_path}/blend.yaml: bytes are not its receipt's; delete it and run the export again"
+        f"{tmp_path}/blend.yaml: does not match its receipt; delete it and rerun the export"
     ]
     (tmp_path / "blend.yaml").unlink()
-    assert list(check(tmp_path)) == [f"{tmp_path}/blend.yaml: missing; delete it and run the export again"]
+    assert list(check(tmp_path)) == [f"{tmp_path}/blend.yaml: missing; delete it and rerun the export"]
     export(run.store.url, "energon", tmp_path)
     assert tree(tmp_path) == before
     assert list(check(tmp_path)) == []
@@ -191,7 +191,7 @@ def test_an_export_inside_its_run(run: MadeRun, tmp_path: Path) -> None:
         (folder, folder / "download"),
         (folder / "shards" / "docs", folder / "shards" / "docs" / "obelics"),
     ]:
-        with pytest.raises(UsageError, match=r": lies in .*, which is the run's own: choose another --out"):
+        with pytest.raises(UsageError, match=r": is inside .*, which belongs to the run; choose another --out"):
             export(path, "obelics", out)
     assert not (folder / "shards" / "obelics").exists()
     export(folder, "obelics", folder / "shards_for_others")
@@ -219,8 +219,8 @@ def blend(value: dict[str, Any]) -> BlendConfig:
 
 def test_blend_inside_a_blend() -> None:
     """The shares by samples give back each blend's weights in its own unit."""
-    inner = {"weight_counts": "images", "sources": [{"shards": "docs", "weight": 1}, {"shards": "pairs", "weight": 1}]}
-    outer = {"weight_counts": "tokens", "sources": [{"blend": inner, "weight": 4}, {"shards": "text", "weight": 1}]}
+    inner = {"weight_unit": "images", "sources": [{"shards": "docs", "weight": 1}, {"shards": "pairs", "weight": 1}]}
+    outer = {"weight_unit": "tokens", "sources": [{"blend": inner, "weight": 4}, {"shards": "text", "weight": 1}]}
     found = sample_blend(blend(outer), TOTALS)
     shares = dict(found.shares)
     assert list(shares) == ["docs", "pairs", "text"]
@@ -244,7 +244,7 @@ def test_blend_inside_a_blend() -> None:
     ],
 )
 def test_blends_that_energon_cannot_say(sources: list[dict[str, Any]], unit: str, reason: str) -> None:
-    value = {"weight_counts": unit, "sources": sources, "total_packs": 10}
+    value = {"weight_unit": unit, "sources": sources, "total_packs": 10}
     with pytest.raises(NotExpressible, match=reason):
         sample_blend(blend(value), TOTALS)
 
@@ -254,7 +254,9 @@ def test_a_second_export_into_one_folder_is_one_error(run: MadeRun, tmp_path: Pa
     held = Store(str(tmp_path))
     with held.alone("export"):
         for to in ("wids", "energon"):
-            with pytest.raises(UsageError, match="another export is writing here: let it end first, or choose another"):
+            with pytest.raises(
+                UsageError, match="another export is writing here; wait for it to finish, or choose another"
+            ):
                 export(run.store.url, to, tmp_path)
         assert not (tmp_path / "export.json").exists()
     (tmp_path / ".scratch" / "export").mkdir(parents=True)  # as a killed one leaves it
@@ -264,7 +266,7 @@ def test_a_second_export_into_one_folder_is_one_error(run: MadeRun, tmp_path: Pa
 
 
 def test_an_export_that_runs_keeps_others_out(run: MadeRun, tmp_path: Path) -> None:
-    class Second(Silence):
+    class Second(NoProgress):
         errors = 0
 
         def advance(self, name: str, items: int) -> None:

@@ -278,8 +278,8 @@ def test_check_and_inspect(made: MadeRun, tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "chat" / "chat.json").unlink()
     assert sorted(check(tmp_path)) == sorted(
         [
-            f"{picture}: bytes are not its receipt's; delete it and run the export again",
-            f"{tmp_path}/chat/chat.json: missing; delete it and run the export again",
+            f"{picture}: does not match its receipt; delete it and rerun the export",
+            f"{tmp_path}/chat/chat.json: missing; delete it and rerun the export",
         ]
     )
     picture.unlink()
@@ -289,7 +289,7 @@ def test_check_and_inspect(made: MadeRun, tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(Killed):
         export(folder_of(made, "docs"), "obelics", tmp_path / "other")
     assert inspect(tmp_path / "other")[1]["finished"] is False
-    assert "the export is not finished: run it again" in next(check(tmp_path / "other"))
+    assert "the export is not finished; rerun it" in next(check(tmp_path / "other"))
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from tests.export.reading import (
 from tests.made_run import MadeRun
 from vila_data.core.records import ImageRef, Record
 from vila_data.corpora.config import Img2datasetConfig, LlavaConfig, Mmc4Config, ObelicsConfig
-from vila_data.corpora.pictures import read_picture
+from vila_data.corpora.images import read_image
 from vila_data.export.content import Content
 
 EXAMPLES = settings(max_examples=12, deadline=None)
@@ -90,7 +90,7 @@ def check_llava(folder: str, out: Path) -> int:
             assert record.roles == ("human", "gpt")
         wanted = [picture.text_index for picture in content.pictures] if content.roles else [0]
         assert [image.matched_text_index for image in record.images] == wanted
-        assert [read_picture(image.file or "", 1 << 20) for image in record.images] == [
+        assert [read_image(image.file or "", 1 << 20) for image in record.images] == [
             picture.jpeg for picture in content.pictures
         ]
     return len(found)

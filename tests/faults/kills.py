@@ -34,7 +34,7 @@ def finish(recipe: Path, out: Path, runner: str) -> None:
     subprocess.run(command(recipe, out, runner), check=True, capture_output=True)
 
 
-IMPORTED = ["vila_data.cli.build", "vila_data.build", "vila_data.runs.ray_runner"]
+IMPORTED = ["vila_data.cli.run", "vila_data.build", "vila_data.runs.ray_runner"]
 IMPORTED += ["pandas", "transformers.models.auto.tokenization_auto"]
 """What a run imports on its way; some seconds."""
 

@@ -6,16 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vila_data.core.schemas import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS, SCORE_IMAGES
 from vila_data.core.scores import PartTables
+from vila_data.core.tables import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS, SCORE_IMAGES
 from vila_data.filter.config import DocumentRules, FilterConfig, ImageRules, Rules
 from vila_data.filter.duplicates import DIGEST, digests, later_copies
 from vila_data.filter.rules import (
     OUTCOMES,
     RECORD_OUTCOMES,
-    image_outcomes,
+    outcomes,
     read_columns,
-    record_outcomes,
+    settle,
     worth_scoring,
 )
 from vila_data.score.clip import ClipConfig
@@ -78,10 +78,10 @@ def part_tables(images: pa.Table, records: pa.Table, scores: pa.Table) -> PartTa
     return PartTables(images, records, {"clip": scores})
 
 
-def outcomes(documents: list[list[Image]], rules: Rules) -> tuple[list[str], list[str]]:
+def fates(documents: list[list[Image]], rules: Rules) -> tuple[list[str], list[str]]:
     columns = read_columns(part_tables(*tables(documents)), rules, CLIP)
-    images = image_outcomes(columns, rules, CLIP)
-    records = record_outcomes(columns, images, rules, CLIP)
+    images, records = outcomes(columns, rules, CLIP)
+    settle(columns, images, records, rules, last=True)
     return [OUTCOMES[code] for code in images], [RECORD_OUTCOMES[code] for code in records]
 
 
@@ -103,7 +103,7 @@ def test_each_rule_gives_its_reason_in_order() -> None:
         (True, 200, 200, 0, 0.2499),
         FAILED,
     ]
-    found, records = outcomes([images], rules)
+    found, records = fates([images], rules)
     assert found == ["kept", "min_side_px", "aspect_ratio", "kept", "no_matched_text", "min_similarity", "failed"]
     assert records == ["kept"]
 
@@ -111,20 +111,20 @@ def test_each_rule_gives_its_reason_in_order() -> None:
 @pytest.mark.parametrize(("rule", "fate"), [("drop_document", "missing_image"), ("drop_image", "kept")])
 def test_missing_image(rule: str, fate: str) -> None:
     rules = Rules(documents=DocumentRules(on_missing_image=rule))  # type: ignore[arg-type]
-    assert outcomes([[GOOD, FAILED], [GOOD]], rules)[1] == [fate, "kept"]
+    assert fates([[GOOD, FAILED], [GOOD]], rules)[1] == [fate, "kept"]
 
 
 @pytest.mark.parametrize(("rule", "fate"), [("drop_document", "dropped_image"), ("drop_image", "kept")])
 def test_dropped_image(rule: str, fate: str) -> None:
     rules = Rules(images=ImageRules(min_side_px=50), documents=DocumentRules(on_dropped_image=rule))  # type: ignore[arg-type]
     small: Image = (True, 10, 10, 0, 0.5)
-    assert outcomes([[GOOD, small], [GOOD], [FAILED, small]], rules)[1] == [fate, "kept", "missing_image"]
+    assert fates([[GOOD, small], [GOOD], [FAILED, small]], rules)[1] == [fate, "kept", "missing_image"]
 
 
 def test_image_counts() -> None:
     rules = Rules(images=ImageRules(min_side_px=50), documents=DocumentRules(min_images=2, max_images=3))
     small: Image = (True, 10, 10, 0, 0.5)
-    assert outcomes([[GOOD, small], [GOOD] * 2, [GOOD] * 4, [GOOD] * 3 + [small], []], rules)[1] == [
+    assert fates([[GOOD, small], [GOOD] * 2, [GOOD] * 4, [GOOD] * 3 + [small], []], rules)[1] == [
         "min_images",
         "kept",
         "max_images",
@@ -135,8 +135,8 @@ def test_image_counts() -> None:
 
 def test_reassignment_judges_by_the_fresh_match() -> None:
     rules = Rules(images=ImageRules(min_similarity=0.6), documents=DocumentRules(reassign=True))
-    assert outcomes([[GOOD]], rules) == (["kept"], ["kept"])
-    assert outcomes([[GOOD]], Rules(images=ImageRules(min_similarity=0.6)))[0] == ["min_similarity"]
+    assert fates([[GOOD]], rules) == (["kept"], ["kept"])
+    assert fates([[GOOD]], Rules(images=ImageRules(min_similarity=0.6)))[0] == ["min_similarity"]
 
 
 documents = st.lists(
@@ -167,9 +167,9 @@ def test_what_is_not_worth_scoring_would_never_be_kept(made: list[list[Image]], 
     images, records, scores = tables(made)
     worth = worth_scoring(read_columns(PartTables(images, records, {}), rules, CLIP), rules, CLIP, "clip")
     columns = read_columns(part_tables(images, records, scores), rules, CLIP)
-    found = image_outcomes(columns, rules, CLIP)
-    fates = record_outcomes(columns, found, rules, CLIP)
-    kept = (found == 0) & (fates[columns.row] == 0)
+    found, of_records = outcomes(columns, rules, CLIP)
+    settle(columns, found, of_records, rules, last=True)
+    kept = (found == 0) & (of_records[columns.row] == 0)
     assert not (kept & ~worth).any()
 
 
@@ -206,7 +206,7 @@ def test_conversations_are_kept_whole_or_not_at_all() -> None:
     )
     rules = config.rules_for("chat", conversations=True)
     small: Image = (True, 10, 10, 0, 0.5)
-    assert outcomes([[GOOD], [], [GOOD, small], [GOOD, FAILED], [GOOD] * 3], rules)[1] == [
+    assert fates([[GOOD], [], [GOOD, small], [GOOD, FAILED], [GOOD] * 3], rules)[1] == [
         "kept",
         "kept",
         "dropped_image",
@@ -220,7 +220,7 @@ def test_what_a_corpus_of_conversations_sets_itself_holds_for_it() -> None:
     own = Rules(images=ImageRules(min_similarity=0.6), documents=DocumentRules(min_images=1))
     config = FilterConfig(images=ImageRules(min_similarity=0.2), per_corpus={"chat": own})
     rules = config.rules_for("chat", conversations=True)
-    assert outcomes([[GOOD], [], [(True, 400, 300, 0, 0.7)]], rules)[1] == ["dropped_image", "min_images", "kept"]
+    assert fates([[GOOD], [], [(True, 400, 300, 0, 0.7)]], rules)[1] == ["dropped_image", "min_images", "kept"]
     assert config.rules_for("other", conversations=True).images.min_similarity is None
 
 

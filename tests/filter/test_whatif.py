@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from vila_data.core.errors import DataError
 from vila_data.core.layout import Part
-from vila_data.core.schemas import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS, SCORE_IMAGES
 from vila_data.core.scores import NONE, Scores
 from vila_data.core.store import Store
+from vila_data.core.tables import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS, SCORE_IMAGES
 from vila_data.filter import duplicates
 from vila_data.filter.config import DocumentRules, ImageRules, Rules
 from vila_data.filter.part import filter_part, part_digests, rows_worth_scoring

@@ -1,4 +1,4 @@
-"""What the README shows is what the program prints, and its figures are those of benchmarks/results."""
+"""What the README and docs/report.md show is what the program prints; figures are those of benchmarks/results."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import vila_data as vd
 
 REPO = Path(vd.__file__).parent.parent
 README = (REPO / "README.md").read_text()
+REPORT = (REPO / "docs" / "report.md").read_text()
 SPEED = (REPO / "docs" / "speed.md").read_text()
 RESULTS = REPO / "benchmarks" / "results"
 
@@ -22,7 +23,7 @@ def test_the_session_shown_is_real(sample_recipe: Path, tmp_path: Path) -> None:
     vd.run(sample_recipe, out, runner="local")
     command = [sys.executable, "-m", "vila_data.cli", "inspect", str(out)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    session = README.split("$ make demo\n", 1)[1].split("```", 1)[0]
+    session = next(block for block in re.findall(r"```text\n(.*?)```", REPORT, re.S) if "select" in block)
     shown = [line.rstrip() for line in session.splitlines() if line.strip() and line != "…"]
     lines = {line.rstrip() for line in printed.splitlines()}
     assert len(shown) > 20
@@ -30,8 +31,38 @@ def test_the_session_shown_is_real(sample_recipe: Path, tmp_path: Path) -> None:
 
 
 def test_every_file_that_is_named_is_there() -> None:
-    named = re.findall(r"`((?:docs|shards|recipes|benchmarks|vila_data)/[\w/.-]+)`", README)
+    named = re.findall(r"[`(]((?:docs|shards|recipes|benchmarks|vila_data)/[\w/.-]+)[`)]", README)
     assert named and [name for name in named if not (REPO / name).exists()] == []
+
+
+def test_its_prose_is_short() -> None:
+    text = re.sub(r"```.*?```|<picture>.*?</picture>", "", README, flags=re.S)
+    assert len(" ".join(line for line in text.splitlines() if not line.startswith("|")).split()) <= 700
+
+
+def test_your_own_data(tmp_path: Path) -> None:
+    """The recipe shown runs on a list of captions; the sample's tokenizer takes the place of one that needs access."""
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", README, re.S)
+    (tokenizer,) = re.findall(r"tokenizer: ([\w./-]+)", recipe)
+    sample = REPO / "shards" / "sample"
+    (tmp_path / "mine.yaml").write_text(recipe.replace(tokenizer, str(sample / "tokenizer")))
+    images = sorted((sample / "site" / "pairs").glob("*.jpg"))[:4]
+    rows = ["image,caption", *(f"{image.name},A caption of {image.stem}." for image in images)]
+    (tmp_path / "captions.csv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "images").mkdir()
+    for image in images:
+        (tmp_path / "images" / image.name).write_bytes(image.read_bytes())
+    commands = [
+        line.split("  #")[0].split() for line in README.splitlines() if line.startswith("vila-data") and "mine" in line
+    ]
+    assert [words[1] for words in commands] == ["plan", "run"]
+    for words in commands:
+        subprocess.run([sys.executable, "-m", "vila_data.cli", *words[1:]], cwd=tmp_path, check=True)
+    shards = vd.open_shards(tmp_path / "runs" / "mine" / "shards" / "mine")
+    captions = {shard.json["caption"] for shard in shards}
+    assert captions and captions <= {row.split(",", 1)[1] for row in rows}
+    with vd.stream(tmp_path / "runs" / "mine", rank=0, world_size=1, batch_size=1, image={"size_px": 32}) as loader:
+        assert sum(batch.ids.shape[0] for batch in loader) == 1
 
 
 def test_make_targets_are_there() -> None:
@@ -169,8 +200,8 @@ def test_the_short_table_is_that_of_the_benchmarks() -> None:
         "img2dataset",
     )
     for row, race, of, unit in (
-        ("pictures decoded to 336 px in a loader, images/s", "decoded, 1 core", "336", "images_per_s"),
-        ("packed sequences with pictures, tokens/s", "packed mixed, 1 core", "mixed", "tokens_per_s"),
+        ("images decoded to 336 px in a loader, images/s", "decoded, 1 core", "336", "images_per_s"),
+        ("packed sequences with images, tokens/s", "packed mixed, 1 core", "mixed", "tokens_per_s"),
     ):
         rates = {label: one[unit] for label, one in stream[race][of].items() if documented(label)}
         ours = max(rate for label, rate in rates.items() if label.startswith("vila_data"))
@@ -188,8 +219,9 @@ def test_what_asking_takes_is_that_of_the_benchmarks() -> None:
     assert found["conditions"]["images"] >= 1_000_000
     one, sweep = (found["whatif"][name]["median_s"] for name in ("one setting", "sweep of 101 values"))
     assert one < 5
-    said = " ".join(README.split())
+    said = " ".join((REPO / "docs" / "whatif.md").read_text().split())
     assert f"`whatif` takes {one:.1f} s, a sweep of 101 values {sweep:.1f} s" in said
     search = json.loads((RESULTS / "search.json").read_text())
     assert (search["conditions"]["rows"], search["conditions"]["dim"]) == (1_000_000, 512)
+    said = " ".join((REPO / "docs" / "search.md").read_text().split())
     assert f"a million vectors of 512 values takes {search['exact']['seconds']:.1f} s" in said

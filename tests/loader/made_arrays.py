@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vila_data.core.schemas import IGNORED, IMAGE_ID
+from vila_data.core.tables import IGNORED, IMAGE_ID
 from vila_data.loader.arrays import BatchArrays, Origin
 from vila_data.loader.batch import PackedBatch
 from vila_data.loader.pixels import Normalization

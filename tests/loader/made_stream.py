@@ -14,7 +14,7 @@ from tests.made_run import SETS, MadeRun, make_run, write_lock_of
 from vila_data.core.store import Store
 from vila_data.encode.config import PackConfig
 from vila_data.recipe.recipe import Recipe, load_recipe
-from vila_data.runs.encoding import encode_sets
+from vila_data.runs.set_stages import encode_sets
 
 TOKENIZER = str(SAMPLE / "tokenizer")
 PACK = {
@@ -25,8 +25,8 @@ PACK = {
     "template": "vicuna_v1",
 }
 BLEND = {
-    "weight_counts": "tokens",
-    "at_exhaustion": "renormalise",
+    "weight_unit": "tokens",
+    "on_exhaustion": "renormalize",
     "sources": [{"shards": name, "weight": weight} for name, weight in (("docs", 2), ("pairs", 1), ("chat", 1))],
 }
 SIZE_PX = 32

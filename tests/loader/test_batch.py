@@ -18,7 +18,7 @@ import torch
 
 from tests.loader.made_arrays import made_arrays, made_batch
 from vila_data.core.errors import UsageError
-from vila_data.core.schemas import IGNORED, IMAGE_ID
+from vila_data.core.tables import IGNORED, IMAGE_ID
 from vila_data.loader.arrays import BatchArrays
 from vila_data.loader.batch import PackedBatch, segment_bounds
 
@@ -185,3 +185,5 @@ def test_old_names_of_fields_are_accepted(old: str, new: str) -> None:
     batch = made_batch(1)
     with pytest.warns(DeprecationWarning, match=f"{old} is now {new}"):
         assert getattr(batch, old) is getattr(batch, new)
+    with pytest.warns(DeprecationWarning, match="image_places is now image_spans"):
+        assert len(batch.varlen(dtype=torch.uint8).image_places) == len(batch.image_spans)

@@ -10,7 +10,7 @@ from typing import Any
 
 import vila_data as vd
 from tests.conftest import REPO
-from vila_data.core.ranges.spans import ReadOptions
+from vila_data.core.ranges.prefetch import ReadOptions
 from vila_data.loader.batch import PackedBatch
 from vila_data.loader.faults import FaultBudget
 from vila_data.loader.loader import StreamLoader

@@ -21,7 +21,7 @@ from tests.loader.test_loader_faults import damaged, overwrite, workers_of
 from vila_data.core.errors import UsageError
 from vila_data.loader.loader import StreamLoader
 from vila_data.loader.pool import Timeout, WorkerPool
-from vila_data.mix.share import Position
+from vila_data.mix.rank_share import Position
 
 __all__ = ["damaged"]
 SHARE = {"world_size": 2, "rank": 1, "batch_size": 3}

@@ -16,8 +16,8 @@ from tests.loader.made_stream import PACK, encode, opened, write_recipe
 from tests.loader.test_loader import rows_of, same
 from tests.made_run import make_run, write_lock_of
 from vila_data.core.errors import DataError, RecipeError, UsageError
-from vila_data.core.schemas import IMAGE_ID
 from vila_data.core.store import Store
+from vila_data.core.tables import IMAGE_ID
 from vila_data.encode.config import PackConfig
 from vila_data.encode.image_tokens import OWN, Fixed, ImageTokens
 from vila_data.encode.tokenizer import load_tokenizer
@@ -163,7 +163,7 @@ def test_views_take_each_image_with_its_own_tokens(epoch: list[PackedBatch]) -> 
     for given in (wrong, columns[0], max(columns)):
         with pytest.raises(UsageError, match=r"an image takes .* pack\.image_tokens to the model's policy"):
             batch.hugging_face(32_000, tokens_per_image=given)
-    with pytest.raises(UsageError, match=f"tokens_per_image has 1 numbers, the batch {len(columns)} images"):
+    with pytest.raises(UsageError, match=f"tokens_per_image has 1 numbers, but the batch has {len(columns)} images"):
         batch.vila(tokens_per_image=[5])
 
 
@@ -203,18 +203,18 @@ def test_the_encoding_of_before_is_found(tmp_path: Path) -> None:
     [
         (
             {"policy": "tilse", "side_px": 28},
-            r"recipe\.yaml:\d+ pack\.image_tokens\.policy: found 'tilse'; nearest: tiles",
+            r"recipe\.yaml:\d+ pack\.image_tokens\.policy: found 'tilse'; did you mean tiles",
         ),
-        ({"side_px": 28}, r"recipe\.yaml:\d+ pack\.image_tokens\.policy: missing: 'policy' is required here"),
+        ({"side_px": 28}, r"recipe\.yaml:\d+ pack\.image_tokens\.policy: missing required key 'policy'"),
         (
             {"policy": "tiles", "side": 28},
-            r"recipe\.yaml:\d+ pack\.image_tokens\.side: unknown key 'side'; nearest: side_px",
+            r"recipe\.yaml:\d+ pack\.image_tokens\.side: unknown key 'side'; did you mean side_px",
         ),
         (
             {"policy": "fixed", "tokens": 0},
             r"recipe\.yaml:\d+ pack\.image_tokens\.tokens: input should be greater than 0",
         ),
-        ({"policy": "fixed", "tokens": 511}, r"recipe\.yaml:\d+ pack: .* does not fit into a sequence of 512 tokens"),
+        ({"policy": "fixed", "tokens": 511}, r"recipe\.yaml:\d+ pack: .* do not fit into a sequence of 512 tokens"),
         (None, r"recipe\.yaml:\d+ pack: set tokens_per_image or image_tokens, and not both"),
     ],
 )

@@ -181,7 +181,7 @@ def test_a_state_of_something_else_is_refused_with_what_differs(made_folder: Pat
             loader.load_state_dict(state)
     loader = opened(made_folder)
     for broken, said in (
-        ({}, "version must be 1, found None"),
+        ({}, "version must be 2, found None"),
         (None, "expected the mapping returned by state_dict\\(\\), found NoneType"),
         ({**state, "plan": "{"}, "damaged"),
         ({**state, "plan": "5"}, "damaged"),
@@ -236,7 +236,7 @@ def test_what_makes_no_sense_is_refused(made_folder: Path, tmp_path: Path) -> No
     with pytest.raises(UsageError, match=r"is not a run \(it has no recipe.lock.yaml\)"):
         vd.stream(made_folder / "recipe.yaml", tmp_path)
     (tmp_path / "recipe.lock.yaml").write_bytes((made_folder / "run" / "recipe.lock.yaml").read_bytes())
-    with pytest.raises(UsageError, match="missing: set 'docs' is not finished"):
+    with pytest.raises(UsageError, match="is missing: set 'docs' is not finished"):
         vd.stream(made_folder / "recipe.yaml", tmp_path)
 
 

@@ -73,7 +73,7 @@ def test_fidelity_modes_stream(run: MadeRun, tmp_path: Path, semantics: str) -> 
     if semantics == "released_code":
         pack["micro_batch"] = 4
         sources = [{"shards": name, "weight": 1, "repeat": 1} for name in ("docs", "pairs", "chat")]
-        blend = {"weight_counts": "samples", "at_exhaustion": "renormalise", "sources": sources}
+        blend = {"weight_unit": "samples", "on_exhaustion": "renormalize", "sources": sources}
     folder = folder_of(run, tmp_path, pack=pack, blend=blend)
     batch_size = 1 if semantics == "released_code" else 4
     whole = list(opened(folder, batch_size=batch_size))
@@ -106,15 +106,15 @@ def test_image_modes_change_pixels_alone(made_folder: Path, fit: str) -> None:
 
 def test_a_nested_blend_with_a_subset_and_total_packs_streams(made_folder: Path, tmp_path: Path) -> None:
     inner = {
-        "weight_counts": "images",
-        "at_exhaustion": "repeat",
+        "weight_unit": "images",
+        "on_exhaustion": "repeat",
         "sources": [
             {"shards": "docs", "weight": 1, "subset": {"where": "n_images >= 2"}},
             {"shards": "pairs", "weight": 1},
         ],
     }
     sources = [{"blend": inner, "weight": 1}, {"shards": "chat", "weight": 1}]
-    blend = {"weight_counts": "tokens", "total_packs": 90, "at_exhaustion": "repeat", "sources": sources}
+    blend = {"weight_unit": "tokens", "total_packs": 90, "on_exhaustion": "repeat", "sources": sources}
     recipe = recipe_of(tmp_path / "recipe.yaml", blend=blend)
     batches = list(opened(made_folder, recipe, batch_size=7, num_workers=2))
     assert sum(batch.packs for batch in batches) == 90 and len(batches) == 13 and batches[-1].packs == 6

@@ -98,7 +98,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose recipe has the semantics `released_code`."""
     run = make_run(str(tmp_path_factory.mktemp("released") / "run"))
     sources = [{"shards": name, "weight": 1, "repeat": 1} for name in ("docs", "pairs", "chat")]
-    blend = {**BLEND, "weight_counts": "samples", "sources": sources}
+    blend = {**BLEND, "weight_unit": "samples", "sources": sources}
     pack = {"semantics": "released_code", "max_images_per_pack": None, "micro_batch": 4}
     return folder_of(run, tmp_path_factory.mktemp("released_code"), pack=pack, blend=blend)
 

@@ -26,7 +26,7 @@ def test_the_batches_are_those_of_its_recipe(made_folder: Path) -> None:
 
 
 def test_another_blend_over_the_same_shards(made_folder: Path, tmp_path: Path) -> None:
-    blend = {"weight_counts": "samples", "sources": [{"shards": "chat", "weight": 1}]}
+    blend = {"weight_unit": "samples", "sources": [{"shards": "chat", "weight": 1}]}
     loader = vd.stream(recipe_of(tmp_path / "other.yaml", blend=blend), vd.open_run(made_folder / "run"), **HOW)
     keys = {sample.key.rsplit("-", 2)[0] for batch in loader for sample in batch.origins}
     assert keys == {"chat"}
@@ -52,9 +52,9 @@ def test_bench_of_a_run_alone_and_of_a_recipe_over_it(made_folder: Path) -> None
     for wrong, said in (
         ((recipe,), r"recipe.yaml is a recipe; add --run RUN, or give the directory of its finished run alone"),
         ((run, "--run", run), r"--run applies to a recipe"),
-        ((run, "--on", recipe), r"--on applies to a recipe"),
-        ((made_folder / "none",), r"none: does not exist: make a run"),
-        ((run, "--set", "seeed=3"), r"recipe.lock.yaml.*nearest: seed"),
+        ((run, "--corpora", recipe), r"--corpora applies to a recipe"),
+        ((made_folder / "none",), r"none does not exist; create a run"),
+        ((run, "--set", "seeed=3"), r"recipe.lock.yaml.*did you mean seed"),
     ):
         _, _, error = bench(*wrong)
         with pytest.raises(UsageError, match=said):

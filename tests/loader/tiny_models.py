@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tests.loader.made_arrays import VOCABULARY, made_batch
-from vila_data.core.schemas import IGNORED, IMAGE_ID
+from vila_data.core.tables import IGNORED, IMAGE_ID
 from vila_data.loader.batch import PackedBatch, segment_bounds
 
 IMAGE_TOKEN = VOCABULARY  # texts do not have it

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from vila_data.mix.config import BlendConfig
 from vila_data.mix.lengths import Lengths
-from vila_data.mix.planner import BlendPlanner, Block
+from vila_data.mix.plan import Block
+from vila_data.mix.planner import BlendPlanner
 
 CAPACITY = 64
 
@@ -48,7 +49,10 @@ def listed(found: list[Block]) -> list[tuple[int, ...]]:
         entry
         for block in found
         for entry in zip(
-            *(column.tolist() for column in (block.run.source, block.run.pass_, block.run.shard, block.run.row)),
+            *(
+                column.tolist()
+                for column in (block.samples.source, block.samples.pass_, block.samples.shard, block.samples.row)
+            ),
             strict=True,
         )
     ]
@@ -65,9 +69,9 @@ def cases(draw: st.DrawFn, *, nested: bool = True) -> tuple[BlendConfig, list[Le
         if total is not None:
             weights += [{"0.0": 1, "0.5": 3}, {"0.0": 2, "0.3": 0, "0.6": 1}]
         value: dict[str, Any] = {"weight": draw(st.sampled_from(weights))}
-        own = draw(st.sampled_from([None, None, "stop", "renormalise", "repeat"]))
+        own = draw(st.sampled_from([None, None, "stop", "renormalize", "repeat"]))
         if own is not None:
-            value["at_exhaustion"] = own
+            value["on_exhaustion"] = own
         bounds: list[Any] = [None, [1, None], [2, None]] if (own or rule) == "repeat" else [None, 1, 2, [1, 3]]
         if (repeat := draw(st.sampled_from(bounds))) is not None:
             value["repeat"] = repeat
@@ -77,11 +81,11 @@ def cases(draw: st.DrawFn, *, nested: bool = True) -> tuple[BlendConfig, list[Le
         return value | {"shards": f"set{len(made)}"}
 
     def level(depth: int) -> dict[str, Any]:
-        rule = draw(st.sampled_from(["stop", "renormalise", "repeat"]))
+        rule = draw(st.sampled_from(["stop", "renormalize", "repeat"]))
         found = [source(depth, rule) for _ in range(draw(st.integers(1, 3)))]
         if total is not None:
             found[0]["weight"] = 1
         unit = draw(st.sampled_from(["samples", "images", "tokens"]))
-        return {"weight_counts": unit, "at_exhaustion": rule, "sources": found}
+        return {"weight_unit": unit, "on_exhaustion": rule, "sources": found}
 
     return blend(**level(0), total_packs=total), made

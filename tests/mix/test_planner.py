@@ -1,4 +1,4 @@
-"""The blend's plan: whole passes, bounds, shares, events, and the same blocks after any restore."""
+"""The plan of a blend: whole passes, bounds, shares, events, and the same blocks after any restore."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from tests.mix.made_lengths import CAPACITY, blend, blocks, cases, lengths, list
 from vila_data.core.errors import DataError, UsageError
 from vila_data.mix.config import BlendConfig
 from vila_data.mix.lengths import Lengths
-from vila_data.mix.merge import units_of
-from vila_data.mix.planner import BlendPlanner, Block
-from vila_data.mix.tree import Edge
+from vila_data.mix.plan import BlendEvent, Block, Edge, EventLog
+from vila_data.mix.planner import BlendPlanner
 
 
 def planner(
@@ -27,7 +26,7 @@ def planner(
 
 def two(rule: str, sizes: tuple[int, int] = (200, 20), **more: Any) -> tuple[BlendConfig, list[Lengths]]:
     sources = [{"shards": "large", "weight": 1}, {"shards": "small", "weight": 1}]
-    config = blend(**({"weight_counts": "samples", "at_exhaustion": rule, "sources": sources} | more))
+    config = blend(**({"weight_unit": "samples", "on_exhaustion": rule, "sources": sources} | more))
     return config, [lengths(size, seed=index) for index, size in enumerate(sizes)]
 
 
@@ -48,19 +47,21 @@ def test_passes_are_whole_and_none_is_beyond_the_bounds(case: tuple[BlendConfig,
         assert order == sorted(order)
         top = next(edge.top for edge in plan.edges if edge.leaf == number)
         for pass_ in set(order[: order.index(order[-1])]) if order else ():  # a blend inside may cut a pass short
-            assert order.count(pass_) == entry.totals[0] or not top, "a pass lost samples"
+            assert order.count(pass_) == entry.totals.samples or not top, "a pass lost samples"
 
 
 @given(cases(nested=False))
 @settings(max_examples=80, deadline=None)
-def test_bounds_of_passes_are_held_or_the_shortfall_is_told(case: tuple[BlendConfig, list[Lengths]]) -> None:
+def test_minimums_and_maximums_of_passes_are_met_or_the_miss_is_reported(
+    case: tuple[BlendConfig, list[Lengths]],
+) -> None:
     config, held = case
     plan = planner(config, held)
     found = listed(blocks(plan))
-    short = {event.source for event in plan.events.events if event.kind == "short"}
+    short = {event.source for event in plan.events.events if event.kind == "minimum_missed"}
     for number, source in enumerate(config.sources):
         least, most = config.passes(source)
-        passes = sum(entry[0] == number for entry in found) / held[number].totals[0]
+        passes = sum(entry[0] == number for entry in found) / held[number].totals.samples
         assert most is None or passes <= most
         assert (passes < least) == (source.shards in short)
 
@@ -74,7 +75,7 @@ def test_shares_hold_over_every_stretch_without_a_change(case: tuple[BlendConfig
     for index, edge in enumerate(plan.edges):
         for stretch in _stretches(found):
             given_, total = _units(stretch, edge)
-            lag = np.cumsum(given_ - stretch[0].asked[index] * total)
+            lag = np.cumsum(given_ - stretch[0].targets[index] * total)
             siblings = len({other.path for other in plan.edges if other.siblings == edge.siblings})
             assert np.ptp(np.concatenate([[0.0], lag])) <= (1 + siblings) * total.max(initial=0) + 1e-6
 
@@ -91,16 +92,16 @@ def test_blocks_after_a_restore_are_those_of_an_undisturbed_run(
         block = plan.next_block()
         if block is None:
             break
-        plan.packed(1 + len(block.run) // 3)
+        plan.packed(1 + len(block.samples) // 3)
         found.append(block)
     at = data.draw(st.integers(0, len(states) - 1))
     other = planner(config, held, seed=seed)
     other.restore(json.loads(states[at]))
     for expected in found[at:]:
         block = other.next_block()
-        assert block is not None and block.index == expected.index and block.asked == expected.asked
-        assert all(map(np.array_equal, block.run.columns(), expected.run.columns()))
-        other.packed(1 + len(block.run) // 3)
+        assert block is not None and block.index == expected.index and block.targets == expected.targets
+        assert all(map(np.array_equal, block.samples.columns(), expected.samples.columns()))
+        other.packed(1 + len(block.samples) // 3)
     assert other.next_block() is None and other.state() == plan.state()
 
 
@@ -109,53 +110,53 @@ def test_stop_ends_the_epoch_after_the_last_sample_of_the_exhausted_source() -> 
     found = listed(blocks(plan))
     assert found[-1][0] == 1 and sum(source == 1 for source, *_ in found) == 20
     assert sum(source == 0 for source, *_ in found) in (19, 20, 21)
-    assert kinds(plan) == [("stopped", "small"), ("short", "large"), ("ended", "")]
+    assert kinds(plan) == [("stopped", "small"), ("minimum_missed", "large"), ("ended", "")]
     assert plan.events.events[0].sample == len(found)
 
 
-def test_renormalise_leaves_and_the_others_share_its_weight() -> None:
-    plan = planner(*two("renormalise"))
+def test_renormalize_removes_a_source_and_redistributes_its_weight() -> None:
+    plan = planner(*two("renormalize"))
     found = blocks(plan)
     assert len(listed(found)) == 220
-    assert list(dict.fromkeys(block.asked for block in found)) == [(0.5, 0.5), (1.0, 0.0)]
-    assert kinds(plan) == [("left", "small"), ("left", "large"), ("ended", "")]
-    assert plan.events.events[0].followed == "its weight goes to large"
+    assert list(dict.fromkeys(block.targets for block in found)) == [(0.5, 0.5), (1.0, 0.0)]
+    assert kinds(plan) == [("removed", "small"), ("removed", "large"), ("ended", "")]
+    assert plan.events.events[0].followed == "its weight is redistributed to large"
 
 
-def test_repeat_goes_on_until_every_source_has_made_its_least_passes() -> None:
+def test_repeat_continues_until_every_source_has_completed_its_minimum() -> None:
     plan = planner(*two("repeat"))
     found = listed(blocks(plan))
     assert sum(source == 0 for source, *_ in found) == 200
     assert abs(sum(source == 1 for source, *_ in found) - 200) <= 1
-    assert kinds(plan)[:2] == [("repeats", "small"), ("least_done", "small")] and kinds(plan)[-1] == ("ended", "")
+    assert kinds(plan)[:2] == [("repeats", "small"), ("minimum_reached", "small")] and kinds(plan)[-1] == ("ended", "")
     passes = [pass_ for source, pass_, *_ in found if source == 1]
     assert {passes.count(pass_) for pass_ in range(9)} == {20}
 
 
 def test_a_repeating_source_beside_one_that_stops() -> None:
     sources = [
-        {"shards": "large", "weight": 1, "at_exhaustion": "stop"},
-        {"shards": "small", "weight": 3, "at_exhaustion": "repeat", "repeat": [2, None]},
+        {"shards": "large", "weight": 1, "on_exhaustion": "stop"},
+        {"shards": "small", "weight": 3, "on_exhaustion": "repeat", "repeat": [2, None]},
     ]
     plan = planner(*two("stop", sources=sources))
     found = listed(blocks(plan))
     assert sum(source == 0 for source, *_ in found) == 200 and abs(len(found) - 800) <= 4
-    assert ("stopped", "large") in kinds(plan) and ("short", "small") not in kinds(plan)
+    assert ("stopped", "large") in kinds(plan) and ("minimum_missed", "small") not in kinds(plan)
 
 
-def test_bounded_passes_are_made_before_a_source_leaves() -> None:
+def test_a_source_completes_its_maximum_of_passes_before_it_is_removed() -> None:
     sources = [{"shards": "large", "weight": 1}, {"shards": "small", "weight": 1, "repeat": [1, 3]}]
-    plan = planner(*two("renormalise", sources=sources))
+    plan = planner(*two("renormalize", sources=sources))
     found = listed(blocks(plan))
     assert sum(source == 1 for source, *_ in found) == 60 and len(found) == 260
-    assert [event.passes for event in plan.events.events if event.kind == "left"] == [3, 1]
+    assert [event.passes for event in plan.events.events if event.kind == "removed"] == [3, 1]
 
 
-def test_a_blend_inside_is_passed_over_as_often_as_it_is_to_be() -> None:
-    inner = {"weight_counts": "tokens", "at_exhaustion": "renormalise"}
+def test_a_nested_blend_gets_its_number_of_passes() -> None:
+    inner = {"weight_unit": "tokens", "on_exhaustion": "renormalize"}
     inner["sources"] = [{"shards": "x", "weight": 1}, {"shards": "y", "weight": 5}]
     sources = [{"blend": inner, "weight": 1, "repeat": 2}, {"shards": "z", "weight": 1}]
-    config = blend(weight_counts="samples", at_exhaustion="renormalise", sources=sources)
+    config = blend(weight_unit="samples", on_exhaustion="renormalize", sources=sources)
     held = [lengths(30, seed=1), lengths(50, seed=2), lengths(40, seed=3)]
     plan = planner(config, held)
     found = listed(blocks(plan))
@@ -164,10 +165,10 @@ def test_a_blend_inside_is_passed_over_as_often_as_it_is_to_be() -> None:
     assert [edge.label for edge in plan.edges] == ["x + y", "x", "y", "z"]
 
 
-def test_a_repeating_source_inside_goes_on_through_the_epochs_of_its_blend() -> None:
-    inner = {"weight_counts": "samples", "at_exhaustion": "repeat"}
+def test_a_repeating_nested_source_continues_across_the_epochs_of_its_blend() -> None:
+    inner = {"weight_unit": "samples", "on_exhaustion": "repeat"}
     inner["sources"] = [{"shards": "x", "weight": 3}, {"shards": "y", "weight": 1}]
-    config = blend(weight_counts="samples", sources=[{"blend": inner, "weight": 1, "repeat": 5}])
+    config = blend(weight_unit="samples", sources=[{"blend": inner, "weight": 1, "repeat": 5}])
     plan = planner(config, [lengths(20, seed=1), lengths(12, seed=2)])
     found = listed(blocks(plan))
     assert sum(source == 1 for source, *_ in found) == 5 * 12
@@ -179,25 +180,25 @@ def test_a_repeating_source_inside_goes_on_through_the_epochs_of_its_blend() -> 
 def test_weights_change_at_their_share_of_the_packs() -> None:
     sources = [{"shards": "large", "weight": {"0.0": 1, "0.5": 3}}, {"shards": "small", "weight": 1}]
     config, held = two("repeat", sources=sources, total_packs=400)
-    plan = BlendPlanner(config, held, seed=0, epoch=0, capacity=CAPACITY, samples_a_pack=1)
+    plan = BlendPlanner(config, held, seed=0, epoch=0, capacity=CAPACITY, samples_per_pack=1)
     counts: list[tuple[int, tuple[float, ...]]] = []
     packs = 0
     while (block := plan.next_block()) is not None:
-        packs += len(block.run)
-        plan.packed(len(block.run))
-        counts.append((packs, block.asked))
-    before = max(count for count, asked in counts if asked == (0.5, 0.5))
+        packs += len(block.samples)
+        plan.packed(len(block.samples))
+        counts.append((packs, block.targets))
+    before = max(count for count, target in counts if target == (0.5, 0.5))
     assert 200 <= before <= 216 and 400 <= packs <= 416 and counts[-1][1] == (0.75, 0.25)
     events = {event.kind: event for event in plan.events.events}
     assert events["weights"].pack == before and events["ended"].followed == "total_packs 400"
-    assert not any(event.kind == "least_done" for event in plan.events.events)
+    assert not any(event.kind == "minimum_reached" for event in plan.events.events)
 
 
-def test_a_source_without_weight_left_ends_the_epoch() -> None:
+def test_the_epoch_ends_when_no_remaining_source_has_weight() -> None:
     sources = [{"shards": "large", "weight": {"0.0": 0, "0.9": 1}}, {"shards": "small", "weight": {"0.0": 1, "0.9": 0}}]
-    plan = planner(*two("renormalise", sources=sources, total_packs=400))
+    plan = planner(*two("renormalize", sources=sources, total_packs=400))
     assert len(listed(blocks(plan))) == 20
-    assert plan.events.events[-1].followed == "no source that is left has a weight above 0"
+    assert plan.events.events[-1].followed == "no remaining source has a weight above 0"
 
 
 def test_the_same_inputs_give_the_same_blocks_and_another_seed_or_epoch_others() -> None:
@@ -211,7 +212,7 @@ def test_the_same_inputs_give_the_same_blocks_and_another_seed_or_epoch_others()
 
 def test_the_state_is_small() -> None:
     sources = [{"shards": name, "weight": 1 / 3} for name in "abcd"]
-    config = blend(weight_counts="tokens", at_exhaustion="repeat", sources=sources)
+    config = blend(weight_unit="tokens", on_exhaustion="repeat", sources=sources)
     plan = planner(config, [lengths(1000, shards=100, seed=index) for index in range(4)])
     blocks(plan)
     assert len(json.dumps(plan.state())) < 500
@@ -236,19 +237,22 @@ def test_bad_states() -> None:
 
 
 def test_lengths_that_cannot_be_blended() -> None:
-    config, held = two("stop", weight_counts="images")
+    config, held = two("stop", weight_unit="images")
     text = Lengths(held[1].tokens, np.zeros(20, np.int32), held[1].ends)
-    with pytest.raises(UsageError, match=r"sources\.1 \(small\).*count samples or tokens, or put it"):
+    with pytest.raises(
+        UsageError, match=r"sources\.1 \(small\).*use weight_unit: samples or tokens, or move the source"
+    ):
         planner(config, [held[0], text])
     with pytest.raises(
-        UsageError, match=r"set small has no sample .*of 20 .*pack.sequence_length, or take the set out"
+        UsageError,
+        match=r"set small contributes no samples \(its shards have 20\): .*pack.sequence_length, or remove the set",
     ):
         planner(config, [held[0], held[1].only(np.zeros(20, np.bool_))])
     with pytest.raises(
-        UsageError, match=r"of 0 in the shards: all .* were dropped or failed: loosen .*vila-data preview RUN"
+        UsageError, match=r"shards have 0\): every .* was dropped or failed; relax .*vila-data preview RUN"
     ):
         planner(config, [held[0], lengths(0)])
-    with pytest.raises(UsageError, match="lengths of 1 shard sets for a blend of 2"):
+    with pytest.raises(UsageError, match="lengths of 2 shard sets, found 1"):
         planner(config, held[:1])
     long = held[1].tokens.copy()
     long[7] = CAPACITY + 1
@@ -257,10 +261,10 @@ def test_lengths_that_cannot_be_blended() -> None:
 
 
 def _stretches(found: list[Block]) -> list[list[Block]]:
-    """Runs of blocks in which nothing asked changes."""
+    """Runs of blocks in which no target changes."""
     stretches: list[list[Block]] = []
     for block in found:
-        if not stretches or stretches[-1][-1].asked != block.asked:
+        if not stretches or stretches[-1][-1].targets != block.targets:
             stretches.append([])
         stretches[-1].append(block)
     return stretches
@@ -268,6 +272,17 @@ def _stretches(found: list[Block]) -> list[list[Block]]:
 
 def _units(stretch: list[Block], edge: Edge) -> tuple[np.ndarray, np.ndarray]:
     """What each sample gives of an edge, and of the blend above it."""
-    values = np.concatenate([units_of(block.run, edge.unit) for block in stretch])
-    source = np.concatenate([block.run.source for block in stretch])
+    values = np.concatenate([block.samples.units(edge.unit) for block in stretch])
+    source = np.concatenate([block.samples.source for block in stretch])
     return values * np.isin(source, edge.leaves), values * np.isin(source, edge.siblings)
+
+
+def test_events_beyond_the_listed_are_counted() -> None:
+    log = EventLog()
+    for block in range(30):
+        log.add(BlendEvent("repeats", "chat", block, block, 10 * block, 2 * block, "it continues from its start"))
+    log.add(BlendEvent("ended", "", 0, 30, 300, 60, "total_packs 60"))
+    listed = [event for event in log.events if event.kind == "repeats"]
+    assert [event.block for event in listed] == list(range(len(listed)))
+    assert len(listed) + log.unlisted()["repeats chat"] == 30 and list(log.unlisted()) == ["repeats chat"]
+    assert log.events[-1].followed == "total_packs 60"

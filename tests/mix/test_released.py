@@ -14,16 +14,16 @@ from tests.mix.made_lengths import CAPACITY, blend, lengths
 from vila_data.core.errors import UsageError
 from vila_data.encode.config import PackConfig
 from vila_data.mix.config import BlendConfig
-from vila_data.mix.lengths import Lengths, Run
+from vila_data.mix.lengths import Lengths, Samples
+from vila_data.mix.rank_share import Position, RankShare, rank_batches
 from vila_data.mix.released import (
     ReleasedPlanner,
-    item_places,
+    interleave,
     packed_micro_batches,
     released_blend,
     rows_at_most,
 )
 from vila_data.mix.sequence import PackSequence, PlannedPacks
-from vila_data.mix.share import Position, Share, rank_batches
 
 Sample = tuple[int, int, int, int]
 """Source, pass, shard, row."""
@@ -31,7 +31,7 @@ Sample = tuple[int, int, int, int]
 
 def released(repeats: list[int], **more: Any) -> BlendConfig:
     sources = [{"shards": f"set{index}", "weight": 1, "repeat": repeat} for index, repeat in enumerate(repeats)]
-    return blend(**({"weight_counts": "samples", "at_exhaustion": "stop", "sources": sources} | more))
+    return blend(**({"weight_unit": "samples", "on_exhaustion": "stop", "sources": sources} | more))
 
 
 def pack(micro_batch: int | None = None) -> PackConfig:
@@ -90,7 +90,7 @@ def plain_packs(tokens: list[int]) -> list[list[int]]:
 # What was planned, as lists.
 
 
-def samples_of(run: Run) -> list[Sample]:
+def samples_of(run: Samples) -> list[Sample]:
     columns = (run.source, run.pass_, run.shard, run.row)
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
@@ -98,7 +98,7 @@ def samples_of(run: Run) -> list[Sample]:
 def micro_batches_of(plan: ReleasedPlanner) -> list[list[Sample]]:
     found = []
     while (block := plan.next_block()) is not None:
-        samples, ends = samples_of(block.run), block.micro_batches
+        samples, ends = samples_of(block.samples), block.micro_batches
         assert ends is not None and ends[-1] == len(samples)
         found += [samples[first:last] for first, last in zip([0, *ends.tolist()], ends.tolist(), strict=False)]
     return found
@@ -160,7 +160,7 @@ def test_the_order_is_that_of_the_rule(
         shuffles.append(shuffled)
     assert all(shuffled == shuffles[0] for shuffled in shuffles), "ranks shuffle their stretches alike"
 
-    left_out = {event.source: event.followed for event in planner.events.events if event.kind == "short"}
+    left_out = {event.source: event.followed for event in planner.events.events if event.kind == "omitted"}
     expected = {}
     for source, (entry, one) in enumerate(zip(held, each, strict=True)):
         rest = int((entry.tokens > 0).sum()) - len(plain_items(entry, one)) // (ranks * batch) * batch * ranks * one
@@ -177,13 +177,13 @@ def test_documents_and_pairs(ranks: int, steps: int) -> None:
     sequence = PackSequence(config, pack(), held, seed=0, epoch=0)
     blocks = list(sequence)
     for rank in range(ranks):
-        plans = list(rank_batches(blocks, Share(rank, ranks, 1), Position()))
+        plans = list(rank_batches(blocks, RankShare(rank, ranks, 1), Position()))
         assert len(plans) == steps
         assert all(np.bincount(plan.samples.source).tolist() == [4, 16] for plan in plans)
     report = sequence.report()
     assert [source.samples for source in report.sources] == [steps * 4 * ranks, steps * 16 * ranks]
-    assert [source.asked for source in report.sources] == pytest.approx([0.2, 0.8])
-    assert [event.kind for event in report.events] == ["short", "short", "ended"]
+    assert [source.target for source in report.sources] == pytest.approx([0.2, 0.8])
+    assert [event.kind for event in report.events] == ["omitted", "omitted", "ended"]
 
 
 def test_two_equal_sets_take_turns_on_every_rank() -> None:
@@ -196,9 +196,9 @@ def test_two_equal_sets_take_turns_on_every_rank() -> None:
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=5))
 @settings(max_examples=200, deadline=None)
-def test_places_by_arithmetic_are_those_that_lists_give(sizes: list[int]) -> None:
+def test_interleaving_by_arithmetic_equals_interleaving_by_lists(sizes: list[int]) -> None:
     sizes = sorted(sizes, reverse=True)
-    which, item = item_places(np.asarray(sizes, np.int64), np.arange(sum(sizes)))
+    which, item = interleave(np.asarray(sizes, np.int64), np.arange(sum(sizes)))
     assert list(zip(which.tolist(), item.tolist(), strict=True)) == plain_slots(sizes)
 
 
@@ -208,7 +208,7 @@ def test_micro_batches_of_any_size_are_packed_by_themselves(tokens: list[list[in
     flat = np.asarray([one for batch in tokens for one in batch], np.int32)
     zeros = np.zeros(len(flat), np.int32)
     ends = np.cumsum([len(batch) for batch in tokens])
-    packs, packs_to = packed_micro_batches(Run(zeros.astype(np.int16), zeros, zeros, zeros, flat, zeros), ends)
+    packs, packs_to = packed_micro_batches(Samples(zeros.astype(np.int16), zeros, zeros, zeros, flat, zeros), ends)
     expected, counts = [], []
     for batch, end in zip(tokens, ends.tolist(), strict=True):
         found = plain_packs(batch)
@@ -230,7 +230,7 @@ def sequence_of(ranks: int, state: dict[str, Any] | None = None) -> list[Planned
 
 
 def taken(blocks: list[PlannedPacks], world: tuple[int, int], start: Position) -> list[list[Any]]:
-    return [list(rank_batches(blocks, Share(rank, *world), start)) for rank in range(world[0])]
+    return [list(rank_batches(blocks, RankShare(rank, *world), start)) for rank in range(world[0])]
 
 
 def consumed(ranks: list[list[Any]]) -> list[Sample]:
@@ -281,7 +281,7 @@ def test_states_of_another_plan_and_of_an_older_order_are_refused() -> None:
 
     state = plan(0).state()
     for change, said in (
-        ({"version": 2}, "version 2 of the released order; this version reads 3"),
+        ({"version": 2}, "version 2, but this version of vila-data reads 4"),
         ({"fingerprint": "x"}, "differ"),
         ({"ranks": "many"}, "damaged"),
     ):
@@ -304,22 +304,22 @@ def test_what_the_order_needs_to_know_goes_with_the_blend_of_released_code_alone
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"weight_counts": "images"}, "weight_counts is images"),
-        ({"total_packs": 9}, "it has no total_packs"),
-        ({"sources": [{"shards": "a", "weight": 2}]}, "a has weight 2.0; give 1"),
-        ({"sources": [{"shards": "a", "weight": 1, "repeat": [1, 2]}]}, "give repeat: n"),
-        ({"sources": [{"shards": "a", "weight": 1}], "at_exhaustion": "repeat"}, "give repeat: n"),
+        ({"weight_unit": "images"}, "weight_unit must be samples, found images"),
+        ({"total_packs": 9}, "remove total_packs"),
+        ({"sources": [{"shards": "a", "weight": 2}]}, "weight of a must be 1, found 2.0"),
+        ({"sources": [{"shards": "a", "weight": 1, "repeat": [1, 2]}]}, "set repeat of a to one number"),
+        ({"sources": [{"shards": "a", "weight": 1}], "on_exhaustion": "repeat"}, "set repeat of a to one number"),
         (
             {
                 "sources": [
-                    {"weight": 1, "blend": {"weight_counts": "samples", "sources": [{"shards": "a", "weight": 1}]}}
+                    {"weight": 1, "blend": {"weight_unit": "samples", "sources": [{"shards": "a", "weight": 1}]}}
                 ]
             },
-            "no blend inside",
+            "nested blends",
         ),
     ],
 )
-def test_what_it_cannot_do_is_said(change: dict[str, Any], message: str) -> None:
+def test_unsupported_blends_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         ReleasedPlanner(released([1], **change), [lengths(50)], seed=0, epoch=0, capacity=CAPACITY, micro_batch=4)
 
@@ -329,12 +329,12 @@ def test_a_set_of_less_than_a_micro_batch_for_each_rank_is_left_out_and_counted(
         released([1, 1]), [lengths(31), lengths(64)], seed=0, epoch=0, capacity=CAPACITY, micro_batch=8, ranks=4
     )
     assert {sample[0] for one in micro_batches_of(planner) for sample in one} == {1}
-    (event,) = (event for event in planner.events.events if event.kind == "short")
+    (event,) = (event for event in planner.events.events if event.kind == "omitted")
     assert (event.source, event.followed) == (
         "set0",
-        "31 samples a pass are in no micro-batch of 8 items for each of the ranks (4)",
+        "31 samples per pass do not fill a micro-batch of 8 items for every rank at world size 4",
     )
     with pytest.raises(
-        UsageError, match="no source has a micro-batch of 4 items for each of the ranks \\(1\\); the largest has 3"
+        UsageError, match="no source has a micro-batch of 4 items for every rank at world size 1; the largest has 3"
     ):
         ReleasedPlanner(released([1]), [lengths(3)], seed=0, epoch=0, capacity=CAPACITY, micro_batch=4)

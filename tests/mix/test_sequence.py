@@ -51,7 +51,7 @@ def test_packs_hold_what_was_planned_within_the_capacity(
     config, held = case
     sequence = PackSequence(config, pack(semantics=semantics), held, seed=seed, epoch=0)
     planner = BlendPlanner(
-        config, held, seed=seed, epoch=0, capacity=CAPACITY, samples_a_pack=1 if semantics == "paper" else None
+        config, held, seed=seed, epoch=0, capacity=CAPACITY, samples_per_pack=1 if semantics == "paper" else None
     )
     packs = samples = 0
     for planned in sequence:
@@ -64,7 +64,7 @@ def test_packs_hold_what_was_planned_within_the_capacity(
         assert (np.diff(planned.ends, prepend=0) > 0).all() and (held_tokens <= CAPACITY).all()
         found, expected = (
             sorted(zip(*(column.tolist() for column in run.columns()), strict=True))
-            for run in (planned.samples, block.run)
+            for run in (planned.samples, block.samples)
         )
         assert found == expected or (packs == config.total_packs and set(found) < set(expected))
     report = sequence.report()
@@ -78,8 +78,8 @@ def test_packs_hold_what_was_planned_within_the_capacity(
 
 @pytest.mark.parametrize("semantics", ["paper", "improved"])
 def test_the_order_never_changes(semantics: str) -> None:
-    """States name packs by their numbers: where this fails, raise STATE_VERSION of blend.planner and stream.released."""
-    config = blend(weight_counts="images", sources=[{"shards": "a", "weight": 2}, {"shards": "b", "weight": 1}])
+    """States name packs by their numbers: where this fails, raise STATE_VERSION of planner and released."""
+    config = blend(weight_unit="images", sources=[{"shards": "a", "weight": 2}, {"shards": "b", "weight": 1}])
     held = [lengths(3_000, shards=7, seed=1), lengths(900, shards=2, seed=2)]
     digest = hashlib.sha256()
     for planned in PackSequence(config, pack(semantics=semantics), held, seed=3, epoch=1):
@@ -106,11 +106,11 @@ def test_packs_after_a_restore_are_those_of_an_undisturbed_run(
 
 
 @pytest.mark.parametrize("unit", ["samples", "images", "tokens"])
-@pytest.mark.parametrize("rule", ["repeat", "renormalise"])
+@pytest.mark.parametrize("rule", ["repeat", "renormalize"])
 def test_shares_hold_over_every_window_of_1000_packs(unit: str, rule: str) -> None:
     sources = [{"shards": name, "weight": weight} for name, weight in [("docs", 4), ("pairs", 3), ("chat", 2)]]
     sequence = PackSequence(
-        blend(weight_counts=unit, at_exhaustion=rule, sources=sources),
+        blend(weight_unit=unit, on_exhaustion=rule, sources=sources),
         pack(sequence_length=4096, tokens_per_image=144),
         corpora(),
         seed=0,
@@ -122,7 +122,7 @@ def test_shares_hold_over_every_window_of_1000_packs(unit: str, rule: str) -> No
     assert report.worst_window <= 0.005
     assert report.worst_window == max(source.worst_window for source in report.sources)
     for source in report.sources:
-        assert abs(source.realised - source.asked) < 0.001
+        assert abs(source.actual - source.target) < 0.001
     if rule == "repeat":
         assert report.worst_window == pytest.approx(_worst(sequence, np.concatenate(held), unit), abs=1e-9)
 
@@ -135,28 +135,28 @@ def _units(planned: PlannedPacks, unit: str) -> np.ndarray:
 
 def _worst(sequence: PackSequence, held: np.ndarray, unit: str) -> float:
     """The worst window, window by window."""
-    asked = np.asarray([4, 3, 2]) / 9
+    target = np.asarray([4, 3, 2]) / 9
     sums = np.concatenate([np.zeros((1, 3)), np.cumsum(held, axis=0)])
     windows = sums[1000:] - sums[:-1000]
-    return float(np.abs(windows / windows.sum(axis=1, keepdims=True) - asked).max())
+    return float(np.abs(windows / windows.sum(axis=1, keepdims=True) - target).max())
 
 
 def test_a_blend_inside_and_weights_that_change() -> None:
-    inner = {"weight_counts": "samples", "at_exhaustion": "repeat"}
+    inner = {"weight_unit": "samples", "on_exhaustion": "repeat"}
     inner["sources"] = [{"shards": "pairs", "weight": 3}, {"shards": "chat", "weight": 1}]
     sources = [
         {"shards": "docs", "weight": {"0.0": 1, "0.5": 3}},
-        {"blend": inner, "weight": 1, "at_exhaustion": "repeat"},
+        {"blend": inner, "weight": 1, "on_exhaustion": "repeat"},
     ]
-    config = blend(weight_counts="tokens", at_exhaustion="repeat", total_packs=4000, sources=sources)
+    config = blend(weight_unit="tokens", on_exhaustion="repeat", total_packs=4000, sources=sources)
     held = corpora()
     sequence = PackSequence(config, pack(sequence_length=4096, tokens_per_image=144), held, seed=0, epoch=0)
     assert sum(len(planned) for planned in sequence) == 4000
     report = sequence.report()
     assert report.worst_window <= 0.005 and max(source.worst_window for source in report.sources) <= 0.01
     docs, mixed, pairs, chat = report.sources
-    assert docs.asked == pytest.approx(0.625, abs=0.005) and mixed.passes is None
-    assert pairs.realised == pytest.approx(0.75, abs=0.002) and pairs.unit == "samples"
+    assert docs.target == pytest.approx(0.625, abs=0.005) and mixed.passes is None
+    assert pairs.actual == pytest.approx(0.75, abs=0.002) and pairs.unit == "samples"
     assert mixed.samples == pairs.samples + chat.samples
     (change,) = [event for event in report.events if event.kind == "weights"]
     assert 2000 <= change.pack <= 2020
@@ -164,7 +164,7 @@ def test_a_blend_inside_and_weights_that_change() -> None:
 
 def test_total_packs_cuts_the_last_block_and_says_how_much() -> None:
     held = [lengths(500, seed=1)]
-    config = blend(weight_counts="samples", total_packs=40, sources=[{"shards": "a", "weight": 1}])
+    config = blend(weight_unit="samples", total_packs=40, sources=[{"shards": "a", "weight": 1}])
     sequence = PackSequence(config, pack(), held, seed=0, epoch=0)
     planned = list(sequence)
     report = sequence.report()
@@ -173,15 +173,15 @@ def test_total_packs_cuts_the_last_block_and_says_how_much() -> None:
     assert report.samples_left_out == report.events[-1].sample - sum(len(entry.samples) for entry in planned)
 
 
-def test_packs_a_step_changes_the_measure_not_the_order() -> None:
+def test_packs_per_step_changes_the_measure_not_the_order() -> None:
     config = blend(
-        weight_counts="images",
-        at_exhaustion="repeat",
+        weight_unit="images",
+        on_exhaustion="repeat",
         sources=[{"shards": name, "weight": 1} for name in ("docs", "pairs", "chat")],
     )
     config_of_pack = pack(sequence_length=4096, tokens_per_image=144)
     one, four = (
-        PackSequence(config, config_of_pack, corpora(), seed=0, epoch=0, packs_a_step=packs) for packs in (1, 4)
+        PackSequence(config, config_of_pack, corpora(), seed=0, epoch=0, packs_per_step=packs) for packs in (1, 4)
     )
     assert all(map(same, one, four))
     assert 0 < four.report().worst_window < one.report().worst_window
@@ -189,8 +189,8 @@ def test_packs_a_step_changes_the_measure_not_the_order() -> None:
 
 
 def test_bad_input() -> None:
-    config = blend(weight_counts="samples", sources=[{"shards": "a", "weight": 1}])
-    with pytest.raises(DataError, match="a has a sample of 3 images, pack"):
+    config = blend(weight_unit="samples", sources=[{"shards": "a", "weight": 1}])
+    with pytest.raises(DataError, match="a has a sample with 3 images, but pack"):
         PackSequence(config, pack(max_images_per_pack=2), [lengths(50)], seed=0, epoch=0)
     sequence = PackSequence(config, pack(), [lengths(50)], seed=0, epoch=0)
     with pytest.raises(UsageError, match="no packs and plan"):

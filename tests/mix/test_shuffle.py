@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -11,9 +12,8 @@ import pytest
 from tests.benchmark_files import benchmark
 from tests.mix.made_lengths import blend
 from vila_data.encode.config import PackConfig
-from vila_data.mix.lengths import CHUNK_ROWS, Lengths, Run
+from vila_data.mix.lengths import CHUNK_ROWS, Lengths
 from vila_data.mix.sequence import PackSequence, PlannedPacks
-from vila_data.mix.spread import alike, mixed
 
 SHARDS, ROWS = 60, 1_000
 ERRORS = 5.0
@@ -39,7 +39,7 @@ def planned(semantics: str, *, text: int | None = None) -> list[PlannedPacks]:
     weights = (1, 1) if semantics == "released_code" else (10, 1)
     sources = [{"shards": name, "weight": weight} for name, weight in zip(("pairs", "docs"), weights, strict=True)]
     repeat = [source | {"repeat": 1} for source in sources]
-    config = blend(weight_counts="samples", at_exhaustion="renormalise", sources=repeat)
+    config = blend(weight_unit="samples", on_exhaustion="renormalize", sources=repeat)
     return list(PackSequence(config, PackConfig(**pack, semantics=semantics), made, seed=0, epoch=0))
 
 
@@ -72,30 +72,13 @@ def test_samples_of_equal_length_are_mixed_too(quality: ModuleType) -> None:
     assert abs(found["neighbours_same_shard_errors_from_shuffled_blocks"]) < ERRORS
 
 
-def test_the_measure_sees_what_is_not_shuffled(quality: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows as they come from chunks, and shards as they are stored: the figures say so."""
-    monkeypatch.setattr(PackSequence, "_mixed", lambda self, block: np.arange(len(block.run)))
-    found = quality.neighbours(quality.Order(planned("paper"), 0))
+def test_the_measure_sees_what_is_not_shuffled(quality: ModuleType) -> None:
+    """Rows in the order of their shards within a block: the measure says so."""
+    unshuffled = [
+        replace(one, samples=one.samples.take(np.lexsort((one.samples.row, one.samples.shard))))
+        for one in planned("paper")
+    ]
+    found = quality.neighbours(quality.Order(unshuffled, 0))
     assert found["neighbours_same_shard"] > 0.9 and found["neighbours_correlation"] > 0.9
     assert found["neighbours_same_shard_errors_from_shuffled_blocks"] > 100
     assert found["neighbours_correlation_errors_from_0"] > 100
-
-
-@pytest.mark.parametrize("kinds", [1, 3, 1_000])
-def test_samples_change_places_within_their_kind(kinds: int) -> None:
-    kind = np.random.default_rng(0).integers(0, kinds, 500)
-    found = mixed(kind, 1, 2)
-    assert np.array_equal(np.sort(found), np.arange(500)) and np.array_equal(kind[found], kind)
-    assert not np.array_equal(found, mixed(kind, 1, 3)) and np.array_equal(found, mixed(kind, 1, 2))
-
-
-def test_samples_that_are_alike() -> None:
-    tokens = np.arange(1, 9_000, dtype=np.int32)
-    nothing = np.zeros(len(tokens), np.int32)
-    kind = alike(Run(nothing.astype(np.int16), nothing, nothing, nothing, tokens, nothing))
-    assert (np.diff(kind) >= 0).all()
-    first = np.flatnonzero(np.diff(kind, prepend=-1))
-    last = np.append(first[1:], len(kind)) - 1
-    assert (tokens[last] <= tokens[first] * (1 + 1 / 16)).all() and len(first) < 250
-    other = alike(Run(nothing.astype(np.int16) + 1, nothing, nothing, nothing, tokens, nothing + 1))
-    assert not set(kind.tolist()) & set(other.tolist())

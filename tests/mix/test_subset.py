@@ -1,4 +1,4 @@
-"""Subsets: conditions mean what Python means, nothing else can be said in them; lists of ids are met or counted."""
+"""Subsets: conditions mean what they mean in Python and nothing else is allowed; lists of ids are found or counted."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.expression import parse
-from vila_data.mix.columns import COLUMNS
+from vila_data.core.tables import LENGTHS, SHARD_INDEX
 from vila_data.mix.config import Subset
-from vila_data.mix.subset import SubsetFilter
+from vila_data.mix.subset import COLUMNS, SubsetFilter, index_columns, subset_columns
 
 ROWS: list[dict[str, Any]] = [
     {"key": "k0", "record_id": "a", "n_images": 0, "text_chars": 10, "min_similarity": math.nan},
@@ -91,7 +92,7 @@ def test_any_condition_agrees_with_python(text: str) -> None:
         ("n_images is 3", "compare by"),
         ("(n_images > 1) > 2", "is a condition"),
         ("n_images and text_chars > 1", "'n_images' is a number"),
-        ("1 < 2", "names no column"),
+        ("1 < 2", "uses no column"),
         ("n_images >", "is not an expression"),
         ("", "is not an expression"),
         ("n_images > 1; key", "is not an expression"),
@@ -115,7 +116,7 @@ def test_lists_of_ids(tmp_path: Path, form: str, mark: str) -> None:
     ids = ["b", "nowhere", "a"]
     file = tmp_path / "ids"
     file.write_text(mark + (json.dumps(ids) if form == "json" else "\n".join([*ids, "", "  a "]) + "\n"), "utf-8")
-    keep, leave = SubsetFilter(Subset(ids=str(file))), SubsetFilter(Subset(without_ids=str(file)))
+    keep, leave = SubsetFilter(Subset(include_ids=str(file))), SubsetFilter(Subset(exclude_ids=str(file)))
     first = {"record_id": np.asarray(["a", "c"])}
     second = {"record_id": np.asarray(["b", "b", "zz"])}
     assert [keep.keep(shard).tolist() for shard in (first, second)] == [[True, False], [True, True, False]]
@@ -127,21 +128,63 @@ def test_lists_of_ids(tmp_path: Path, form: str, mark: str) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot be read"),
+        (None, "cannot read the subset's list"),
         ("", "is empty"),
         ("[]", "is empty"),
-        ("[1]", "texts only"),
+        ("[1]", "only strings"),
         ('["a"', "not a JSON list"),
     ],
 )
-def test_lists_that_are_none(tmp_path: Path, content: str | None, message: str) -> None:
+def test_invalid_lists_of_ids(tmp_path: Path, content: str | None, message: str) -> None:
     file = tmp_path / "ids"
     if content is not None:
         file.write_text(content)
     with pytest.raises(UsageError, match=message):
-        SubsetFilter(Subset(ids=str(file)))
+        SubsetFilter(Subset(include_ids=str(file)))
 
 
-def test_a_column_that_a_shard_lacks() -> None:
-    with pytest.raises(DataError, match="no column tokens"):
-        SubsetFilter(Subset(where="tokens > 3")).keep(COLUMNS_OF_ROWS)
+def tables() -> tuple[pa.Table, pa.Table]:
+    similarities = [[], [0.5, 0.25], [None], [0.75, None, -0.5], [1.0]]
+    index = {
+        "key": [f"k{row}" for row in range(5)],
+        "record_id": [f"r{row // 2}" for row in range(5)],
+        "n_images": [len(entry) for entry in similarities],
+        "text_chars": [10 * row for row in range(5)],
+        **{name: [[]] * 5 for name in ("members", "offsets", "sizes", "crc32c", "widths", "heights")},
+        "similarities": similarities,
+    }
+    zeros = {field.name: [0 if field.type == pa.int32() else []] * 5 for field in LENGTHS}
+    lengths = zeros | {"row": range(5), "tokens": [3, 4, 5, 6, 0], "images": [0, 2, 1, 2, 1], "fate": ["ok"] * 5}
+    return pa.table(index, schema=SHARD_INDEX), pa.table(lengths, schema=LENGTHS)
+
+
+def test_every_column_is_there() -> None:
+    found = subset_columns(*tables(), COLUMNS)
+    assert set(found) == set(COLUMNS) and {len(values) for values in found.values()} == {5}
+    assert np.array_equal(found["min_similarity"], [np.nan, 0.25, np.nan, -0.5, 1.0], equal_nan=True)
+    assert np.array_equal(found["max_similarity"], [np.nan, 0.5, np.nan, 0.75, 1.0], equal_nan=True)
+    assert found["record_id"].tolist() == ["r0", "r0", "r1", "r1", "r2"] and found["tokens"].tolist() == [3, 4, 5, 6, 0]
+
+
+def test_a_subset_of_a_shard(tmp_path: Path) -> None:
+    chosen = SubsetFilter(Subset(where="min_similarity > 0.2 or (tokens == 5 and record_id == 'r1')"))
+    assert chosen.keep(subset_columns(*tables(), chosen.columns)).tolist() == [False, True, True, False, True]
+    (tmp_path / "ids").write_text("r1\n")
+    listed = SubsetFilter(Subset(include_ids=str(tmp_path / "ids")))
+    assert listed.keep(subset_columns(*tables(), listed.columns)).tolist() == [False, False, True, True, False]
+
+
+def test_shards_of_two_lengths() -> None:
+    index, lengths = tables()
+    with pytest.raises(DataError, match="index has 5 rows, but its lengths have 4"):
+        subset_columns(index, lengths.slice(1), ["tokens"])
+
+
+def test_no_similarities_at_all() -> None:
+    index, lengths = (table.slice(0, 1) for table in tables())
+    assert np.isnan(subset_columns(index, lengths, ["max_similarity"])["max_similarity"]).all()
+
+
+def test_which_columns_of_an_index_are_needed() -> None:
+    assert index_columns(["tokens", "images", "text_tokens"]) == []
+    assert index_columns(["text_chars", "max_similarity", "min_similarity", "tokens"]) == ["similarities", "text_chars"]

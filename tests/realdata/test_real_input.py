@@ -54,17 +54,17 @@ shards:
   talks: {{corpus: talks, view: conversations}}
 pack: {{tokenizer: "{tokenizer}", sequence_length: 4096, tokens_per_image: 144, max_images_per_document: 6}}
 blend:
-  weight_counts: tokens
-  at_exhaustion: renormalise
+  weight_unit: tokens
+  on_exhaustion: renormalize
   sources:
     - weight: 4
       blend:
-        weight_counts: images
-        at_exhaustion: renormalise
+        weight_unit: images
+        on_exhaustion: renormalize
         sources: [{{shards: gimp, weight: 4}}, {{shards: flickr, weight: 1}}]
-    - {{shards: t0, weight: 3, at_exhaustion: stop}}
-    - {{shards: talks, weight: 1, repeat: [1, null], at_exhaustion: repeat}}
-    - {{shards: chats, weight: 0.1, repeat: [1, null], at_exhaustion: repeat}}
+    - {{shards: t0, weight: 3, on_exhaustion: stop}}
+    - {{shards: talks, weight: 1, repeat: [1, null], on_exhaustion: repeat}}
+    - {{shards: chats, weight: 0.1, repeat: [1, null], on_exhaustion: repeat}}
 """
 
 
@@ -186,7 +186,7 @@ def test_every_kept_sample_is_a_sequence_and_the_blend_takes_each_as_asked(runs:
     assert report.tokens["t0"]["samples"] == 8000 and report.tokens["talks"]["samples"] == 1500
     sources = {source["label"]: source for source in report.blend["sources"]}
     for source in sources.values():
-        assert abs(source["asked"] - source["realised"]) < 0.005, source
+        assert abs(source["target"] - source["actual"]) < 0.005, source
     assert sources["t0"]["passes"] == 1 and sources["chats"]["passes"] > 1
     packs = report.blend["packs"]
     assert packs["fill"] > 0.99
@@ -194,7 +194,7 @@ def test_every_kept_sample_is_a_sequence_and_the_blend_takes_each_as_asked(runs:
     for name, counts in report.tokens.items():
         print(name, counts)
     for name, source in sources.items():
-        print(f"{name}: asked {source['asked']:.4f}, realised {source['realised']:.4f}, {source['passes']} passes")
+        print(f"{name}: target {source['target']:.4f}, actual {source['actual']:.4f}, {source['passes']} passes")
     print(f"{packs['packs']} packs, fill {packs['fill']:.4f}", report.blend["sequence_length"]["best"])
     for event in report.blend["events"]:
         print(event["kind"], event["source"], event["pack"], event["followed"])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import vila_data as vd
-from vila_data.explore.search.searching import Question, search
+from vila_data.explore.search.query import Query, search
 from vila_data.score.clip import ClipConfig, load_clip
 
 pytestmark = pytest.mark.realdata
@@ -46,7 +46,7 @@ def test_captions_find_their_photographs(
     names = list(captions)
     places = []
     for name, said in captions.items():
-        hits = search(tmp_path / "run", Question(said[1], count=10)).hits
+        hits = search(tmp_path / "run", Query(said[1], count=10)).hits
         found = [names[int(hit.record_id.rsplit("-", 1)[-1])] for hit in hits]
         places.append(found.index(name) if name in found else len(names))
     first, ten = (sum(place < within for place in places) / len(places) for within in (1, 10))
@@ -55,6 +55,6 @@ def test_captions_find_their_photographs(
             f"\n{len(names)} photographs: the second caption's own one is first in {first:.1%}, among ten in {ten:.1%}"
         )
     assert len(names) == 500 and ten >= 0.7
-    (best, *_) = search(tmp_path / "run", Question(image=str(folder / "images" / names[7]), count=2)).hits
+    (best, *_) = search(tmp_path / "run", Query(image=str(folder / "images" / names[7]), count=2)).hits
     assert best.url == names[7] or best.url.endswith(names[7])
     assert best.score > 0.998

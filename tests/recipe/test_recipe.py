@@ -6,8 +6,8 @@ import pytest
 
 import vila_data as vd
 from vila_data.core.errors import RecipeError
-from vila_data.recipe.marked_yaml import MarkedValue, validate
 from vila_data.recipe.recipe import Recipe, load_recipe
+from vila_data.recipe.yaml_lines import ValueWithLines, validate
 
 GOOD = """version: 1
 name: small
@@ -32,7 +32,7 @@ shards:
   pairs: {corpus: pairs, view: pairs}
 pack: {tokenizer: meta-llama/Llama-2-7b-hf, sequence_length: 4096, tokens_per_image: 576, max_images_per_document: 6}
 blend:
-  weight_counts: images
+  weight_unit: images
   sources:
     - {shards: docs, weight: 1}
     - {shards: pairs, weight: 1}
@@ -64,47 +64,51 @@ def test_a_good_recipe_is_resolved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("timeout_s: 10", "timeout: 10", "recipe.yaml:11 download.timeout: unknown key 'timeout'; nearest: timeout_s"),
-        ("seed: 17", "sede: 17", "recipe.yaml:3 sede: unknown key 'sede'; nearest: seed"),
+        (
+            "timeout_s: 10",
+            "timeout: 10",
+            "recipe.yaml:11 download.timeout: unknown key 'timeout'; did you mean timeout_s",
+        ),
+        ("seed: 17", "sede: 17", "recipe.yaml:3 sede: unknown key 'sede'; did you mean seed"),
         (
             'files: ["meta/coyo-*.parquet"]',
             "fiels: [x]",
-            "recipe.yaml:8 corpora.pairs.fiels: unknown key 'fiels'; nearest: files",
+            "recipe.yaml:8 corpora.pairs.fiels: unknown key 'fiels'; did you mean files",
         ),
         (
             "name: small",
             "name: a b",
-            "recipe.yaml:2 name: a name is 1 to 48 characters long, of letters (A-Z, a-z), digits, - and _; found 'a b'",
+            "recipe.yaml:2 name: names must have 1 to 48 characters from A-Z, a-z, 0-9, - and _; found 'a b'",
         ),
-        ("  docs: {kind", "  docs!: {kind", "recipe.yaml:5 corpora.docs!: a name is 1 to 48 characters long"),
+        ("  docs: {kind", "  docs!: {kind", "recipe.yaml:5 corpora.docs!: names must have 1 to 48 characters"),
         (
             "min_side_px: 64",
             "min_side_px: wide",
             "recipe.yaml:16 filter.images.min_side_px: input should be a valid integer; found 'wide'",
         ),
-        ("kind: coyo", "kind: cojo", "recipe.yaml:7 corpora.pairs.kind: found 'cojo'; nearest: coyo"),
+        ("kind: coyo", "kind: cojo", "recipe.yaml:7 corpora.pairs.kind: found 'cojo'; did you mean coyo"),
         (
             "view: interleaved",
             "view: interleafed",
-            "recipe.yaml:20 shards.docs.view: found 'interleafed'; nearest: interleaved",
+            "recipe.yaml:20 shards.docs.view: found 'interleafed'; did you mean interleaved",
         ),
-        ("{corpus: docs,", "{corpus: dogs,", "recipe.yaml:20 shards.docs.corpus: no corpus 'dogs'; nearest: docs"),
+        ("{corpus: docs,", "{corpus: dogs,", "recipe.yaml:20 shards.docs.corpus: no corpus 'dogs'; did you mean docs"),
         (
             "{shards: docs, weight",
             "{shards: doks, weight",
-            "recipe.yaml:26 blend.sources.0.shards: no shard set 'doks'; nearest: docs",
+            "recipe.yaml:26 blend.sources.0.shards: no shard set 'doks'; did you mean docs",
         ),
         (
             "per_corpus: {pairs:",
             "per_corpus: {pears:",
-            "recipe.yaml:18 filter.per_corpus.pears: no corpus 'pears'; nearest: pairs",
+            "recipe.yaml:18 filter.per_corpus.pears: no corpus 'pears'; did you mean pairs",
         ),
         (
             "meta/docs_*.jsonl*",
             "meta/dogs_*.jsonl",
-            "recipe.yaml:5 corpora.docs.files.0: 'meta/dogs_*.jsonl' matches no file",
+            "recipe.yaml:5 corpora.docs.files.0: no file matches 'meta/dogs_*.jsonl'",
         ),
-        ("count: 10, ", "", "recipe.yaml:9 corpora.pairs.preselect: keep: top_count takes count, and not fraction"),
+        ("count: 10, ", "", "recipe.yaml:9 corpora.pairs.preselect: keep: top_count needs count, and no fraction"),
         (
             "aspect_ratio: [0.5, 2.0]",
             "aspect_ratio: [2.0, 0.5]",
@@ -113,14 +117,14 @@ def test_a_good_recipe_is_resolved(tmp_path: Path) -> None:
         (
             "weight: 1}\n    - {shards: pairs",
             "weight: 0}\n    - {shards: pairs",
-            "recipe.yaml:26 blend.sources.0.weight: weight 0 is not above 0",
+            "recipe.yaml:26 blend.sources.0.weight: weight must be greater than 0, found 0",
         ),
-        ("name: small", "name: a.b", "recipe.yaml:2 name: a name is 1 to 48 characters long"),
+        ("name: small", "name: a.b", "recipe.yaml:2 name: names must have 1 to 48 characters"),
         ("version: 1", "version: 2", "recipe.yaml:1 version: found 2; one of: 1"),
-        ("seed: 17", "seed: 17\nseed: 18", "recipe.yaml:4 seed: this key stands here a second time"),
-        ("name: small\n", "", "recipe.yaml:1 name: missing: 'name' is required here"),
+        ("seed: 17", "seed: 17\nseed: 18", "recipe.yaml:4 seed: duplicate key"),
+        ("name: small\n", "", "recipe.yaml:1 name: missing required key 'name'"),
         ("seed: 17", "seed: [", "recipe.yaml:"),
-        ("score:\n", "x_score:\n", "recipe.yaml:13 x_score: unknown key 'x_score'; nearest: score"),
+        ("score:\n", "x_score:\n", "recipe.yaml:13 x_score: unknown key 'x_score'; did you mean score"),
         (
             "{corpus: pairs, view: pairs}",
             "{corpus: pairs, view: interleaved}",
@@ -129,7 +133,7 @@ def test_a_good_recipe_is_resolved(tmp_path: Path) -> None:
         (
             "backend: transformers, model: openai/clip-vit-large-patch14-336",
             "backend: onnx, model: nowhere",
-            "recipe.yaml:14 score.clip.model: 'nowhere' is no folder",
+            "recipe.yaml:14 score.clip.model: 'nowhere' does not exist",
         ),
     ],
 )
@@ -152,21 +156,21 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "just words", "- a\n- b\n"])
-def test_what_is_no_mapping(tmp_path: Path, text: str) -> None:
-    with pytest.raises(vd.RecipeError, match="a recipe is a mapping of keys; found"):
+def test_a_recipe_that_is_not_a_mapping(tmp_path: Path, text: str) -> None:
+    with pytest.raises(vd.RecipeError, match="a recipe must be a mapping; found"):
         vd.load_recipe(write(tmp_path, text))
 
 
 def test_the_examples_of_the_docs_are_recipes() -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "recipe.md").read_text()
     whole, *pieces = [block.split("```", 1)[0] for block in text.split("```yaml\n")[1:]]
-    recipe = validate(MarkedValue("docs/recipe.md", whole), Recipe)
+    recipe = validate(ValueWithLines("docs/recipe.md", whole), Recipe)
     assert recipe.blend is not None and recipe.pack is not None
     blends = [piece for piece in pieces if piece.startswith("blend:")]
     assert blends
     for piece in blends:
         head = whole[: whole.index("\nblend:") + 1]
-        blend = validate(MarkedValue("docs/recipe.md", head + piece), Recipe).blend
+        blend = validate(ValueWithLines("docs/recipe.md", head + piece), Recipe).blend
         assert blend is not None and len(list(blend.leaves())) > len(blend.sources)
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from vila_data.build import run
 from vila_data.cli.tables import print_tree
 from vila_data.recipe.recipe import load_recipe
-from vila_data.runs.forecast import forecast
+from vila_data.runs.plan_summary import summarize_plan
 
 REPO = Path(__file__).resolve().parents[2]
 RECIPES = REPO / "recipes"
@@ -39,7 +39,7 @@ def resolved(name: str) -> dict[str, Any]:
 def printed_plan(name: str, stand_ins: Path, out: Path) -> str:
     """What `plan` prints for a recipe's finished run on the sample."""
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    print_tree(console, forecast(load_recipe(RECIPES / f"{name}.yaml", stand_ins), out))
+    print_tree(console, summarize_plan(load_recipe(RECIPES / f"{name}.yaml", stand_ins), out))
     text = "".join(line.rstrip() + "\n" for line in console.export_text().splitlines())
     return text.replace(str(out), f"runs/{name}")
 

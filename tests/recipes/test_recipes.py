@@ -10,7 +10,7 @@ import yaml
 import vila_data as vd
 from tests.recipes.golden import GOLDEN, NAMES, PLANS, RECIPES, STAND_INS, printed_plan, resolved, without_fingerprints
 from vila_data.explore import inspection
-from vila_data.recipe import catalogue
+from vila_data.recipe import catalog
 from vila_data.recipe.recipe import load_recipe
 
 SETTINGS = {
@@ -86,16 +86,16 @@ def test_the_ablations_differ_as_their_names_say(sample_stand_ins: Path, tmp_pat
 
 
 def test_a_recipe_is_copied_and_never_written_over(tmp_path: Path) -> None:
-    copy = catalogue.copy_recipe("vila_sft", tmp_path)
+    copy = catalog.copy_recipe("vila_sft", tmp_path)
     assert copy.read_bytes() == (RECIPES / "vila_sft.yaml").read_bytes()
-    with pytest.raises(vd.UsageError, match="there already"):
-        catalogue.copy_recipe("vila_sft", tmp_path)
-    with pytest.raises(vd.UsageError, match="nearest: vila_sft"):
-        catalogue.copy_recipe("vila_stf", tmp_path)
+    with pytest.raises(vd.UsageError, match="already exists"):
+        catalog.copy_recipe("vila_sft", tmp_path)
+    with pytest.raises(vd.UsageError, match="did you mean vila_sft"):
+        catalog.copy_recipe("vila_stf", tmp_path)
 
 
 def test_each_recipe_is_listed_with_one_line() -> None:
-    listed = catalogue.recipes()
+    listed = catalog.recipes()
     assert {recipe.name for recipe in listed} == {*NAMES, "sample"}
     for recipe in listed:
         assert 20 < len(recipe.summary) < 130 and recipe.summary.endswith(".")

@@ -59,7 +59,7 @@ def recipe(folder: Path, template: str, **pack: Any) -> Any:
             "template": "chat",
         }
         | pack,
-        "blend": {"weight_counts": "samples", "sources": [{"shards": "chats", "weight": 1}]},
+        "blend": {"weight_unit": "samples", "sources": [{"shards": "chats", "weight": 1}]},
     }
     (folder / "recipe.yaml").write_text(json.dumps(value))
     return load_recipe(folder / "recipe.yaml")

@@ -20,9 +20,9 @@ from tests.faults.kills import TIMED, Launches, finish, tree
 from tests.score.made_stages import MADE
 from vila_data.cli import app
 from vila_data.explore.inspection import check, inspect
-from vila_data.explore.whatif.answer import whatif
+from vila_data.explore.whatif import whatif
 from vila_data.recipe.recipe import Recipe
-from vila_data.runs.forecast import forecast
+from vila_data.runs.plan_summary import summarize_plan
 from vila_data.runs.stages import stages_of
 from vila_data.score.kinds import STAGES
 
@@ -123,7 +123,7 @@ def test_rules_judge_by_them_and_all_pages_show_it(finished: Path, sample_recipe
     assert low and not low & {(row["record_id"], row["image_index"]) for row in fates if row["fate"] == "kept"}
     assert list(check(finished)) == []
     assert "ahead.lead &gt;= 0" in (finished / "report.html").read_text()
-    tree_ = forecast(recipe(sample_recipe, *ENTRIES, RULES), finished, LIMIT)
+    tree_ = summarize_plan(recipe(sample_recipe, *ENTRIES, RULES), finished, LIMIT)
     corpus = next(node for node in tree_["children"] if node.get("corpus") == "docs")
     stages = [node["name"] for node in corpus["children"]]
     assert stages == ["download", "score clip", "ahead", "rank", "after", "size", "filter"]
@@ -151,7 +151,9 @@ def test_other_settings_redo_the_stage_and_what_is_made_from_it(out: Path, sampl
     before = stamps(out)
     stale = run(recipe(sample_recipe, *ENTRIES, twice, RULES), out, "download")
     assert not stale.finished and all("filter" not in stages for stages in stale.funnel.values())
-    with pytest.raises(vd.UsageError, match=r"corpus 'docs': ahead lacks \d of \d parts: run it first"):
+    with pytest.raises(
+        vd.UsageError, match=r"corpus 'docs': ahead is incomplete \(\d of \d parts are missing\); run it first"
+    ):
         run(recipe(sample_recipe, *ENTRIES, twice, RULES), out, "rank")
     run(recipe(sample_recipe, *ENTRIES, twice, RULES), out, "ahead")
     assert redone(out, before) == {"score/ahead"}
@@ -205,10 +207,10 @@ class Killer:
         self._stage, self._left = stage, after
 
     def stage(self, name: str, total: int, done: int) -> None:
-        """See Watch."""
+        """See Progress."""
 
     def advance(self, name: str, items: int) -> None:
-        """See Watch."""
+        """See Progress."""
         self._left -= name.split()[0] == self._stage
         if self._left < 0:
             raise Stop
@@ -275,10 +277,10 @@ def test_a_lost_table_is_made_again(out: Path, finished: Path, sample_recipe: Pa
     ("settings", "problem"),
     [
         (["stages.clip={kind: widest}"], "'clip' is the name of a scorer too"),
-        (["stages.filter={kind: widest}"], "stages.filter: 'filter' is the name of a stage of every run"),
+        (["stages.filter={kind: widest}"], "stages.filter: 'filter' is reserved"),
         (["stages.ahead={kind: lead, of: rank.percentile}"], "reads 'rank.percentile', which is not there before it"),
-        (["stages.ahead={kind: led, of: width}"], "found 'led'; nearest: lead"),
-        (["stages.ahead={kind: lead, off: width}"], "unknown key 'off'; nearest: of"),
+        (["stages.ahead={kind: led, of: width}"], "found 'led'; did you mean lead"),
+        (["stages.ahead={kind: lead, off: width}"], "unknown key 'off'; did you mean of"),
         (["stages.rank={kind: percentile, of: url}"], "url is not a column of numbers"),
         ([*ENTRIES, 'filter.rules=["ahead.led > 0"]'], "no column 'ahead.led'; nearest: ahead.lead"),
     ],
@@ -293,7 +295,7 @@ def test_only_takes_its_names_from_the_list(sample_recipe: Path, tmp_path: Path)
     made = vd.load_recipe(sample_recipe, settings=ENTRIES)
     verbs = stages_of(made, "").verbs()
     assert verbs == ("download", "score", "ahead", "rank", "after", "size", "filter", "shard", "encode", "blend")
-    with pytest.raises(vd.UsageError, match=f"--only ahea: the stages are {', '.join(verbs)}"):
+    with pytest.raises(vd.UsageError, match=f"--only ahea: unknown stage; choose one of {', '.join(verbs)}"):
         vd.run(made, tmp_path / "run", runner="local", only="ahea")
     text = " ".join(CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "400"}).output.split())
     assert all(verb in text for verb in stages_of(vd.load_recipe(sample_recipe), "").verbs()) and "stages" in text

@@ -18,7 +18,7 @@ from vila_data.encode.tokenizer import load_tokenizer
 from vila_data.encode.tokens import open_tokens
 from vila_data.explore.inspection import check, inspect
 from vila_data.recipe.recipe import Recipe, load_recipe
-from vila_data.runs.forecast import forecast
+from vila_data.runs.plan_summary import summarize_plan
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SAMPLE = RECIPES.parent / "shards" / "sample"
@@ -152,7 +152,7 @@ def test_samples_longer_than_a_sequence_are_cut_and_counted(
     assert chat["samples_cut"] > 0 and failed > 0 and chat["sequences"] + failed == chat["samples"]
     print_run(Console(width=250), inspect(tmp_path / "run")[1])
     cut, of = chat["tokens_cut"], chat["tokens_cut"] + chat["tokens"]
-    row = rf"chat +│ tokens cut, in {chat['samples_cut'] + failed:,} samples +│ +{cut / of:.1%} │ +{cut:,} │ +{of:,} tokens"
+    row = rf"chat +│ tokens truncated, in {chat['samples_cut'] + failed:,} samples +│ +{cut / of:.1%} │ +{cut:,} │ +{of:,} tokens"
     assert re.search(row, capsys.readouterr().out)
     told = json.loads((tmp_path / "run" / "run.json").read_text())["tokens"]["chat"]["left_out"]
     assert (told[0]["unit"], told[0]["count"], told[0]["of"], told[0]["share"]) == ("tokens", cut, of, cut / of)
@@ -170,21 +170,21 @@ def test_samples_longer_than_a_sequence_are_cut_and_counted(
     ("settings", "message"),
     [
         (("pack.tokens_per_image",), "write dotted.key=value"),
-        (("name.first=x",), "name is no mapping"),
-        (("pack.semantics=papers",), "pack.semantics: found 'papers'; nearest: paper"),
-        (("pack.micro_batch=8",), "micro_batch goes with semantics: released_code"),
-        (("blend.sources.0.weight=0",), "blend.sources.0.weight: weight 0 is not above 0"),
-        (("blend.sources.7.weight=1",), "blend.sources.7 is not there"),
-        (("pack.tokens_per_image=5000",), "does not fit into a sequence of 4096 tokens"),
+        (("name.first=x",), "name is not a mapping"),
+        (("pack.semantics=papers",), "pack.semantics: found 'papers'; did you mean paper"),
+        (("pack.micro_batch=8",), "micro_batch is only valid with semantics: released_code"),
+        (("blend.sources.0.weight=0",), "blend.sources.0.weight: weight must be greater than 0, found 0"),
+        (("blend.sources.7.weight=1",), "blend.sources.7 does not exist"),
+        (("pack.tokens_per_image=5000",), "do not fit into a sequence of 4096 tokens"),
         (("blend.sources=[{shards: docs, weight: 1}]",), "no shard set 'docs'"),
-        (("blend.sources=[{shards: chat, weight: -1}]",), "weight -1 is not above 0"),
-        (("blend.weight_counts=rows",), "found 'rows'"),
+        (("blend.sources=[{shards: chat, weight: -1}]",), "weight must be greater than 0, found -1"),
+        (("blend.weight_unit=rows",), "found 'rows'"),
         (
             ("pack.semantics=released_code", "pack.micro_batch=8"),
             "vila_sft.yaml:36 blend: semantics released_code takes",
         ),
-        (("pack=null",), "needs `pack`"),
-        (("blend.sources=[{shards: chat, weight: 1, subset: {ids: no.txt}}]",), "'no.txt' is no file"),
+        (("pack=null",), "`blend` needs a `pack` section"),
+        (("blend.sources=[{shards: chat, weight: 1, subset: {include_ids: no.txt}}]",), "file 'no.txt' does not exist"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_message(sample_stand_ins: Path, settings: tuple[str, ...], message: str) -> None:
@@ -196,22 +196,22 @@ def test_a_wrong_setting_is_one_clear_message(sample_stand_ins: Path, settings: 
 def test_stand_ins_must_have_every_kind(tmp_path: Path) -> None:
     (tmp_path / "few.yaml").write_text("corpora: {mmc4: {files: [x.jsonl]}}\n")
     with pytest.raises(
-        vd.UsageError, match=r"vila_sft.yaml:\d+ corpora.chat.kind: .*few.yaml has nothing for kind 'll"
+        vd.UsageError, match=r"vila_sft.yaml:\d+ corpora.chat.kind: .*few.yaml has no substitute for corpus kind 'll"
     ):
         load_recipe(RECIPES / "vila_sft.yaml", tmp_path / "few.yaml")
 
 
 def test_a_subset_that_leaves_nothing_is_an_error(finished: Path, sample_stand_ins: Path) -> None:
     nothing = recipe(sample_stand_ins, 'blend.sources=[{shards: chat, weight: 1, subset: {where: "n_images > 99"}}]')
-    with pytest.raises(vd.UsageError, match=r"subset 'n_images > 99' leaves no sample of set 'chat'"):
+    with pytest.raises(vd.UsageError, match=r"subset 'n_images > 99' keeps no sample of set 'chat'"):
         vd.run(nothing, finished, runner="local", only="blend")
 
 
 def test_a_list_that_leaves_nothing_out_is_an_error(finished: Path, sample_stand_ins: Path, tmp_path: Path) -> None:
     """Published ids are not record_ids: held-out rows would be trained on without a word."""
     (tmp_path / "held_out.txt").write_text("000000033471\n")
-    source = f"{{shards: chat, weight: 1, subset: {{without_ids: {tmp_path}/held_out.txt}}}}"
-    with pytest.raises(vd.UsageError, match=r"held_out.txt: none of its 1 ids is a record_id of set 'chat'"):
+    source = f"{{shards: chat, weight: 1, subset: {{exclude_ids: {tmp_path}/held_out.txt}}}}"
+    with pytest.raises(vd.UsageError, match=r"held_out.txt: none of its 1 ids is a record_id in set 'chat'"):
         vd.run(recipe(sample_stand_ins, f"blend.sources=[{source}]"), finished, runner="local", only="blend")
     (tmp_path / "held_out.txt").write_text("chat-000000001\nelsewhere-000000001\n")
     report = vd.run(recipe(sample_stand_ins, f"blend.sources=[{source}]"), finished, runner="local", only="blend")
@@ -239,7 +239,7 @@ def test_a_subset_says_what_it_took(finished: Path, sample_stand_ins: Path, tmp_
     rows = vd.open_shards(finished / "shards" / "chat")
     listed = [sample.json["source"]["record_id"] for sample in rows][:7]
     (tmp_path / "held_out.txt").write_text("\n".join([*listed, "nobody-000000001"]))
-    sources = f"blend.sources=[{{shards: chat, weight: 1, subset: {{without_ids: {tmp_path}/held_out.txt}}}}]"
+    sources = f"blend.sources=[{{shards: chat, weight: 1, subset: {{exclude_ids: {tmp_path}/held_out.txt}}}}]"
     report = vd.run(recipe(sample_stand_ins, sources), finished, runner="local", only="blend")
     assert report.blend is not None
     assert report.blend["subsets"] == [{"name": "chat", "samples": len(rows), "kept": len(rows) - 7, "ids_not_met": 1}]
@@ -254,12 +254,12 @@ def test_a_share_that_is_not_the_recipes_is_told_with_its_subset(finished: Path,
     (subset,) = report.blend["subsets"]
     chat, flan = report.blend["warnings"]
     assert (chat["source"], chat["recipe"], flan["recipe"]) == ("chat", 0.75, 0.25)
-    assert f"its subset takes {subset['kept']:,} of {subset['samples']:,} samples" in chat["text"]
+    assert f"its subset keeps {subset['kept']:,} of {subset['samples']:,} samples" in chat["text"]
     assert "blend.sources.0.subset" in chat["change"] and "blend.sources.0.repeat" in flan["change"]
     value = json.loads((finished / "run.json").read_text())["blend"]
     assert value["warnings"] == report.blend["warnings"]
-    assert value["sources"][0]["of_whole"]["actual"] == value["sources"][0]["realised"] == chat["actual"]
-    planned = [node for node in forecast(changed, finished)["children"][-1]["children"] if "warning" in node]
+    assert value["sources"][0]["of_whole"]["actual"] == value["sources"][0]["actual"] == chat["actual"]
+    planned = [node for node in summarize_plan(changed, finished)["children"][-1]["children"] if "warning" in node]
     assert [node["warning"] for node in planned] == value["warnings"]
     assert planned[0]["label"] == f"warning: {chat['text']}"
 

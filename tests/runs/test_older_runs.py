@@ -12,26 +12,26 @@ import yaml
 
 import vila_data as vd
 from vila_data.core.errors import DataError
-from vila_data.core.schemas import SCHEMA_VERSION
+from vila_data.core.tables import SCHEMA_VERSION
 from vila_data.explore.inspection import check, inspect
 from vila_data.explore.preview import preview
-from vila_data.explore.search.searching import Question, search
-from vila_data.explore.whatif.answer import whatif
+from vila_data.explore.search.query import Query, search
+from vila_data.explore.whatif import whatif
 from vila_data.export.exporting import export
 from vila_data.recipe.lock import FORM, LOCK
-from vila_data.runs.forecast import forecast
+from vila_data.runs.plan_summary import summarize_plan
 
 REPO = Path(__file__).parents[2]
 WAY_ON = "make the run again with another --out, or use the version that made it"
 OPENERS: dict[str, Callable[[Path, Path], object]] = {
     "run": lambda run, recipe: vd.run(recipe, out=run, runner="local"),
-    "plan": lambda run, recipe: forecast(recipe, run),
+    "plan": lambda run, recipe: summarize_plan(recipe, run),
     "check": lambda run, recipe: list(check(run)),
     "inspect": lambda run, recipe: inspect(run),
     "preview": lambda run, recipe: preview(str(run), str(run.parent / "page.html")),
     "whatif": lambda run, recipe: whatif(str(run), ["filter.documents.max_images=3"]),
     "export": lambda run, recipe: export(str(run), "llava", run.parent / "out"),
-    "search": lambda run, recipe: search(str(run), Question(text="a boat")),
+    "search": lambda run, recipe: search(str(run), Query(text="a boat")),
     "stream": lambda run, recipe: vd.stream(vd.load_recipe(recipe), run, num_workers=0),
 }
 
@@ -46,7 +46,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "version: 1\nname: words\ncorpora: {words: {kind: text, files: [rows.jsonl]}}\n"
         "shards: {words: {corpus: words, view: conversations}}\n"
         f"pack: {{tokenizer: {REPO / 'shards' / 'sample' / 'tokenizer'}, sequence_length: 512, tokens_per_image: 4}}\n"
-        "blend: {weight_counts: samples, sources: [{shards: words, weight: 1}]}\n"
+        "blend: {weight_unit: samples, sources: [{shards: words, weight: 1}]}\n"
     )
     return folder / "recipe.yaml"
 

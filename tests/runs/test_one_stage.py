@@ -93,7 +93,9 @@ def test_fates_of_other_rules_are_not_told_as_these(out: Path, sample_stand_ins:
     report = only(stage, out, sample_stand_ins, "filter.images.min_side_px=200")
     assert not report.finished and all("filter" not in stages for stages in report.funnel.values())
     assert (report.sets, report.tokens, report.blend) == ({}, {}, None)
-    with pytest.raises(vd.UsageError, match=r"corpus 'chat': filter lacks \d of \d parts: run it first"):
+    with pytest.raises(
+        vd.UsageError, match=r"corpus 'chat': filter is incomplete \(\d of \d parts are missing\); run it first"
+    ):
         only("shard", out, sample_stand_ins, "filter.images.min_side_px=200")
 
 
@@ -115,7 +117,9 @@ def test_token_files_of_other_shards_are_not_told(out: Path, finished: Path, sam
         del counts["left_out"]  # the same counts as shares, which run.json alone has
     assert report.finished and report.tokens == others and report.blend is None
     assert len(report.sets["chat"].shards) > 1
-    with pytest.raises(vd.UsageError, match=r"sets chat: .* of other shards: run the recipe with --only encode first"):
+    with pytest.raises(
+        vd.UsageError, match=r"sets chat: .* from other shards; run the recipe with --only encode first"
+    ):
         only("blend", out, sample_stand_ins, small)
     assert only("encode", out, sample_stand_ins, small).tokens.keys() == told(finished)["tokens"].keys()
     last = only("blend", out, sample_stand_ins, small)
@@ -140,7 +144,7 @@ def test_lost_shards_are_not_told(out: Path, sample_stand_ins: Path) -> None:
 def test_without_its_tokenizer_a_launch_goes_on(out: Path, sample_stand_ins: Path, tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
     gone = f"pack.tokenizer={tmp_path}/gone"
-    with pytest.warns(UserWarning, match="run.json is without tokens and blend now: .*gone"):
+    with pytest.warns(UserWarning, match="run.json no longer contains tokens and blend: .*gone"):
         report = only("download", out, sample_stand_ins, gone)
     assert report.finished and report.sets and not report.tokens and report.blend is None
 

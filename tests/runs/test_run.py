@@ -17,13 +17,13 @@ import vila_data as vd
 from tests.made_run import MadeRun, make_run
 from vila_data.cli import app
 from vila_data.core.errors import DataError, UsageError, VilaDataError
-from vila_data.core.schemas import DOWNLOAD_RECORDS
 from vila_data.core.store import Store
+from vila_data.core.tables import DOWNLOAD_RECORDS
 from vila_data.explore.inspection import check, inspect
 from vila_data.explore.preview import preview
-from vila_data.explore.search.searching import Question, build_index, search
-from vila_data.explore.whatif.answer import whatif
-from vila_data.explore.whatif.sweep import sweep
+from vila_data.explore.search.query import Query, build_index, search
+from vila_data.explore.sweep import sweep
+from vila_data.explore.whatif import whatif
 from vila_data.export.exporting import export
 from vila_data.recipe.lock import FORM, LOCK
 from vila_data.runs.run import Run, run_above
@@ -79,11 +79,11 @@ def test_sets_and_token_files(run_folder: Path, truth: MadeRun) -> None:
 @pytest.mark.parametrize(
     ("ask", "said"),
     [
-        (lambda run: run.parts("webb"), r"the run has no corpus 'webb'; nearest: web"),
+        (lambda run: run.parts("webb"), r"the run has no corpus 'webb'; did you mean web"),
         (lambda run: run.tokens("x"), r"the run has no shard set 'x'; one of: chat, docs, docs_pairs, pairs"),
-        (lambda run: run.open_set("docs"), r"set 'docs' is not finished: finish the run first: vila-data run RECIPE --out"),
+        (lambda run: run.open_set("docs"), r"set 'docs' is not finished; finish the run first: vila-data run RECIPE --out"),
         (lambda run: run.tokens("docs"), r"set 'docs' has no token files of tokenizer"),
-        (lambda run: run.recipe_with(["filter.images.min_side=3"]), r"recipe.lock.yaml:\d+ .*nearest: min_side_px"),
+        (lambda run: run.recipe_with(["filter.images.min_side=3"]), r"recipe.lock.yaml:\d+ .*did you mean min_side_px"),
     ],
 )  # fmt: skip
 def test_a_name_that_is_not_there_is_said(
@@ -107,7 +107,7 @@ def test_damaged_tables_and_totals_name_their_file(run_folder: Path, tmp_path: P
         run.part_table(part, "records", ["none"])
     for text in ("{", "[]"):
         (tmp_path / "run" / "run.json").write_text(text)
-        with pytest.raises(DataError, match=r"run.json: not the totals of a run: .*; delete it and run the recipe"):
+        with pytest.raises(DataError, match=r"run.json: not the totals of a run: .*; delete it and rerun the recipe"):
             _ = run.totals
         assert CliRunner().invoke(app, ["inspect", str(tmp_path / "run")]).exit_code == 1
 
@@ -119,13 +119,13 @@ def places(folder: Path, run_folder: Path) -> dict[str, tuple[Path, str]]:
     shutil.copytree(run_folder / "shards" / "docs", folder / "alone")
     (folder / "lost").mkdir()
     (folder / "lost" / "run.json").write_text("{}")
-    inside = f"is a part of the run {run_folder}: give that directory"
+    inside = f"is part of the run {run_folder}; pass that directory"
     return {
-        "nothing": (folder / "none", "does not exist: make a run with vila-data run RECIPE --out"),
-        "recipe": (folder / "recipe.yaml", "is a recipe, not a run: give the directory"),
-        "empty": (folder / "empty", r"is not a run \(it has no recipe.lock.yaml\): give the directory of a run"),
-        "lock lost": (folder / "lost", "has lost its recipe.lock.yaml: restore that file"),
-        "set": (folder / "alone", r"is a shard set, not a run .*: give the directory of its run"),
+        "nothing": (folder / "none", "does not exist; create a run with vila-data run RECIPE --out"),
+        "recipe": (folder / "recipe.yaml", "is a recipe, not a run; pass the directory"),
+        "empty": (folder / "empty", r"is not a run \(it has no recipe.lock.yaml\); pass the directory of a run"),
+        "lock lost": (folder / "lost", "has no recipe.lock.yaml, although it has run.json; restore that file"),
+        "set": (folder / "alone", r"is a shard set, not a run .*; pass the directory of its run"),
         "set inside": (run_folder / "shards" / "docs", inside),
         "sets": (run_folder / "shards", inside),
         "table": (run_folder / "filter" / "web" / "part-00000.parquet", inside),
@@ -135,11 +135,11 @@ def places(folder: Path, run_folder: Path) -> dict[str, tuple[Path, str]]:
 def test_what_is_not_a_run_is_refused_by_one_sentence(run_folder: Path, tmp_path: Path) -> None:
     for path, said in places(tmp_path, run_folder).values():
         if path.suffix != ".yaml":
-            with pytest.raises(UsageError, match=f"{path}: {said}") as found:
+            with pytest.raises(UsageError, match=f"{path} {said}") as found:
                 vd.stream(path)
             assert "\n" not in str(found.value)
-        for ask in (vd.open_run, lambda path: whatif(path, ["x=1"]), lambda path: search(path, Question("x"))):
-            with pytest.raises(UsageError, match=f"{path}: {said}"):
+        for ask in (vd.open_run, lambda path: whatif(path, ["x=1"]), lambda path: search(path, Query("x"))):
+            with pytest.raises(UsageError, match=f"{path} {said}"):
                 ask(path)
 
 
@@ -153,7 +153,7 @@ VERBS: dict[str, Callable[[str], Any]] = {
     "preview of a set": lambda path: preview(f"{path}/shards/docs", f"{path}.html"),
     "whatif": lambda path: whatif(path, ["filter.images.min_side_px=3"]),
     "sweep": lambda path: sweep(path, "filter.images.min_side_px=3,4"),
-    "search": lambda path: search(path, Question("a boat")),
+    "search": lambda path: search(path, Query("a boat")),
     "index": build_index,
     "export": lambda path: export(path, "wids", f"{path}.wids"),
 }
@@ -172,7 +172,7 @@ def test_every_verb_refuses_a_run_of_another_version(run_folder: Path, tmp_path:
     said = f"form {lock['form']}, this version of vila-data reads form {FORM}: make the run again with another --out"
     if change == "broken":
         del lock["recipe"]["corpora"]
-        said = "not a recipe lock: .*missing: 'corpora' is required here; restore it"
+        said = "not a recipe lock: .*missing required key 'corpora'; restore it"
     (tmp_path / "run" / LOCK).write_text(yaml.safe_dump(lock))
     with pytest.raises(DataError, match=f"{LOCK}: {said}"):
         VERBS[verb](str(tmp_path / "run"))

@@ -87,9 +87,9 @@ def test_stage_by_stage_gives_the_same_bytes(
     sample_recipe: Path, local_run: tuple[Path, vd.RunReport], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    with pytest.raises(vd.UsageError, match="download lacks 3 of 3 parts"):
+    with pytest.raises(vd.UsageError, match=r"download is incomplete \(3 of 3 parts"):
         vd.run(sample_recipe, out, runner="local", only="score")
-    with pytest.raises(vd.UsageError, match="not there yet"):
+    with pytest.raises(vd.UsageError, match="do not exist yet"):
         vd.run(sample_recipe, out, runner="local", only="encode")
     for stage in ("download", "score", "filter", "shard", "encode", "blend"):
         vd.run(sample_recipe, out, runner="local", only=stage)
@@ -128,13 +128,13 @@ def test_another_recipe_is_refused_and_told_how_to_go_on(
     other = changed(sample_recipe, "shorter_side_px: 336", "shorter_side_px: 224")
     found = cli("run", str(other), "--out", str(local_run[0]), "--runner", "local")
     assert found.returncode == 2
-    assert "download.resize.shorter_side_px: 336 there, 224 here" in found.stderr
-    assert "choose another --out" in found.stderr
+    assert "download.resize.shorter_side_px: 336 in the run, 224 now" in found.stderr
+    assert "Choose another --out" in found.stderr
 
 
 def test_a_folder_that_is_no_run_is_left_alone(sample_recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.doc").write_text("mine")
-    with pytest.raises(vd.UsageError, match="not empty and not a run"):
+    with pytest.raises(vd.UsageError, match="is not empty and not a run"):
         vd.run(sample_recipe, tmp_path, runner="local")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.doc"]
 
@@ -145,7 +145,7 @@ def test_dry_run_writes_nothing_and_shows_what_is_committed(
     nothing = tmp_path / "run"
     fresh = cli("run", str(sample_recipe), "--out", str(nothing), "--dry-run")
     assert fresh.returncode == 0, fresh.stderr
-    assert "corpus docs (mmc4): 102 rows in 2 files" in fresh.stdout and "0 committed" in fresh.stdout
+    assert "corpus docs (mmc4): 102 rows in 2 files" in fresh.stdout and "0 complete" in fresh.stdout
     assert not nothing.exists()
     done = json.loads(cli("plan", str(sample_recipe), "--out", str(local_run[0]), "--json").stdout)
     for corpus in (child for child in done["children"] if "corpus" in child):
@@ -177,7 +177,7 @@ def test_check_finds_a_flipped_byte_of_a_download(local_run: tuple[Path, vd.RunR
     data[len(data) // 2] ^= 1
     tar.write_bytes(data)
     found = cli("check", str(copy))
-    assert found.returncode == 1 and f"{tar.name}: sha256 is not its receipt's" in found.stdout
+    assert found.returncode == 1 and f"{tar.name}: sha256 does not match its receipt" in found.stdout
 
 
 def test_limit_is_the_corpus_cut_short(sample_recipe: Path, tmp_path: Path) -> None:
@@ -200,15 +200,15 @@ def error_of(arguments: list[str]) -> tuple[int, str]:
 def test_bad_calls_are_one_message(sample_recipe: Path, tmp_path: Path) -> None:
     assert error_of(["run", str(tmp_path / "no.yaml"), "--out", str(tmp_path / "o")])[0] == 2
     cases: list[tuple[list[str], str]] = [
-        (["--only", "everything"], "--only everything: the stages are"),
-        (["--runner", "slurm"], "--runner slurm: local or ray"),
-        (["--limit", "0"], "--limit 0: at least 1"),
+        (["--only", "everything"], "--only everything: unknown stage; choose one of"),
+        (["--runner", "slurm"], "--runner must be local or ray, found slurm"),
+        (["--limit", "0"], "--limit must be at least 1, found 0"),
     ]
     for extra, message in cases:
         code, text = error_of(["run", str(sample_recipe), "--out", str(tmp_path / "o"), *extra])
         assert code == 2 and message in text
     code, text = error_of(["inspect", str(tmp_path)])
-    assert code == 2 and "no recipe (.yaml), run" in text
+    assert code == 2 and "not a recipe (.yaml), run" in text
 
 
 def test_an_unreachable_store_is_one_message(sample_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,10 @@ from tests.faults.kills import tree
 from tests.score.made_scorers import MADE, write_graph
 from vila_data.explore.inspection import inspect
 from vila_data.explore.preview import Choice, preview
-from vila_data.explore.whatif.answer import whatif
-from vila_data.explore.whatif.sweep import sweep
+from vila_data.explore.sweep import sweep
+from vila_data.explore.whatif import whatif
 from vila_data.recipe.recipe import Recipe
-from vila_data.runs.forecast import forecast
+from vila_data.runs.plan_summary import summarize_plan
 from vila_data.score.kinds import KINDS
 
 LIMIT = 40
@@ -61,7 +61,7 @@ def test_a_scorer_is_added_and_nothing_else_is_done_again(sample_recipe: Path, t
     scorers = [f"score.shade.model={model}", "score.words={}", "score.form={kind: shape}"]
     added = run(recipe(sample_recipe, *scorers), out)
     assert added.funnel == first.funnel
-    stages = forecast(recipe(sample_recipe, *scorers), str(out), LIMIT)["children"][0]["children"]
+    stages = summarize_plan(recipe(sample_recipe, *scorers), str(out), LIMIT)["children"][0]["children"]
     names = {node["name"] for node in stages if node["stage"] == "score"}
     assert names == {f"score {name}" for name in ("shade", "words", "form", "clip")}
     assert {
@@ -128,6 +128,52 @@ def test_what_a_cheap_rule_drops_is_not_given_to_clip_and_is_scored_later(
     assert {path: tree(out)[path] for path in scores} == {path: tree(whole)[path] for path in scores}
 
 
+def test_fates_do_not_depend_on_what_other_rules_had_scored(sample_recipe: Path, tmp_path: Path, model: str) -> None:
+    """Once with nothing scored before, once with all: the same fates and shards, and `whatif` said so."""
+    scorers = (f"score.shade.model={model}", "score.words={}")
+    loose = [
+        f"filter.{key}" for key in ("images.min_side_px=null", "images.aspect_ratio=null", "documents.min_images=0")
+    ]
+    tight = [
+        f'filter.rules=["{NIGHT}", "{LONG}"]',
+        "filter.images.min_side_px=120",
+        "filter.images.min_similarity=0.6",
+        "filter.documents.on_missing_image=drop_document",
+        "filter.per_corpus.docs.documents.min_images=2",
+    ]
+    new, before = tmp_path / "new", tmp_path / "before"
+    expected = run(recipe(sample_recipe, *scorers, *tight), new)
+    run(recipe(sample_recipe, *scorers, *loose), before)
+    unset = [f"filter.{key}" for key in ("images.aspect_ratio=[0.5,2.0]", "documents.min_images=1")]
+    said = whatif(str(before), [*unset, *tight])
+    assert {name: (found.new, found.unscored) for name, found in said.corpora.items()} == {
+        name: (funnel, 0) for name, funnel in expected.funnel.items()
+    }
+    assert run(recipe(sample_recipe, *scorers, *tight), before).funnel == expected.funnel
+    made, again = (
+        {path: digest for path, digest in tree(out).items() if path.startswith(("filter", "shards"))}
+        for out in (new, before)
+    )
+    receipts = {
+        path for path in made if path.startswith("filter") and path.endswith(".json")
+    }  # they name the scores' bytes
+    assert {path: again[path] for path in again.keys() - receipts} == {
+        path: made[path] for path in made.keys() - receipts
+    }
+    for path in receipts:
+        assert json.loads((new / path).read_text())["counts"] == json.loads((before / path).read_text())["counts"]
+    passing = 0  # images that would be judged otherwise: scored before, and of a record that is lost without that score
+    for corpus in ("docs", "chat"):
+        known, fates = (rows(before, f"{path}/part-*.parquet") for path in (f"score/{corpus}/clip", f"filter/{corpus}"))
+        lost = [row["scored"] for row in rows(new, f"score/{corpus}/clip/part-*.parquet")]
+        reasons = [row["reason"] for row in fates if row["image_index"] is not None]
+        passing += sum(
+            row["scored"] and not scored and reason == "record_dropped"
+            for row, scored, reason in zip(known, lost, reasons, strict=True)
+        )
+    assert passing > 10
+
+
 def test_what_may_not_change_of_a_scorer(sample_recipe: Path, tmp_path: Path, model: str) -> None:
     out = tmp_path / "run"
     run(recipe(sample_recipe, f"score.dusk={{kind: shade, model: {model}}}"), out)
@@ -137,11 +183,11 @@ def test_what_may_not_change_of_a_scorer(sample_recipe: Path, tmp_path: Path, mo
     other = write_graph(tmp_path / "other.onnx", 300.0)
     for settings, said in (
         ((f"score.dusk={{kind: shade, model: {other}}}",), r"score\.dusk\.model: the weights differ"),
-        ((), r"score\.dusk: there, and not here"),
-        (("score.dusk={kind: words}",), r"score\.dusk\.kind: 'shade' there, 'words' here"),
+        ((), r"score\.dusk: in the run, but not in this recipe"),
+        (("score.dusk={kind: words}",), r"score\.dusk\.kind: 'shade' in the run, 'words' now"),
         (
             (f"score.dusk={{kind: shade, model: {model}}}", "score.clip.revision=x"),
-            r"score\.clip\.revision: None there",
+            r"score\.clip\.revision: None in the run",
         ),
     ):
         with pytest.raises(vd.UsageError, match=said):
@@ -151,18 +197,18 @@ def test_what_may_not_change_of_a_scorer(sample_recipe: Path, tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["score.x={kind: shad, model: m}"], r"score\.x\.kind: found 'shad'; nearest: shade"),
-        (["score.x={model: m}"], r"score\.x\.kind: missing: 'kind' is required here"),
-        (["score.shade={modle: m}"], r"score\.shade\.modle: unknown key 'modle'; nearest: model"),
+        (["score.x={kind: shad, model: m}"], r"score\.x\.kind: found 'shad'; did you mean shade"),
+        (["score.x={model: m}"], r"score\.x\.kind: missing required key 'kind'"),
+        (["score.shade={modle: m}"], r"score\.shade\.modle: unknown key 'modle'; did you mean model"),
         (["score.shade={model: 3}"], r"score\.shade\.model: input should be a valid string"),
-        (["score.shade={model: nothing.onnx}"], r"score\.shade\.model: 'nothing\.onnx' is no file or folder"),
+        (["score.shade={model: nothing.onnx}"], r"score\.shade\.model: 'nothing\.onnx' does not exist"),
         (["score.x-y={kind: words}"], r"'x-y': the name of a scorer is 1 to 48 letters"),
         (["score.not={kind: words}"], r"'not': the name of a scorer"),
-        (["score.clip.backnd=onnx"], r"score\.clip\.backnd: unknown key 'backnd'; nearest: backend"),
+        (["score.clip.backnd=onnx"], r"score\.clip\.backnd: unknown key 'backnd'; did you mean backend"),
         (["score.clip=null"], r"filter\.images\.min_similarity: needs score\.clip, which is not set"),
         (
             ["score.clip=null", "score.a={kind: clip, model: x/y}", "score.b={kind: clip, model: x/y}"],
-            r"min_similarity: means the scorer named clip, or the only one of kind clip; there are a, b",
+            r"min_similarity: uses the scorer named clip, or the only one of kind clip; the recipe has a, b",
         ),
         (
             ['filter.rules=["clip.similarty > 0.2"]'],

@@ -51,7 +51,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Record | B
     folder = tmp_path_factory.mktemp("on")
     (folder / "try.yaml").write_text(RECIPE, encoding="utf-8")
     switch = rebase.rebase_sample(folder / "sample", "http://127.0.0.1:1")
-    recipe = load_recipe(folder / "try.yaml", on=switch)
+    recipe = load_recipe(folder / "try.yaml", corpora=switch)
     return {name: records_of(config) for name, config in recipe.corpora.items()}
 
 

@@ -15,8 +15,8 @@ from PIL import Image
 from vila_data.core.layout import Part, record_key
 from vila_data.core.receipts import committing
 from vila_data.core.records import ImageRef, Record, record_to_json
-from vila_data.core.schemas import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS
 from vila_data.core.store import Store
+from vila_data.core.tables import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS
 from vila_data.core.tarcodec import TarWriter
 
 

@@ -8,8 +8,8 @@ import pytest
 from vila_data.core.errors import DataError
 from vila_data.core.layout import Part
 from vila_data.core.receipts import read_receipt, valid_receipt
-from vila_data.core.schemas import SCORE_IMAGES
 from vila_data.core.store import Store
+from vila_data.core.tables import SCORE_IMAGES
 from vila_data.score.assignment import assign
 from vila_data.score.clip import ClipConfig
 from vila_data.score.embeddings import embedding_paths

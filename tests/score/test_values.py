@@ -15,8 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from vila_data.core.errors import DataError
 from vila_data.core.layout import Part
 from vila_data.core.receipts import read_receipt
-from vila_data.core.schemas import score_schema
 from vila_data.core.store import Store
+from vila_data.core.tables import score_schema
 from vila_data.score.kinds import KINDS, ScoreSection
 from vila_data.score.part import covers, score_part
 from vila_data.score.scorer import Column, Scorer, Task

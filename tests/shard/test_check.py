@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.made_run import SETS, MadeRun
-from vila_data.core.schemas import SHARD_INDEX
 from vila_data.core.store import Store
+from vila_data.core.tables import SHARD_INDEX
 from vila_data.core.tarcodec import BLOCK, TarWriter, walk_file
 from vila_data.shard.check import check_set, check_tar
 
 Members = list[tuple[str, bytes]]
 
-WIDS_LIES = "wids-meta.json: missing, or not what the manifest says"
+WIDS_LIES = "wids-meta.json: missing, or does not match the manifest"
 
 
 class Copy:
@@ -101,7 +101,7 @@ def test_a_rewritten_copy_with_the_same_members_is_good(copy: Copy) -> None:
 
 def test_a_folder_without_a_manifest(copy: Copy) -> None:
     (copy.folder / "manifest.json").unlink()
-    assert copy.problems == ["manifest.json: missing: the set is not finished, or is none"]
+    assert copy.problems == ["manifest.json: missing: the shard set is not finished, or this is not a shard set"]
     (copy.folder / "manifest.json").write_text("{")
     (problem,) = copy.problems
     assert problem.startswith("manifest.json: not a manifest")
@@ -131,11 +131,11 @@ def test_a_tar_cut_at_a_member_boundary(copy: Copy) -> None:
     name = copy.tar(2).name
     size, end = len(data), last.offset - BLOCK
     assert copy.problems == [
-        f"{name}: {end} bytes; the manifest says {size}",
-        f"{name}: ends at byte {end} without the end mark: truncated",
+        f"{name}: {end} bytes, but the manifest says {size}",
+        f"{name}: ends at byte {end} without the end-of-archive marker: truncated",
     ]
     assert [problem.rsplit("/", 1)[-1] for problem in check_tar(copy.store, name)] == [
-        f"{name}: ends at byte {end} without the end mark: truncated"
+        f"{name}: ends at byte {end} without the end-of-archive marker: truncated"
     ]
 
 
@@ -145,7 +145,7 @@ def test_a_cut_tar_is_found_even_if_the_manifest_was_made_of_it(copy: Copy) -> N
     copy.tar(0).write_bytes(data[: first_of_last.offset - BLOCK])
     copy.sign(0)
     wids, problem = copy.problems
-    assert wids == WIDS_LIES and problem.endswith("without the end mark: truncated")
+    assert wids == WIDS_LIES and problem.endswith("without the end-of-archive marker: truncated")
 
 
 def test_a_flipped_byte_in_an_image(copy: Copy) -> None:
@@ -154,8 +154,8 @@ def test_a_flipped_byte_in_an_image(copy: Copy) -> None:
     data[picture.offset + picture.size // 2] ^= 1
     copy.tar(0).write_bytes(data)
     name = copy.tar(0).name
-    member = f"{name}: {picture.name}: its bytes are not those of the index (crc32c)"
-    assert copy.problems == [f"{name}: sha256 is not the manifest's: bytes have changed", member]
+    member = f"{name}: {picture.name}: crc32c does not match the index: bytes have changed"
+    assert copy.problems == [f"{name}: sha256 does not match the manifest: bytes have changed", member]
     copy.sign(0)
     assert copy.problems == [member]
 
@@ -165,7 +165,7 @@ def test_a_flipped_byte_in_a_header(copy: Copy) -> None:
     data[3] ^= 1
     copy.tar(0).write_bytes(data)
     assert copy.problems == [
-        f"{copy.tar(0).name}: sha256 is not the manifest's: bytes have changed",
+        f"{copy.tar(0).name}: sha256 does not match the manifest: bytes have changed",
         f"{copy.tar(0).name}: header checksum is wrong at byte 0",
     ]
 
@@ -217,14 +217,14 @@ def test_a_wrong_count_in_the_manifest(copy: Copy, what: str) -> None:
 
     copy.edit(change)
     count = facts["shards"][1][what]
-    told = f"{copy.tar(1).name}: {count} {what}; the manifest says {count + 1}"
+    told = f"{copy.tar(1).name}: {count} {what}, but the manifest says {count + 1}"
     assert copy.problems == [*([WIDS_LIES] if what == "samples" else []), told]
 
 
 def test_a_wrong_total_in_the_manifest(copy: Copy) -> None:
     total = json.loads((copy.folder / "manifest.json").read_text())["images"]
     copy.edit(lambda value: value.update(images=total + 5))
-    assert copy.problems == [f"manifest.json: images is {total + 5}; its shards sum to {total}"]
+    assert copy.problems == [f"manifest.json: images is {total + 5}, but its shards add up to {total}"]
 
 
 def test_an_index_that_lies(copy: Copy) -> None:
@@ -241,7 +241,7 @@ def test_an_index_that_lies(copy: Copy) -> None:
             table.set_column(at, table.schema.field(at), pa.array(values, table.schema.field(at).type)), path
         )
         copy.sign(1)
-        assert copy.problems == [f"{path.name}: does not describe the members of its tar"], column
+        assert copy.problems == [f"{path.name}: does not match the members of its tar"], column
 
 
 @pytest.mark.parametrize("column", ["crc32c", "widths", "heights"])
@@ -255,10 +255,11 @@ def test_an_index_with_other_checksums_or_sizes(copy: Copy, column: str) -> None
     (problem,) = copy.problems
     if column == "crc32c":
         assert (
-            problem == f"{copy.tar(1).name}: {rows[at]['members'][-1]}: its bytes are not those of the index (crc32c)"
+            problem
+            == f"{copy.tar(1).name}: {rows[at]['members'][-1]}: crc32c does not match the index: bytes have changed"
         )
     else:
-        assert problem.startswith(f"{path.name}: key {rows[at]['key']}: its widths and heights")
+        assert problem.startswith(f"{path.name}: key {rows[at]['key']}: widths and heights")
 
 
 def test_a_key_twice_in_one_tar(copy: Copy) -> None:
@@ -266,8 +267,8 @@ def test_a_key_twice_in_one_tar(copy: Copy) -> None:
     key = members[0][0].split(".")[0]
     again = [one for one in members if one[0].split(".")[0] == key]
     copy.rewrite(0, [*members, *again])
-    assert any(f"key {key} stands there twice" in problem for problem in copy.problems)
-    assert any(f"key {key} stands there twice" in problem for problem in check_tar(copy.store, copy.tar(0).name))
+    assert any(f"duplicate key {key}" in problem for problem in copy.problems)
+    assert any(f"duplicate key {key}" in problem for problem in check_tar(copy.store, copy.tar(0).name))
 
 
 def test_a_key_in_two_tars(copy: Copy) -> None:
@@ -276,7 +277,7 @@ def test_a_key_in_two_tars(copy: Copy) -> None:
     shutil.copy(copy.tar(0).with_suffix(".tar.idx"), copy.tar(1).with_suffix(".tar.idx"))
     copy.sign(1)
     keys = {name.split(".")[0] for name, _ in copy.members(0)}
-    twice = [problem for problem in copy.problems if "stands there twice" in problem]
+    twice = [problem for problem in copy.problems if "duplicate key" in problem]
     assert len(twice) == len(keys)
     assert all(copy.tar(0).name in problem and copy.tar(1).name in problem for problem in twice)
 
@@ -285,13 +286,13 @@ def test_members_that_are_not_adjacent(docs: Copy) -> None:
     members = docs.members(0)
     docs.rewrite(0, [*members[1:], members[0]])
     key = members[0][0].split(".")[0]
-    assert any(f"key {key} stands there twice" in problem for problem in docs.problems)
+    assert any(f"duplicate key {key}" in problem for problem in docs.problems)
 
 
 def test_a_member_twice_in_one_sample(copy: Copy) -> None:
     members = copy.members(0)
     copy.rewrite(0, [members[0], members[1], *members[1:]])
-    assert any("a member stands there twice" in problem for problem in copy.problems)
+    assert any("duplicate member" in problem for problem in copy.problems)
 
 
 BROKEN_JSON = [
@@ -312,7 +313,7 @@ CHANGED_VALUES: list[tuple[str, dict[str, Any], str]] = [
     ("pairs", {"source": None}, "TypeError"),
     ("chat", {"conversations": [{"from": "human"}]}, "'value'"),
     ("chat", {"conversations": 3}, "not iterable"),
-    ("chat", {"conversations": []}, "0 <image> marks for"),
+    ("chat", {"conversations": []}, "0 <image> placeholders"),
     ("chat", {"messages": 3}, "not iterable"),
     ("chat", {"messages": [{"role": "user", "content": [{}]}]}, "'type'"),
     ("chat", {"messages": [{"content": [{"type": "text"}]}, {"role": "user"}]}, "0 image entries in messages for"),
@@ -366,7 +367,7 @@ def test_a_sample_without_json(copy: Copy) -> None:
     members = copy.members(0)
     copy.rewrite(0, members[1:])
     key = members[0][0].split(".")[0]
-    assert any(problem.endswith(f"key {key}: no {key}.json") for problem in copy.problems)
+    assert any(problem.endswith(f"key {key}: {key}.json is missing") for problem in copy.problems)
 
 
 def test_check_tar_says_what_is_no_tar(tmp_path: Path) -> None:

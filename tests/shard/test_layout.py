@@ -27,13 +27,12 @@ from tests.made_run import (
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import BLOCK, member_bytes, walk_file
 from vila_data.shard.config import View
-from vila_data.shard.layout import SampleRefs, even_cuts, lay_out, shuffle
-from vila_data.shard.write import write_shard
+from vila_data.shard.write import SampleRefs, even_cuts, plan_shards, shuffle, write_shard
 
 
 def laid(made: MadeRun, name: str, *, seed: int = SEED, max_bytes: int = MAX_BYTES) -> list[SampleRefs]:
     config = SETS[name]
-    return lay_out(made.store, made.parts[config.corpus], config.view, name, seed, max_bytes)
+    return plan_shards(made.store, made.parts[config.corpus], config.view, name, seed, max_bytes)
 
 
 def order(shards: list[SampleRefs]) -> list[tuple[int, int, tuple[int, ...]]]:
@@ -87,7 +86,7 @@ def test_the_order_is_of_seed_and_set_name_and_not_of_the_cut(made: MadeRun) -> 
     assert order(laid(made, "docs")) == first
     assert order(laid(made, "docs", max_bytes=2 * MAX_BYTES)) == first
     assert order(laid(made, "docs", seed=SEED + 1)) != first
-    other = lay_out(made.store, made.parts["web"], "interleaved", "other", SEED, MAX_BYTES)
+    other = plan_shards(made.store, made.parts["web"], "interleaved", "other", SEED, MAX_BYTES)
     assert order(other) != first
     assert sorted(order(other)) == sorted(first)
 
@@ -96,7 +95,7 @@ def test_the_order_is_not_of_how_the_corpus_was_parted(made: MadeRun, tmp_path: 
     def names(part_size: int) -> list[str]:
         store = Store(str(tmp_path / str(part_size)))
         parts = filtered_parts(store, "web", made.documents, part_size)
-        found = order(lay_out(store, parts, "interleaved", "docs", SEED, MAX_BYTES))
+        found = order(plan_shards(store, parts, "interleaved", "docs", SEED, MAX_BYTES))
         return [made.documents[part * part_size + row].record.record_id for part, row, _ in found]
 
     assert names(7) == names(40)
@@ -193,7 +192,7 @@ def test_size_bound_holds_for_each_sample(view: View, tmp_path: Path) -> None:
     items += [item("all", WORST, [i % len(WORST) for i in range(60)], 900)]
     items += [item("images", ["."], [0] * 30, 901), item("last", [*[""] * 3000, "."], [3000], 902)]
     parts = filtered_parts(store, corpus, items, len(items))
-    shards = lay_out(store, parts, view, name, SEED, 10**9)
+    shards = plan_shards(store, parts, view, name, SEED, 10**9)
     assert len(shards) == 1
     (job,) = jobs_of(name, SETS["docs" if view == "interleaved" else "pairs"].model_copy(), parts, shards)
     write_shard(store, job)
@@ -219,7 +218,7 @@ def test_size_bound_holds_for_each_conversation(tmp_path: Path) -> None:
         )
         items.append(replace(made, record=record))
     parts = filtered_parts(store, corpus, items, len(items), rules=CHAT_RULES)
-    (job,) = jobs_of(name, SETS["chat"], parts, lay_out(store, parts, "conversations", name, SEED, 10**9))
+    (job,) = jobs_of(name, SETS["chat"], parts, plan_shards(store, parts, "conversations", name, SEED, 10**9))
     write_shard(store, job)
     sizes: dict[str, int] = {}
     for member in walk_file(io.BytesIO(store.read(f"shards/{name}/{name}-000000.tar")), "tar"):
@@ -235,7 +234,7 @@ def test_nothing_kept_is_no_shard(tmp_path: Path) -> None:
     items = [item("a", ["one"], [0], 1, missing=True), None]
     parts = filtered_parts(store, "web", items, 2)
     for view in ("interleaved", "pairs"):
-        assert lay_out(store, parts, view, "docs", SEED, MAX_BYTES) == []
+        assert plan_shards(store, parts, view, "docs", SEED, MAX_BYTES) == []
     assert make_set(store, parts, "docs", SETS["docs"]).samples == 0
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.made_run import SETS, MadeRun
 from vila_data.core.errors import DataError, StorageError
-from vila_data.core.ranges import ahead
+from vila_data.core.ranges import prefetch
 from vila_data.core.store import Store
 from vila_data.shard import read
 from vila_data.shard.read import ShardSetReader, open_shards
@@ -63,7 +63,7 @@ def test_every_member_is_given_by_iteration_and_by_number(made: MadeRun, name: s
 
 @pytest.mark.parametrize("largest", [1, 30_000, 8 << 20])
 def test_a_remote_set_is_read_in_large_requests(made: MadeRun, largest: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ahead, "LARGEST", largest)
+    monkeypatch.setattr(prefetch, "LARGEST", largest)
     reader = in_memory(made, "docs", f"memory://requests-{largest}")
     asked: list[int] = []
     read_range = Store.read_range
@@ -140,7 +140,7 @@ def test_a_tar_that_is_cut_is_an_error(made: MadeRun, tmp_path: Path) -> None:
     tar = folder / "pairs-000000.tar"
     os.truncate(tar, tar.stat().st_size // 2)
     reader = open_shards(folder)
-    with pytest.raises(StorageError, match=r"pairs-000000\.tar: \d+ of \d+ bytes at offset \d+"):
+    with pytest.raises(StorageError, match=r"pairs-000000\.tar: short read at offset \d+: got \d+ of \d+ bytes"):
         list(reader)
     assert reader[0].json["sample_id"] == reader[0].key
 
@@ -157,7 +157,7 @@ def test_an_index_of_other_samples_is_an_error(made: MadeRun, tmp_path: Path) ->
     index = folder / "pairs-000000.parquet"
     table = pq.read_table(index)
     pq.write_table(table.slice(0, len(table) - 1), index)
-    with pytest.raises(DataError, match=rf"pairs-000000.parquet: {len(table) - 1} samples, the manifest has"):
+    with pytest.raises(DataError, match=rf"pairs-000000.parquet: {len(table) - 1} samples, but the manifest says"):
         list(open_shards(folder))
     pq.write_table(table.drop_columns(["offsets"]), index)
     with pytest.raises(DataError, match=r"not an index: .*offsets"):

@@ -98,7 +98,7 @@ def test_a_conversation() -> None:
 
 @pytest.mark.parametrize("images", [[], [kept(0, 0)], [kept(0, 0), kept(1, 0)], [kept(0, 0), kept(1, 2), kept(2, 2)]])
 def test_a_conversation_that_lost_an_image_is_never_written(images: list[KeptImage]) -> None:
-    with pytest.raises(DataError, match=f"record chat-000000003 has 2 <image> marks, {len(images)} images"):
+    with pytest.raises(DataError, match=f"record chat-000000003 has 2 <image> placeholders, but {len(images)} images"):
         encode_sample("conversations", "k", "talk", CHAT, images)
 
 
@@ -109,7 +109,7 @@ def test_marks_of_a_conversation_without_images_are_words() -> None:
         {"from": "human", "value": "What is <image>?"},
         {"from": "gpt", "value": "A <image>."},
     ]
-    with pytest.raises(DataError, match="record r has 2 <image> marks, 1 images"):
+    with pytest.raises(DataError, match="record r has 2 <image> placeholders, but 1 images"):
         encode_sample("conversations", "k", "talk", record, [kept(0, 0)])
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tests.explore.test_previewing_odd import tar
+from tests.explore.test_preview_shards import tar
 from tests.made_run import drawn
 from vila_data.cli.tables import print_shard
 from vila_data.core.errors import DataError
@@ -41,8 +41,12 @@ def test_a_sample_that_is_none_costs_the_others_nothing(tmp_path: Path) -> None:
         "e",
     ]
     (note,) = report.notes
-    assert note.startswith("2 of its places") and "others.tar: b: not a sample" in note and "others.tar: d: " in note
-    assert "2 of its places" in page
+    assert (
+        note.startswith("2 damaged or invalid samples")
+        and "others.tar: b: not a sample" in note
+        and "others.tar: d: " in note
+    )
+    assert "2 damaged or invalid samples" in page
     worst = preview(str(path), str(tmp_path / "page.html"), Choice(order="worst", count=2))
     assert [key for _, key in worst.ids] == ["a", "c"]
     found = preview(str(path), str(tmp_path / "page.html"), Choice(text="caption e"))
@@ -57,7 +61,9 @@ def test_many_that_are_none_are_counted_and_some_named(tmp_path: Path) -> None:
     bad = {f"n{number:03d}.json": b"\xff[/bold]" for number in range(70)}
     path = tar(tmp_path, {"a.txt": b"a word", "[red].txt": b"a word"} | bad)
     report, _ = shown(path)
-    assert report.records == 2 and report.notes[0].endswith("; and 67 more") and report.notes[0].startswith("70 of")
+    assert (
+        report.records == 2 and report.notes[0].endswith("; and 67 more") and report.notes[0].startswith("70 damaged")
+    )
     _, value = inspect(path)
     console = Console(width=400, record=True)
     print_shard(console, value)
@@ -80,6 +86,6 @@ def test_a_tar_that_is_broken_or_cut_gives_what_is_left(tmp_path: Path, how: str
     path.write_bytes(data)
     report, page = shown(path)
     assert report.records == samples and page.count("caption ") >= pairs
-    assert report.notes[0].startswith("1 of its places") and f"at byte {at}" in report.notes[0]
+    assert report.notes[0].startswith("1 damaged or invalid sample ") and f"at byte {at}" in report.notes[0]
     _, value = inspect(path)
     assert (value["n_samples"], value["n_faults"]) == (samples, 1) and f"at byte {at}" in value["faults"][0]

@@ -88,7 +88,7 @@ def test_ranks_and_workers_take_whole_shards(made: MadeRun, monkeypatch: pytest.
     assert sorted(keys(iter(taken))) == sorted(sample.key for sample in reader)
     monkeypatch.setenv("WORLD_SIZE", str(shards + 1))
     monkeypatch.setenv("RANK", str(shards))
-    with pytest.raises(UsageError, match=rf"the set has {shards} shards, too few for each worker of each rank"):
+    with pytest.raises(UsageError, match=rf"the set has {shards} shards, fewer than one per worker of each rank"):
         next(iter(reader.webdataset()))
 
 

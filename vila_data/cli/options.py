@@ -1,4 +1,4 @@
-"""The application, and the arguments that several of its commands take."""
+"""The Typer application and the options shared by several commands."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import typer
 from typer.core import TyperGroup
 
 ORDER = ("run", "plan", "recipes", "inspect", "check", "preview", "whatif", "search", "export", "bench")
-"""The commands as `--help` lists them: build, look, ask, hand on, stream."""
+"""The commands in the order in which `--help` lists them."""
 
 
 class _InOrder(TyperGroup):
-    """Commands in the order of their use."""
+    """Lists commands in ORDER."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         """See ORDER."""
@@ -25,25 +25,30 @@ class _InOrder(TyperGroup):
 app = typer.Typer(
     name="vila-data",
     cls=_InOrder,
-    help="From published metadata to checked shards for vision-language training.",
+    help="Build, inspect and stream training data for vision-language models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-RecipeArgument = Annotated[Path, typer.Argument(help="A recipe (YAML).", show_default=False)]
-PathArgument = Annotated[str, typer.Argument(help="A run, shard set, shard, export or recipe.", show_default=False)]
-RunArgument = Annotated[str, typer.Argument(help="Folder or URL of a run.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="JSON for programs instead of tables.")]
-On = Annotated[Path | None, typer.Option("--on", help="Stand-ins for the recipe's corpora: try it on a small one.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="dotted.key=value put over the recipe's; may be repeated.")
+RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file (YAML).", show_default=False)]
+PathArgument = Annotated[
+    str, typer.Argument(help="Path or URL of a run, shard set, shard, export or recipe.", show_default=False)
 ]
-Limit = Annotated[int | None, typer.Option(help="Take only the first rows of each corpus's metadata.")]
+RunArgument = Annotated[str, typer.Argument(help="Directory or URL of a run.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Corpora = Annotated[
+    Path | None,
+    typer.Option("--corpora", "--on", help="YAML file with substitute corpora, to try the recipe on a small dataset."),
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Override one recipe value: dotted.key=value. Repeatable.")
+]
+Limit = Annotated[int | None, typer.Option(help="Use only the first N metadata rows of each corpus.")]
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"vila-data {installed('vila-data')}")
         raise typer.Exit
 
@@ -51,12 +56,12 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def command(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """From published metadata to checked shards for vision-language training."""
+    """Build, inspect and stream training data for vision-language models."""
 
 
 def print_json(value: Any) -> None:
-    """A value for programs, on standard output."""
+    """Print a value as JSON."""
     print(json.dumps(value, indent=1, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""Found images on the terminal."""
+"""Print search results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CAPTION: Final = 72
 
 
 def print_search(console: Console, value: dict[str, Any]) -> None:
-    """A row a hit, best first, then what was searched and how; `value` as `--json` gives it."""
+    """One row per hit, best first, then how each corpus was searched. value: as `--json` gives it."""
     table = Table()
     for heading in ("rank", "score", "corpus", "record", "image", "fate", "caption"):
         table.add_column(heading, justify="right" if heading in ("rank", "score", "image") else "left")
@@ -30,8 +30,8 @@ def print_search(console: Console, value: dict[str, Any]) -> None:
         )
     console.print(table)
     for entry in value["searched"]:
-        how = {0: "exactly", entry["vectors"]: "through its index"}.get(
-            entry["indexed"], f"{entry['indexed']:,} of them through an index"
+        how = {0: "searched exactly", entry["vectors"]: "searched through the index"}.get(
+            entry["indexed"], f"{entry['indexed']:,} of them searched through the index"
         )
         console.print(f"{entry['corpus']}: {entry['vectors']:,} vectors, {how}", highlight=False, markup=False)
     for note in value["notes"]:
@@ -39,19 +39,19 @@ def print_search(console: Console, value: dict[str, Any]) -> None:
 
 
 def print_built(console: Console, value: list[dict[str, Any]]) -> None:
-    """A line a corpus: what its index holds."""
+    """One line per corpus: the size of its index."""
     for entry in value:
         if not entry["segments"]:
-            line = f"{entry['vectors']:,} vectors are searched exactly: an index would save nothing"
+            line = f"{entry['vectors']:,} vectors: exact search; an index would not be faster"
         else:
             earlier = entry["segments"] - entry["made"]
             line = f"{entry['vectors']:,} vectors, {entry['segments']} segments, {entry['bytes'] / 1e6:,.1f} MB"
-            line += f", {earlier} of them there already" if earlier else ""
+            line += f", {earlier} of the segments already built" if earlier else ""
         console.print(f"index of {entry['corpus']}: {line}", highlight=False, markup=False)
 
 
 def plain(text: str, length: int | None = None) -> Text:
-    """Text from the web for a terminal: one line, no markup, control or direction characters, at most `length` long."""
+    """Untrusted text for a terminal: one line without markup, control or direction characters, at most `length` long."""
     shown = "".join(" " if unicodedata.category(letter) in _UNSAFE else letter for letter in text)
     shown = " ".join(shown.split())
     return Text(shown if length is None or len(shown) <= length else shown[: length - 1] + "…")

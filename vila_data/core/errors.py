@@ -3,8 +3,8 @@
     VilaDataError
     ├── UsageError      the call or the recipe is wrong            exit 2
     │   └── RecipeError   … at file:line key
-    └── RunError        the data or a machine is wrong             exit 1
-        ├── DataError     bytes or columns are not what they should be
+    └── RunError        the data or a machine failed               exit 1
+        ├── DataError     stored data is damaged or inconsistent
         └── StorageError  a store cannot be read, written or reached
 
 An error that concerns one record or one image is not raised to the user: it
@@ -21,7 +21,7 @@ class VilaDataError(Exception):
 
 
 class UsageError(VilaDataError):
-    """The call is wrong: nothing was done."""
+    """The call or its arguments are invalid. Nothing was done."""
 
     exit_code = 2
 
@@ -36,11 +36,11 @@ class RecipeError(UsageError):
 
 
 class RunError(VilaDataError):
-    """The call was right, the run could not be finished; relaunching resumes it."""
+    """The call was right, the run could not be finished; rerunning resumes it."""
 
 
 class DataError(RunError):
-    """Bytes or columns are not what they should be."""
+    """Stored data is damaged or inconsistent."""
 
 
 class StorageError(RunError):

@@ -75,7 +75,7 @@ def parse(text: str, columns: Mapping[str, Kind]) -> Condition:
     found = (_name(node) for node in ast.walk(tree))
     names = frozenset(name for name in found if name is not None and name in columns)
     if not names:
-        raise ValueError(f"{text!r} names no column; there are {', '.join(columns)}")
+        raise ValueError(f"{text!r} uses no column; available columns: {', '.join(columns)}")
     return Condition(text, tree, names)
 
 

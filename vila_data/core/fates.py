@@ -1,4 +1,4 @@
-"""What became of each record and image, and the counts of it.
+"""The fate (kept, dropped or failed) of each record and image, and its counts.
 
 Every input has exactly one fate: ``kept``, ``dropped`` with a rule's name, or
 ``failed`` with an error class. The names below are the fixed lists; columns and
@@ -26,9 +26,9 @@ RECORD_REASONS: Final[tuple[str, ...]] = (
     "turn_order",
     "empty_conversation",
 )
-"""Why a metadata row is no record.
+"""Why a metadata row is not a record.
 
-image_count         a conversation's places for images (<image>, image entries) and its images differ in number, or
+image_count         a conversation's placeholders (<image>, image entries) and its images differ in number, or
                     there are too many images
 turn_order          turns of {from, value} do not alternate
 empty_conversation  it has no turns, or no answer with words or tool calls in it
@@ -127,7 +127,7 @@ class Funnel:
         """
         found = self.total(stage, unit)
         if found != entered:
-            raise DataError(f"funnel: {stage}: {entered} {unit} entered, the fates of {found} are known")
+            raise DataError(f"funnel: {stage}: {entered} {unit} entered, but {found} have a fate")
 
     def as_dict(self) -> dict[str, dict[str, dict[str, int]]]:
         """{stage: {unit: {fate: count}}}, stages in the order in which they were added."""

@@ -1,4 +1,4 @@
-"""Pictures of any accepted format -> RGB pixels, by Pillow and OpenCV; and names of the formats that are not accepted.
+"""Images of any accepted format -> RGB pixels, by Pillow and OpenCV; and names of the formats that are not accepted.
 
 Pillow's plugins are called directly: `Image.open` would try every format and warn by
 a process-wide setting, where the pixel limit here is the caller's.
@@ -24,24 +24,25 @@ from vila_data.core.image_containers import (
     PNG_START,
     SAMPLE_FORMAT,
     Still,
+    check_scans,
+    clean_jpeg,
     gif_still,
+    jpeg_facts,
     png_depth,
     png_still,
     tiff_numbers,
     webp_size,
     webp_still,
 )
-from vila_data.core.image_modes import Raster, array_raster, image_raster, rgb_pixels
-from vila_data.core.jpeg_segments import check_scans, clean_jpeg, jpeg_facts
-from vila_data.core.orientation import orientation_of
+from vila_data.core.image_pixels import Raster, array_raster, image_raster, orientation_of, rgb_pixels
 
-__all__ = ["DECODED", "ImageError", "PictureFacts", "open_pixels"]
+__all__ = ["DECODED", "ImageError", "ImageFacts", "open_pixels"]
 
 Pixels = npt.NDArray[np.uint8]
 
 cv2.utils.logging.setLogLevel(
     cv2.utils.logging.LOG_LEVEL_SILENT
-)  # a broken picture is a row of the table, not a line of the log
+)  # a broken image is a row of the table, not a line of the log
 
 DECODED: Final = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 """The formats that are decoded."""
@@ -66,14 +67,14 @@ _BROKEN: Final = (
     MemoryError,
 )
 _TRUNCATED: Final = ("truncated", "premature end", "unexpected end", "end of file", "not enough data")
-_REDUCED_FROM: Final = 1 << 22  # pixels from which a picture is averaged down while it becomes RGB
+_REDUCED_FROM: Final = 1 << 22  # pixels from which an image is averaged down while it becomes RGB
 _RLE: Final = (1, 2)  # compressions of a BMP that OpenCV reads: Pillow does it in Python
 _WHITE_IS_ZERO: Final = 0
 _SIGNED: Final = 2
 
 
-class PictureFacts(NamedTuple):
-    """Of a picture as in the file: size, EXIF orientation, and whether its profile was ignored as broken."""
+class ImageFacts(NamedTuple):
+    """Of an image as in the file: size, EXIF orientation, and whether its profile was ignored as broken."""
 
     width: int
     height: int
@@ -82,7 +83,7 @@ class PictureFacts(NamedTuple):
 
 
 class _Opened(NamedTuple):
-    """A picture whose header is read.
+    """An image whose header is read.
 
     load: decodes it, given the smallest shorter side that will do (None: all pixels).
     """
@@ -94,7 +95,7 @@ class _Opened(NamedTuple):
     orientation: int
 
 
-def open_pixels(data: bytes, max_pixels: int | None, min_side: int | None) -> tuple[Pixels, PictureFacts]:
+def open_pixels(data: bytes, max_pixels: int | None, min_side: int | None) -> tuple[Pixels, ImageFacts]:
     """RGB pixels [H, W, 3] uint8 in sRGB of the first frame, and what the file says of it.
 
     The pixels are not yet turned upright, and may be smaller than width x height by
@@ -116,13 +117,13 @@ def open_pixels(data: bytes, max_pixels: int | None, min_side: int | None) -> tu
         if min(raster.width, raster.height) == min(width, height) and raster.width != width:
             width, height = height, width  # TIFF's plugin has turned the pixels already
         pixels, ignored = rgb_pixels(raster, opened.profile or None, _reduction(raster, min_side))
-        return pixels, PictureFacts(width, height, opened.orientation, ignored or opened.profile == b"")
+        return pixels, ImageFacts(width, height, opened.orientation, ignored or opened.profile == b"")
     except _BROKEN as error:
         raise _verdict(data, str(error)) from error
 
 
 def _reduction(raster: Raster, min_side: int | None) -> int:
-    """log2 of the factor by which a large picture is averaged down."""
+    """log2 of the factor by which a large image is averaged down."""
     scale = 0
     if min_side is not None and raster.width * raster.height > _REDUCED_FROM:
         while min(raster.width, raster.height) >> scale + 1 >= min_side:
@@ -205,7 +206,7 @@ def _plugin(name: str, data: bytes) -> Image.Image:
         raise ImageError("unsupported_format", name.lower())
     factory, accept = Image.OPEN[name]
     if accept is not None and accept(data[:16]) is not True:
-        raise ImageError("undecodable_image", f"not as a {name} begins")
+        raise ImageError("undecodable_image", f"does not start like a {name}")
     image: Image.Image = factory(io.BytesIO(data), "")
     return image
 

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from vila_data.core.color import BrokenProfile, ToSrgb, to_srgb
+from vila_data.core.image_containers import JpegFacts, check_scans, clean_jpeg, jpeg_facts, worth_keeping
 from vila_data.core.image_formats import ImageError, open_pixels
-from vila_data.core.jpeg_segments import JpegFacts, check_scans, clean_jpeg, jpeg_facts, worth_keeping
+from vila_data.core.image_pixels import BrokenProfile, ToSrgb, to_srgb
 
 __all__ = [
     "ImageError",
@@ -27,7 +27,7 @@ __all__ = [
     "covering_scale",
     "decode_rgb",
     "decode_scaled",
-    "normalise",
+    "normalize_image",
     "perceptual_hash",
     "pixels_to_store",
     "plain_size",
@@ -49,7 +49,7 @@ _thread = threading.local()
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """A picture as it is stored: sizes in pixels, `phash` 16 hex digits.
+    """An image as it is stored: sizes in pixels, `phash` 16 hex digits.
 
     original_width, original_height: as served, orientation applied.
     profile_ignored: it came with a color profile that is broken, or of another color space.
@@ -64,7 +64,7 @@ class StoredImage:
     profile_ignored: bool = False
 
 
-def normalise(
+def normalize_image(
     data: bytes,
     *,
     max_pixels: int,
@@ -98,10 +98,10 @@ def normalise(
 def pixels_to_store(
     data: bytes, *, max_pixels: int, shorter_side_px: int | None = 336, only_if_larger: bool = True
 ) -> Pixels:
-    """Pixels [H, W, 3] uint8 RGB that `normalise` encodes; of a JPEG whose bytes it keeps, what they decode to.
+    """Pixels [H, W, 3] uint8 RGB that `normalize_image` encodes; of a JPEG whose bytes it keeps, what they decode to.
 
     Raises:
-        ImageError: as `normalise`.
+        ImageError: as `normalize_image`.
     """
     ready = _prepared(data, _Plan(max_pixels, shorter_side_px, only_if_larger, 90))
     return decode_rgb(ready.jpeg) if isinstance(ready, StoredImage) else ready.pixels
@@ -114,8 +114,8 @@ def decode_rgb(jpeg: bytes, min_side: int | None = None) -> Pixels:
         ImageError: the bytes cannot be decoded.
     """
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(jpeg)
-        if colours in _PLAIN:
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(jpeg)
+        if colors in _PLAIN:
             limit = min_side or min(height, width)
             scale = next(s for s in _SCALES if s == 0 or min(_scaled(height, s), _scaled(width, s)) >= limit)
             return _decode(jpeg, height, width, scale, "RGB", own=True)
@@ -131,10 +131,10 @@ def plain_size(jpeg: bytes | memoryview) -> tuple[int, int] | None:
     Reads the header alone, in about 2 us.
     """
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(jpeg)
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(jpeg)
     except ValueError:
         return None
-    return (height, width) if colours in _PLAIN else None
+    return (height, width) if colors in _PLAIN else None
 
 
 def covering_scale(height: int, width: int, min_height: int, min_width: int) -> int:
@@ -184,7 +184,7 @@ class _Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """A picture before encoding: its pixels upright, resized and in sRGB."""
+    """An image before encoding: its pixels upright, resized and in sRGB."""
 
     pixels: Pixels
     original_width: int
@@ -193,7 +193,7 @@ class _Ready:
 
 
 def _prepared(data: bytes, plan: _Plan) -> _Ready | StoredImage:
-    """The picture before encoding, or as it is stored where its bytes are kept."""
+    """The image before encoding, or as it is stored where its bytes are kept."""
     if data[:3] == _JPEG_START:
         try:
             found = _prepare_jpeg(data, plan)
@@ -211,13 +211,13 @@ def _prepare_jpeg(data: bytes, plan: _Plan) -> _Ready | StoredImage | None:
     if facts.profile_broken:  # the strict decoder would complain of it
         data = clean_jpeg(data, facts)
         facts = replace(jpeg_facts(data), orientation=facts.orientation, profile_broken=True)
-    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
     if height * width > plan.max_pixels:
         raise ImageError("too_many_pixels", f"{width} x {height}")
-    if colours not in _PLAIN:
+    if colors not in _PLAIN:
         return None
     check_scans(data, facts, width * height)
-    convert, ignored = _conversion(facts, colours)
+    convert, ignored = _conversion(facts, colors)
     target = plan.size(width, height)
     if target == (width, height) and facts.orientation == 1 and convert is None:
         jpeg = clean_jpeg(data, facts)
@@ -232,18 +232,18 @@ def _prepare_jpeg(data: bytes, plan: _Plan) -> _Ready | StoredImage | None:
     return _upright_at_size(rgb, width, height, facts.orientation, plan, ignored)
 
 
-def _conversion(facts: JpegFacts, colours: str) -> tuple[ToSrgb | None, bool]:
+def _conversion(facts: JpegFacts, colors: str) -> tuple[ToSrgb | None, bool]:
     """What makes a JPEG's colors sRGB, and whether its profile is ignored."""
     if facts.profile is None:
         return None, facts.profile_broken
     try:
-        return to_srgb(facts.profile, "L" if colours == "Gray" else "RGB"), False
+        return to_srgb(facts.profile, "L" if colors == "Gray" else "RGB"), False
     except BrokenProfile:
         return None, True
 
 
 def _upright_at_size(rgb: Pixels, width: int, height: int, orientation: int, plan: _Plan, ignored: bool) -> _Ready:
-    """Resize decoded pixels of a `width` x `height` picture and turn them upright."""
+    """Resize decoded pixels of a `width` x `height` image and turn them upright."""
     upright = _upright(_resize(rgb, *plan.size(width, height)), orientation)
     if orientation >= 5:
         width, height = height, width
@@ -261,7 +261,7 @@ def _decode(
     height: int,
     width: int,
     scale: int,
-    colours: str,
+    colors: str,
     own: bool = False,
     exact: bool = False,
     into: Pixels | None = None,
@@ -271,10 +271,10 @@ def _decode(
     exact: with smooth chroma, as the pixels are not resized.
     """
     out_height, out_width = _scaled(height, scale), _scaled(width, scale)
-    size = out_height * out_width * (1 if colours == "GRAY" else 3)
+    size = out_height * out_width * (1 if colors == "GRAY" else 3)
     pixels: Pixels = simplejpeg.decode_jpeg(
         data,
-        colours,
+        colors,
         min_height=out_height,
         min_width=out_width,
         min_factor=1,
@@ -327,9 +327,9 @@ _COSINES: Final = _cosines()
 
 
 def perceptual_hash(gray: Pixels) -> str:
-    """64 bits as 16 hex digits: which of the 8x8 lowest DCT terms of a gray [H, W] picture exceed their median.
+    """64 bits as 16 hex digits: which of the 8x8 lowest DCT terms of a gray [H, W] image exceed their median.
 
-    Near pictures differ in few bits; compare by Hamming distance.
+    Near images differ in few bits; compare by Hamming distance.
     """
     small = _resize(gray, _HASH_SIDE, _HASH_SIDE, cv2.INTER_AREA).astype(np.int64)
     terms = (_COSINES @ small @ _COSINES.T).ravel()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-RUN_FOLDERS: Final = ("download", "score", "filter", "shards", "tokens", "search")
-"""Folders of a run directory that its stages and search write; anything else that lies there is not the run's."""
+RUN_DIRECTORIES: Final = ("download", "score", "filter", "shards", "tokens", "search")
+"""Directories of a run directory that its stages and search write; anything else there does not belong to the run."""
 
 EXPORT_JSON: Final = "export.json"
 """The receipt of an export, in its directory."""
@@ -47,19 +47,19 @@ class Part:
         return f"download/{self.corpus}/{self.name}.tar"
 
     def images_table(self) -> str:
-        """core.schemas.DOWNLOAD_IMAGES."""
+        """core.tables.DOWNLOAD_IMAGES."""
         return f"download/{self.corpus}/{self.name}.parquet"
 
     def records_table(self) -> str:
-        """core.schemas.DOWNLOAD_RECORDS."""
+        """core.tables.DOWNLOAD_RECORDS."""
         return f"download/{self.corpus}/{self.name}.records.parquet"
 
     def scores_table(self, scorer: str) -> str:
-        """core.schemas.score_schema, or SCORE_IMAGES of kind clip."""
+        """core.tables.score_schema, or SCORE_IMAGES of kind clip."""
         return f"score/{self.corpus}/{scorer}/{self.name}.parquet"
 
     def fates_table(self) -> str:
-        """core.schemas.FATES."""
+        """core.tables.FATES."""
         return f"filter/{self.corpus}/{self.name}.parquet"
 
     def receipt(self, stage: str) -> str:
@@ -89,5 +89,5 @@ def shard_stem(name: str, index: int) -> str:
 
 
 def tokens_folder(tokenizer: str, name: str, encoding: str) -> str:
-    """Folder of a set's token files. tokenizer, encoding: fingerprints."""
+    """Directory of a set's token files. tokenizer, encoding: fingerprints."""
     return f"tokens/{tokenizer}/{name}/{encoding}"

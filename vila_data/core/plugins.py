@@ -45,7 +45,7 @@ class Registry(Generic[Thing]):
         self._what, self._fits, self._reserved = what, fits, reserved
 
     def find(self, name: str) -> Thing | None:
-        """What a name means; None where nobody has it.
+        """What a name means; None if no package has it.
 
         Raises:
             UsageError: what a package adds to this group cannot be loaded, is something else, or has a taken name.
@@ -112,7 +112,7 @@ class ModelRegistry(Registry[type[Model]]):
         the kind.
 
         Raises:
-            ValidationError: it has no kind, one that nobody has, or keys or values that its kind has not.
+            ValidationError: its kind is missing or unknown, or its kind has no such key or value.
         """
         if isinstance(value, self.base):
             return value

@@ -1,4 +1,4 @@
-"""Numbers and texts as people read them: short, counted, in percent, and safe to show."""
+"""Format numbers and texts for people: short, counted, in percent, and safe to display."""
 
 from __future__ import annotations
 

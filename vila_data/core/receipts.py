@@ -1,8 +1,8 @@
 """Receipts: the JSON that is written last for a part and makes its outputs valid.
 
-A unit of work writes its outputs into a scratch folder, commits them one by one
-and then the receipt. Whoever is killed in between leaves no receipt, so the work
-is done again and gives the same bytes.
+A unit of work writes its outputs into a scratch directory, commits them one by one
+and then the receipt. A process killed in between leaves no receipt, so the work
+is repeated and gives the same bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def fingerprint(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a unit of work took in, counted and put out.
+    """Inputs, counts and outputs of a unit of work.
 
     inputs: fingerprint of everything that its outputs depend on.
     counts: stage counters; funnel rows under "funnel".
@@ -51,7 +51,7 @@ class Receipt:
 
 
 def read_receipt(store: Store, path: str) -> Receipt | None:
-    """The receipt at `path`, or None where there is none or it is no receipt."""
+    """The receipt at `path`, or None if it is missing or not a receipt."""
     if store.size(path) is None:
         return None
     try:
@@ -94,8 +94,8 @@ class HashedFile(io.BufferedWriter):
 class Outputs:
     """Files being made by one unit of work: local until the block ends, then committed."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
         self._paths: dict[str, Path] = {}
         self._hashed: dict[str, HashedFile] = {}
         self.counts: dict[str, Any] = {}
@@ -103,7 +103,7 @@ class Outputs:
 
     def path(self, final: str) -> Path:
         """Local path at which to write the file that will be `final` in the store."""
-        local = self.folder / f"{len(self._paths):03d}"
+        local = self.directory / f"{len(self._paths):03d}"
         self._paths[final] = local
         return local
 
@@ -123,7 +123,7 @@ class Outputs:
         }
 
     def items(self) -> list[tuple[str, Path]]:
-        """(final path, local path) in the order in which they were asked for."""
+        """(final path, local path) in the order of the calls."""
         return list(self._paths.items())
 
 
@@ -136,8 +136,8 @@ def committing(store: Store, receipt_path: str, inputs: str) -> Iterator[Outputs
     Raises:
         StorageError: no space left, or the store cannot be written; no receipt then.
     """
-    with store.scratch() as folder:
-        outputs = Outputs(folder)
+    with store.scratch() as directory:
+        outputs = Outputs(directory)
         try:
             yield outputs
         except OSError as error:

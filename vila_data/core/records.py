@@ -17,12 +17,12 @@ from vila_data.core.errors import DataError
 RecordKind = Literal["document", "pair", "conversation"]
 Role = Literal["human", "gpt"]
 
-IMAGE_MARK: Final = "<image>"
-"""Where an image stands in a turn of a conversation: one mark per image, in order. In a conversation without images
+IMAGE_PLACEHOLDER: Final = "<image>"
+"""The placeholder of an image in a turn of a conversation: one per image, in order. In a conversation without images
 it is plain text."""
 
-MARK_IN_WORDS: Final = "<IMAGE>"
-"""How a turn spells a mark that is plain text, where the conversation has images."""
+PLACEHOLDER_AS_TEXT: Final = "<IMAGE>"
+"""How a turn spells a placeholder that is plain text, where the conversation has images."""
 
 Message = dict[str, Any]
 """One chat message in normal form, JSON alone: {"role": str, "content": str or list, …}."""
@@ -36,7 +36,7 @@ class ImageRef:
     """One image of a record, as the corpus's metadata names it.
 
     matched_text_index: the text that the image belongs to; the number of texts where it
-                        stands behind the last one.
+                        comes after the last one.
     data, file, error:  of an image that needs no download: its bytes; the path or URL to
                         read it from; why there is none (core.fates.IMAGE_ERRORS). At most
                         one of them is set, and none is written to JSON.
@@ -63,7 +63,7 @@ class Record:
                is a text, or a list of {"type": "text", "text": …} and {"type": "image"}, one per image, in order;
                without a content there is no such key. Other keys are as published.
     tools:     the tools offered in such a conversation, as published.
-    verbatim:  VILA v1.0 leaves the conversation's marks where they are, as in rows of VFLAN; it moves those of others.
+    verbatim:  VILA v1.0 leaves the conversation's placeholders where they are, as in rows of VFLAN; it moves those of others.
     """
 
     record_id: str
@@ -78,13 +78,13 @@ class Record:
     verbatim: bool = False
 
     def text_of(self, matched_text_index: int) -> str:
-        """The text that an image belongs to: an image behind the last text belongs to that one."""
+        """The text that an image belongs to: an image after the last text belongs to that one."""
         return self.texts[min(matched_text_index, len(self.texts) - 1)]
 
 
 @dataclass(frozen=True, slots=True)
 class BadRecord:
-    """A metadata row that is no record: a fate of its own, never the end of a run.
+    """A metadata row that is not a record. It gets a fate; it never ends a run.
 
     `reason` is one of `core.fates.RECORD_REASONS`; `detail` names file, line and problem.
     """
@@ -100,7 +100,7 @@ def canonical_json(value: Mapping[str, Any], as_given: Collection[str] = ()) -> 
     Keys are sorted, except those of objects below the keys `as_given`: templates print them, so their order is data.
     Lone surrogates, which JSON can carry and UTF-8 cannot, become U+FFFD.
     """
-    if as_given:
+    if not value.keys().isdisjoint(as_given):
         pieces = (f"{_json(key)}:{_json(value[key], sort_keys=key not in as_given)}" for key in sorted(value))
         text = "{" + ",".join(pieces) + "}"
     else:

@@ -14,7 +14,7 @@ from itertools import zip_longest
 from typing import Any, Final, Literal, NamedTuple
 
 from vila_data.core.errors import DataError
-from vila_data.core.records import CHAT_KEYS, IMAGE_MARK, Message, Record, Role, canonical_json, chat_keys
+from vila_data.core.records import CHAT_KEYS, IMAGE_PLACEHOLDER, Message, Record, Role, canonical_json, chat_keys
 
 SAMPLE_SCHEMA: Final = 1
 """`schema` of a sample's JSON: raised when a field changes its meaning or goes away."""
@@ -149,9 +149,11 @@ def _sentences(record: Record, images: Sequence[KeptImage], names: Sequence[str]
 
 def _turns(key: str, record: Record, images: Sequence[KeptImage], names: Sequence[str]) -> dict[str, Any]:
     """Turns as LLaVA has them; a record without images may have placeholders in its words."""
-    marks = [turn for turn, text in enumerate(record.texts) for _ in range(text.count(IMAGE_MARK))]
+    marks = [turn for turn, text in enumerate(record.texts) for _ in range(text.count(IMAGE_PLACEHOLDER))]
     if (record.images or images) and marks != [image.text_index for image in images]:
-        raise DataError(f"{key}: record {record.record_id} has {len(marks)} {IMAGE_MARK} marks, {len(images)} images")
+        raise DataError(
+            f"{key}: record {record.record_id} has {len(marks)} {IMAGE_PLACEHOLDER} placeholders, but {len(images)} images"
+        )
     turns = [{"from": role, "value": text} for role, text in zip(record.roles, record.texts, strict=True)]
     return {"conversations": turns, "system": record.system, "images": names, **chat_keys(record)}
 
@@ -197,12 +199,14 @@ def decode_foreign(key: str, suffixes: Collection[str], read: Callable[[str], by
         value = json.loads(read("json")) if "json" in suffixes else {}
         if not isinstance(value, dict):
             raise TypeError("not an object")
-        return _foreign(key, suffixes, read, value)
+        return _unlisted(key, suffixes, read, value)
     except _FAULTS as error:
         raise _fault(where, error) from error
 
 
-def _foreign(key: str, suffixes: Collection[str], read: Callable[[str], bytes], value: dict[str, Any]) -> SampleContent:
+def _unlisted(
+    key: str, suffixes: Collection[str], read: Callable[[str], bytes], value: dict[str, Any]
+) -> SampleContent:
     infos = value.get("image_info") or []
     places: list[int] = []
     if "conversations" in value:
@@ -211,7 +215,7 @@ def _foreign(key: str, suffixes: Collection[str], read: Callable[[str], bytes], 
         names = list(value.get("images") or [])
         places = [int(info["matched_text_index"]) for info in infos if info.get("matched_text_index") is not None]
         if len(places) != len(names):
-            places = [turn for turn, said in enumerate(entries) for _ in range(str(said).count(IMAGE_MARK))]
+            places = [turn for turn, said in enumerate(entries) for _ in range(str(said).count(IMAGE_PLACEHOLDER))]
     elif "texts" in value and "images" in value:
         view = "interleaved"
         texts = [None if text is None else str(text) for text in value["texts"]]
@@ -251,9 +255,9 @@ def _text(value: Any) -> str:
 
 def _check_places(turns: Sequence[str], messages: Sequence[Message] | None, images: int) -> None:
     """Assert that a conversation has a place for each image; in one without images, placeholders in turns are text."""
-    marks = sum([turn.count(IMAGE_MARK) for turn in turns])
+    marks = sum([turn.count(IMAGE_PLACEHOLDER) for turn in turns])
     if images and marks != images:
-        raise ValueError(f"{marks} {IMAGE_MARK} marks for {images} images")
+        raise ValueError(f"{marks} {IMAGE_PLACEHOLDER} placeholders, but {images} images")
     if messages is not None:
         contents = [message["content"] for message in messages if isinstance(message.get("content"), list)]
         entries = sum(entry["type"] == "image" for content in contents for entry in content)

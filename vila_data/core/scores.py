@@ -32,7 +32,7 @@ DOWNLOADED: Final[dict[str, tuple[Unit, Kind]]] = {
     "text_chars": ("record", "number"),
     "json_bytes": ("record", "number"),
 }
-"""The columns of core.schemas.DOWNLOAD_IMAGES and DOWNLOAD_RECORDS that a rule may name."""
+"""The columns of core.tables.DOWNLOAD_IMAGES and DOWNLOAD_RECORDS that a rule may name."""
 
 
 @dataclass(frozen=True)

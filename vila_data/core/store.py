@@ -1,6 +1,6 @@
-"""Where a run lies: any fsspec URL, read by range and written atomically.
+"""Storage for a run: any fsspec URL, with range reads and atomic writes.
 
-A file appears under its name whole or not at all: it is written to a temporary
+A file is either complete or absent. It is written to a temporary
 file on the same file system and renamed, or, on an object store, uploaded in one
 put, which is atomic there.
 """
@@ -18,8 +18,8 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from vila_data.core.claims import claim, delete_unclaimed, release, temporary
 from vila_data.core.errors import StorageError, UsageError
+from vila_data.core.scratch_locks import delete_locked, delete_unlocked, lock_directory, temporary_directory
 
 SCRATCH_DIR = ".scratch"
 _CHUNK = 4 << 20
@@ -48,7 +48,7 @@ class Store:
         return f"{self.url.rstrip('/')}/{path}" if path else self.url
 
     def exists(self, path: str) -> bool:
-        """Whether a file or folder is there."""
+        """Whether a file or directory is there."""
         with self._failing(path):
             return bool(self._fs.exists(self._at(path)))
 
@@ -61,7 +61,7 @@ class Store:
                 return None
 
     def files(self, path: str) -> list[str]:
-        """Relative paths of all files below a folder, sorted; empty where there is none."""
+        """Relative paths of all files below a directory, sorted; empty where there is none."""
         with self._failing(path):
             self._fs.invalidate_cache()
             try:
@@ -90,7 +90,7 @@ class Store:
             else:
                 data = self._fs.cat_file(self._at(path), start=offset, end=offset + size)
         if len(data) != size:
-            raise StorageError(f"{self.location(path)}: {len(data)} of {size} bytes at offset {offset}")
+            raise StorageError(f"{self.location(path)}: short read at offset {offset}: got {len(data)} of {size} bytes")
         return data
 
     def sha256(self, path: str) -> str:
@@ -109,42 +109,44 @@ class Store:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A fresh local folder for temporary files, gone afterwards; `clear_scratch`, of whatever process, spares it.
+        """A new local directory for temporary files, deleted afterwards; no process's `clear_scratch` deletes it before.
 
         For a local store it is inside the store, so that a commit is a rename.
         """
         with ExitStack() as stack:
             with self._failing(""):
                 if self.is_local:
-                    folder = Path(self._root) / SCRATCH_DIR / uuid.uuid4().hex
-                    owner = claim(folder, wait=True)
+                    directory = Path(self._root) / SCRATCH_DIR / uuid.uuid4().hex
+                    owner = lock_directory(directory, wait=True)
                     assert owner is not None
-                    stack.callback(release, folder, owner)
+                    stack.callback(delete_locked, directory, owner)
                 else:
-                    folder = stack.enter_context(temporary())
-            yield folder
+                    directory = stack.enter_context(temporary_directory())
+            yield directory
 
     @contextmanager
     def alone(self, what: str) -> Iterator[None]:
-        """Let no other process do `what` in a local store as long as the block lasts; stores elsewhere have no locks.
+        """Keep other processes from doing `what` in a local store for the duration of the block; remote stores have no locks.
 
         Raises:
-            UsageError: another one is at it.
+            UsageError: another process is doing it.
         """
         if not self.is_local:
             yield
             return
-        folder = Path(self._root) / SCRATCH_DIR / what
+        directory = Path(self._root) / SCRATCH_DIR / what
         with self._failing(""):
-            owner = claim(folder)
+            owner = lock_directory(directory)
         if owner is None:
-            raise UsageError(f"{self.url}: another {what} is writing here: let it end first, or choose another folder")
+            raise UsageError(
+                f"{self.url}: another {what} is writing here; wait for it to finish, or choose another directory"
+            )
         try:
             yield
         finally:
-            release(folder, owner)
+            delete_locked(directory, owner)
             with suppress(OSError):
-                folder.parent.rmdir()
+                directory.parent.rmdir()
 
     def commit_file(self, local: Path, path: str) -> None:
         """Put a finished local file under its final name, atomically, replacing what was there."""
@@ -161,14 +163,14 @@ class Store:
 
     def commit_bytes(self, data: bytes, path: str) -> None:
         """Put a small file under its final name, atomically."""
-        with self.scratch() as folder:
-            local = folder / "file"
+        with self.scratch() as directory:
+            local = directory / "file"
             with self._failing(path):
                 local.write_bytes(data)
             self.commit_file(local, path)
 
     def remove(self, path: str) -> None:
-        """Delete a file or folder; nothing happens where there is none."""
+        """Delete a file or directory; nothing happens where there is none."""
         with self._failing(path):
             try:
                 self._fs.rm(self._at(path), recursive=True)
@@ -178,7 +180,7 @@ class Store:
     def clear_scratch(self) -> None:
         """Delete temporary files that killed processes left behind; those of living ones stay."""
         if self.is_local:
-            delete_unclaimed(Path(self._root) / SCRATCH_DIR)
+            delete_unlocked(Path(self._root) / SCRATCH_DIR)
 
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}" if path else self._root
@@ -195,7 +197,7 @@ class Store:
 
 
 def _boto_error() -> type[Exception]:
-    """botocore's base error where s3fs is installed; it is no OSError."""
+    """botocore's base error where s3fs is installed; it is not an OSError."""
     try:
         from botocore.exceptions import BotoCoreError
     except ImportError:

@@ -1,5 +1,5 @@
 """Tar archives whose bytes depend on names and contents alone, and a strict walk over them; and
-a walk over those of others, which says what is broken and goes on.
+a walk over those of others, which reports what is broken and continues.
 
 The writer needs no seek and knows every offset, so that members can be read back
 by range. Format: POSIX ustar (IEEE Std 1003.1), fixed mode, owner and time; a name
@@ -47,7 +47,7 @@ def header(name: str, size: int) -> bytes:
     if not 0 < len(encoded) <= 100:
         raise ValueError(f"tar member name must have 1 to 100 bytes: {name!r}")
     if size > _MAX_SIZE:
-        raise ValueError(f"tar member {name!r} has {size} bytes; the format ends at {_MAX_SIZE}")
+        raise ValueError(f"tar member {name!r} has {size} bytes; the format allows at most {_MAX_SIZE}")
     head = b"".join(
         (
             encoded.ljust(100, _NUL),
@@ -76,7 +76,7 @@ class TarWriter:
         self.position = 0
 
     def add(self, name: str, content: bytes | memoryview) -> Member:
-        """Write one member and say where its content lies."""
+        """Write one member and return where its content is."""
         size = len(content)
         self._stream.write(header(name, size))
         self._stream.write(content)
@@ -94,7 +94,7 @@ class TarWriter:
 
 @dataclass(frozen=True, slots=True)
 class TarFault:
-    """Where a tar that others wrote is broken: `at`, in bytes; `text` names the tar, the place and what is lost."""
+    """Where a tar of another tool is broken: `at`, in bytes; `text` names the tar, the place and what is lost."""
 
     at: int
     text: str
@@ -104,8 +104,8 @@ def walk_file(stream: BinaryIO, what: str) -> Iterator[Member]:
     """Members of a tar in a seekable stream, reading headers only.
 
     Raises:
-        DataError: no end mark (cut at a member boundary), content past the end, a wrong
-            header checksum, a member that is no regular file. `what` names the tar.
+        DataError: no end marker (cut at a member boundary), content past the end, a wrong
+            header checksum, a member that is not a regular file. `what` names the tar.
     """
     stream.seek(0, 2)
     end = stream.tell()
@@ -114,14 +114,14 @@ def walk_file(stream: BinaryIO, what: str) -> Iterator[Member]:
         stream.seek(at)
         block = stream.read(BLOCK)
         if len(block) < BLOCK:
-            raise DataError(f"{what}: ends at byte {end} without the end mark: truncated")
+            raise DataError(f"{what}: ends at byte {end} without the end-of-archive marker: truncated")
         if block == _END[:BLOCK]:
             if stream.read(BLOCK) != _END[:BLOCK]:
-                raise DataError(f"{what}: end mark is cut short at byte {at}: truncated")
+                raise DataError(f"{what}: end-of-archive marker is cut short at byte {at}: truncated")
             return
         member, regular = _parse_header(block, at, what)
         if not regular:
-            raise DataError(f"{what}: member {member.name!r} is no regular file")
+            raise DataError(f"{what}: member {member.name!r} is not a regular file")
         if member.offset + member.size > end:
             raise DataError(f"{what}: member {member.name!r} runs past the end: truncated")
         yield member
@@ -129,11 +129,11 @@ def walk_file(stream: BinaryIO, what: str) -> Iterator[Member]:
 
 
 def walk_foreign(stream: BinaryIO, what: str) -> Iterator[Member | TarFault]:
-    """Members of a tar that others wrote, and in its place each fault: behind a broken header the next one is looked for.
+    """Members of a tar of another tool, and each fault in its place: after a broken header the next one is looked for.
 
-    Members that are no regular file (directories, pax headers) are passed over. Where the tar is cut, what is before
-    the break comes, then one fault. tarfile, and with it webdataset, ends at a broken header in silence: of 6 members
-    it gave the 2 before it (tests/corpora/test_pipes.py), so neither reads the tars of others here.
+    Members that are not regular files (directories, pax headers) are skipped. Where the tar is cut, what is before
+    the break comes, then one fault. tarfile, and with it webdataset, ends silently at a broken header: of 6 members
+    it gave the 2 before it (tests/corpora/test_pipes.py), so neither reads other tools' tars here.
 
     Raises:
         DataError: it does not begin with a header: no tar, or nothing in it can be trusted.
@@ -146,7 +146,7 @@ def walk_foreign(stream: BinaryIO, what: str) -> Iterator[Member | TarFault]:
         if block == _END:
             return
         if len(block) < BLOCK or (not any(block) and at + len(block) == end):
-            yield TarFault(at, f"{what}: ends at byte {end} without the end mark: cut short")
+            yield TarFault(at, f"{what}: ends at byte {end} without the end-of-archive marker: truncated")
             return
         try:
             member, regular = _parse_header(block[:BLOCK], at, what, "backslashreplace")
@@ -154,14 +154,14 @@ def walk_foreign(stream: BinaryIO, what: str) -> Iterator[Member | TarFault]:
             if not at:
                 raise
             found = _next_header(stream, at + BLOCK)
-            behind = "to the end" if found is None else "to the next header"
-            yield TarFault(at, f"{error}; the {(found or end) - at} bytes {behind} are lost")
+            extent = "to the end" if found is None else "to the next header"
+            yield TarFault(at, f"{error}; the {(found or end) - at} bytes {extent} are lost")
             if found is None:
                 return
             at = found
             continue
         if member.offset + member.size > end:
-            yield TarFault(at, f"{what}: member {member.name!r} at byte {at} runs past the end: cut short")
+            yield TarFault(at, f"{what}: member {member.name!r} at byte {at} runs past the end: truncated")
             return
         if regular:
             yield member
@@ -169,13 +169,13 @@ def walk_foreign(stream: BinaryIO, what: str) -> Iterator[Member | TarFault]:
 
 
 def sample_key(member: str) -> tuple[str, str]:
-    """A member's key and what stands behind it, as WebDataset cuts names: at the first dot behind the last slash.
+    """A member's key and suffix, as WebDataset splits names: at the first dot after the last slash.
 
     Importing webdataset for its own takes 1.8 s of CPU, since it imports torch; a test holds the two to each other.
     """
-    folder, base = os.path.split(member)
+    directory, base = os.path.split(member)
     stem, _, suffix = base.partition(".")
-    return f"{folder}/{stem}" if folder else stem, suffix
+    return f"{directory}/{stem}" if directory else stem, suffix
 
 
 def _next_header(stream: BinaryIO, at: int) -> int | None:
@@ -202,7 +202,7 @@ def walk_block(data: bytes | memoryview) -> Iterator[tuple[str, memoryview]]:
 
 
 def _parse_header(block: bytes, at: int, what: str, errors: str = "strict") -> tuple[Member, bool]:
-    """errors: what becomes of a name that is no UTF-8, as bytes.decode takes it."""
+    """errors: how to treat a name that is not UTF-8, as bytes.decode takes it."""
     try:
         stored = int(block[148:156].rstrip(b"\0 "), 8)
         size = int(block[124:136].rstrip(b"\0 "), 8)

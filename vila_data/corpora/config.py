@@ -14,16 +14,16 @@ from vila_data.core.records import RecordKind
 class Preselect(StrictModel):
     """Which rows of a pair corpus are worth a download, by the sum of published scores.
 
-    c = sum of the columns `by`. Rows with c > `min_sum` take part; the `count`
+    c = sum of the columns `by`. Rows with c > `min_sum` are candidates; the `count`
     largest, or floor(`fraction` x all rows), are kept, over the whole corpus or in
     each file. Ties: c descending, then id ascending. (docs/sources.md)
 
     by:       columns of the metadata that are summed.
-    keep:     whether `count` or `fraction` says how many are kept.
+    keep:     whether `count` or `fraction` sets how many rows are kept.
     count:    rows kept, with `keep: top_count`.
     fraction: share of all rows kept, with `keep: top_fraction`.
     min_sum:  c must be above this; None: no bound.
-    scope:    over the whole corpus at once, or in each file.
+    scope:    whether the selection is over the whole corpus or within each file.
     """
 
     by: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -37,18 +37,18 @@ class Preselect(StrictModel):
     def _one_amount(self) -> Preselect:
         wanted, other = ("count", "fraction") if self.keep == "top_count" else ("fraction", "count")
         if getattr(self, wanted) is None or getattr(self, other) is not None:
-            raise ValueError(f"keep: {self.keep} takes {wanted}, and not {other}")
+            raise ValueError(f"keep: {self.keep} needs {wanted}, and no {other}")
         return self
 
 
 class CorpusFiles(StrictModel):
-    """What every corpus has: its metadata files and how they are cut into parts.
+    """Keys of every corpus: its metadata files and how they are split into parts.
 
     files:        paths or globs, relative to the recipe's file, or fsspec URLs; `{00..31}` and `{a,b}` are expanded.
-    part_records: records of one part, the unit of work and of resume.
+    part_records: records per part, the unit of work and of resuming.
     kind:         what the files hold.
     makes:        the kind of its records.
-    has_rows:     whether files are .json, .jsonl (also .gz) or .parquet with a record per row; others are not looked into.
+    has_rows:     whether files are .json, .jsonl (also .gz) or .parquet with one record per row; others are not inspected.
     """
 
     makes: ClassVar[RecordKind]
@@ -89,7 +89,7 @@ class CoyoConfig(CorpusFiles):
 
 
 class Img2datasetConfig(CorpusFiles):
-    """Pairs that img2dataset has downloaded: its .tar files, beside .parquet and _stats.json; or `pipe:COMMAND`, a command
+    """Pairs that img2dataset has downloaded: its .tar files, next to .parquet and _stats.json; or `pipe:COMMAND`, a command
     that writes such a tar.
 
     kind: what the files hold.
@@ -104,7 +104,7 @@ class LlavaConfig(CorpusFiles):
     """LLaVA conversations and chat messages with images: .json, .jsonl (also .gz) or .parquet.
 
     kind:       what the files hold.
-    image_root: folder or URL below which image paths lie; without it images are addresses, or in the rows.
+    image_root: directory or URL below which image paths are; without it images are URLs, or in the rows.
     """
 
     makes = "conversation"
@@ -113,16 +113,16 @@ class LlavaConfig(CorpusFiles):
 
 
 class TextConfig(CorpusFiles):
-    """Text-only instructions, from files (.json, .jsonl, also .gz; .parquet) or a Hugging Face data set.
+    """Text-only instructions, from files (.json, .jsonl, also .gz; .parquet) or a Hugging Face dataset.
 
     kind:     what the files hold.
-    files:    paths or globs, relative to the recipe's file, or fsspec URLs; not beside `dataset`.
-    dataset:  name on the hub, or a folder; its data files become `files` when the recipe is resolved, and are read
+    files:    paths or globs, relative to the recipe's file, or fsspec URLs; not together with `dataset`.
+    dataset:  name on the hub, or a directory; its data files become `files` when the recipe is resolved, and are read
               by range.
-    config:   configuration of the data set, as `datasets` takes it.
-    split:    split of the data set.
-    revision: commit, tag or branch of the data set; None: the newest, looked up at each launch.
-    system:   system prompt of rows that bring none; None: the template's own, "": none.
+    config:   configuration of the dataset, as `datasets` takes it.
+    split:    split of the dataset.
+    revision: commit, tag or branch of the dataset; None: the newest, looked up at each run.
+    system:   system prompt of rows without one; None: the template's own, "": none.
     """
 
     makes = "conversation"
@@ -139,12 +139,12 @@ class TextConfig(CorpusFiles):
         if not self.files and self.dataset is None:
             raise ValueError("needs files or dataset")
         if self.dataset is None and (self.config, self.split, self.revision) != (None, "train", None):
-            raise ValueError("config, split and revision are of a dataset")
+            raise ValueError("config, split and revision need `dataset`")
         return self
 
 
 class VflanConfig(CorpusFiles):
-    """VFLAN questions with their pictures in the row: .json, .jsonl (also .gz) or .parquet.
+    """VFLAN questions with their images in the row: .json, .jsonl (also .gz) or .parquet.
 
     kind:       what the files hold.
     system:     system prompt; "": none, as in VILA; None: the template's own.
@@ -168,10 +168,10 @@ class ObelicsConfig(CorpusFiles):
 
 
 class Flickr8kConfig(CorpusFiles):
-    """Flickr8k pairs: a captions file, `image,caption` or `image.jpg#0<tab>caption`, and the folder of its images.
+    """Flickr8k pairs: a captions file, `image,caption` or `image.jpg#0<tab>caption`, and the directory of its images.
 
     kind:       what the files hold.
-    image_root: folder or URL below which the images lie.
+    image_root: directory or URL below which the images are.
     """
 
     makes = "pair"

@@ -14,7 +14,7 @@ from vila_data.core.layout import Part
 from vila_data.core.records import BadRecord, ImageRef, Record
 from vila_data.corpora import selection
 from vila_data.corpora.config import CoyoConfig, Preselect
-from vila_data.corpora.parquet_rows import batches, open_parquet
+from vila_data.corpora.rows import batches, open_parquet
 from vila_data.corpora.source import FileScan, file_fingerprint, open_binary
 
 _BATCH_ROWS = 8_192
@@ -34,22 +34,22 @@ class CoyoSource:
             missing = [name for name in needed if name not in parquet.schema_arrow.names]
             if missing:
                 raise DataError(
-                    f"{file}: no column {', '.join(missing)}; it has {', '.join(parquet.schema_arrow.names)}"
+                    f"{file}: no column {', '.join(missing)}; the file has {', '.join(parquet.schema_arrow.names)}"
                 )
             rows = parquet.metadata.num_rows if max_rows is None else min(max_rows, parquet.metadata.num_rows)
         scores = None
         if self._config.preselect is not None:
             c, ids = self._scores(file, rows, self._config.preselect)
-            scores = selection.summarise(c, ids, self._config.preselect, expected_share)
+            scores = selection.summarize(c, ids, self._config.preselect, expected_share)
         return FileScan(file, rows, file_fingerprint(file), scores)
 
-    def scores_at(self, file: str, rows: int, bin_index: int) -> selection.Scores:
+    def scores_at(self, file: str, rows: int, bin_index: int) -> selection.FileScores:
         """Scores of a file whose window holds `bin_index`."""
         rule = self._config.preselect
         assert rule is not None
         c, ids = self._scores(file, rows, rule)
         near = selection.eligible(c, rule) & (selection.bins_of(np.where(np.isfinite(c), c, 0.0)) == bin_index)
-        return selection.Scores({bin_index: int(near.sum())}, (bin_index, bin_index, c[near], ids[near]))
+        return selection.FileScores({bin_index: int(near.sum())}, (bin_index, bin_index, c[near], ids[near]))
 
     def read(self, part: Part) -> Iterator[Record | BadRecord]:
         """Pairs of the selected rows from `part.start` to `part.stop`."""

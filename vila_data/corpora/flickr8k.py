@@ -1,4 +1,4 @@
-"""Flickr8k: a file of captions, several an image, beside a folder of pictures. A pair is one row of it."""
+"""Flickr8k: a file of captions, several per image, next to a directory of images. A pair is one row of the file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vila_data.core.errors import DataError
 from vila_data.core.layout import Part
 from vila_data.core.records import BadRecord, Record
 from vila_data.corpora.config import Flickr8kConfig
-from vila_data.corpora.pictures import named_picture
+from vila_data.corpora.images import named_image
 from vila_data.corpora.rows import text_field
 from vila_data.corpora.source import FileScan, RowProblem, file_fingerprint, open_binary
 
@@ -32,7 +32,7 @@ class Flickr8kSource:
         return FileScan(file, rows, file_fingerprint(file))
 
     def read(self, part: Part) -> Iterator[Record | BadRecord]:
-        """Pairs of captions `part.start` to `part.stop`; pictures are read when they are stored."""
+        """Pairs of captions `part.start` to `part.stop`; images are read when they are stored."""
         for row, found in enumerate(itertools.islice(_captions(part.file), part.start, part.stop), part.start):
             record_id = f"{part.label}-{row:09d}"
             try:
@@ -46,7 +46,7 @@ class Flickr8kSource:
         caption = text_field(found, "caption")
         if not caption.strip():
             raise RowProblem("no_text", "caption is empty")
-        image = named_picture(text_field(found, "image"), self._config.image_root)
+        image = named_image(text_field(found, "image"), self._config.image_root)
         return Record(record_id, "pair", (caption,), (replace(image, matched_text_index=0),))
 
 

@@ -1,4 +1,4 @@
-"""Pairs that img2dataset has downloaded already: NNNNN.tar beside NNNNN.parquet and NNNNN_stats.json, or a pipe of a tar."""
+"""Pairs that img2dataset has downloaded already: NNNNN.tar next to NNNNN.parquet and NNNNN_stats.json, or a pipe of a tar."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vila_data.core.records import BadRecord, ImageRef, Record
 from vila_data.core.tables import read_parquet
 from vila_data.core.tarcodec import Member, TarFault, sample_key, walk_foreign
 from vila_data.corpora.config import Img2datasetConfig
-from vila_data.corpora.parquet_rows import open_parquet
+from vila_data.corpora.rows import open_parquet
 from vila_data.corpora.source import PIPE, FileScan, file_fingerprint, open_binary, rows_of_part, scan_pipe
 
 log = logging.getLogger("vila_data.corpora")
@@ -25,23 +25,21 @@ _IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 class Img2datasetSource:
     """One record a row of the parquet; rows that failed there stay failed, with their status.
 
-    Beside a pipe there is no parquet: one record a sample of its tar, which has no failed rows.
+    A pipe has no parquet: one record per sample of its tar, which has no failed rows.
     """
 
     def __init__(self, config: Img2datasetConfig) -> None:
         self._config = config
 
     def scan(self, file: str, max_rows: int | None) -> FileScan:
-        """Rows of the parquet beside a tar; all three files must be there."""
+        """Rows of the parquet next to a tar; all three files must exist."""
         if file.startswith(PIPE):
             return scan_pipe(file, self._config.part_records, max_rows)
         stem = _stem(file)
         fs, path = fsspec.core.url_to_fs(stem)
         for suffix, meaning in ((".parquet", "its rows"), ("_stats.json", "img2dataset did not finish it")):
             if not fs.exists(path + suffix):
-                raise DataError(
-                    f"{file}: {stem}{suffix} is not there ({meaning}): remove the tar or finish the download"
-                )
+                raise DataError(f"{file}: {stem}{suffix} is missing ({meaning}): remove the tar or finish the download")
         with open_binary(stem + ".parquet") as stream:
             rows = open_parquet(stream, f"{stem}.parquet").metadata.num_rows
         rows = rows if max_rows is None else min(rows, max_rows)

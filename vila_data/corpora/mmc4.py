@@ -19,8 +19,8 @@ from vila_data.core.layout import Part
 from vila_data.core.records import BadRecord, ImageRef, Record
 from vila_data.core.tarcodec import BLOCK, TarFault, walk_foreign
 from vila_data.corpora.config import Mmc4Config
-from vila_data.corpora.json_rows import BROKEN_CONTAINER
-from vila_data.corpora.pictures import encoded_picture
+from vila_data.corpora.images import encoded_image
+from vila_data.corpora.rows import BROKEN_CONTAINER
 from vila_data.corpora.source import (
     PIPE,
     FileScan,
@@ -94,7 +94,7 @@ def _members(raw: Any, file: str) -> Iterator[bytes | RowProblem]:
     end = raw.seek(0, 2)
     raw.seek(max(0, end - 2 * BLOCK))
     if whole and raw.read() != bytes(2 * BLOCK):
-        yield RowProblem("truncated_file", "the tar has no end mark")
+        yield RowProblem("truncated_file", "the tar has no end-of-archive marker")
 
 
 def _parse(line: bytes) -> dict[str, Any]:
@@ -103,14 +103,14 @@ def _parse(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise RowProblem("malformed_json", f"not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise RowProblem("wrong_type", f"a {type(value).__name__} stands where a document should")
+        raise RowProblem("wrong_type", f"expected an object, found a {type(value).__name__}")
     return value
 
 
 def _document(record_id: str, value: dict[str, Any]) -> Record:
     texts = _field(value, "text_list", list)
     if not all(isinstance(text, str) for text in texts):
-        raise RowProblem("wrong_type", "text_list holds something that is no string")
+        raise RowProblem("wrong_type", "text_list must contain strings only")
     if not texts:
         raise RowProblem("no_text", "text_list is empty")
     infos = _field(value, "image_info", list)
@@ -126,7 +126,7 @@ def _document(record_id: str, value: dict[str, Any]) -> Record:
 
 def _image(index: int, info: Any, n_texts: int) -> ImageRef:
     if not isinstance(info, dict):
-        raise RowProblem("wrong_type", f"image_info[{index}] is no object")
+        raise RowProblem("wrong_type", f"image_info[{index}] must be an object")
     url = _field(info, "raw_url", str, f"image_info[{index}].")
     matched = info.get("matched_text_index")
     if matched is not None and (type(matched) is not int or not 0 <= matched < n_texts):
@@ -137,7 +137,7 @@ def _image(index: int, info: Any, n_texts: int) -> ImageRef:
     sim = info.get("matched_sim")
     name = info.get("image_name")
     encoded = info.get("image_base64")
-    held = ImageRef(url=url) if encoded is None else encoded_picture(encoded)
+    held = ImageRef(url=url) if encoded is None else encoded_image(encoded)
     return replace(
         held,
         url=url,

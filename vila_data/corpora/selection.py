@@ -1,10 +1,10 @@
-"""Preselection: the rows with the largest published scores, exactly, without sorting a corpus.
+"""Preselection: find exactly the rows with the highest published scores without sorting the corpus.
 
 One pass over the score columns gives each file's histogram of c at 1e-4 and the
 rows around the bin in which the cut will probably fall (files of a corpus are
 alike). The histograms' sum names the bin; an exact sort inside it gives the cut.
-Only a file unlike the others is looked at again. Memory: one histogram and some
-thousand rows a file, whatever the corpus's size. (docs/sources.md)
+Only a file unlike the others is looked at again. Memory: one histogram and a few
+thousand rows per file, regardless of the corpus's size. (docs/sources.md)
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KEEP_NOTHING: Cut = (float("inf"), -1)
 
 
 @dataclass(frozen=True)
-class Scores:
+class FileScores:
     """What one pass over a file's scores leaves.
 
     histogram: {bin: rows} of rows above min_sum.
@@ -48,7 +48,7 @@ def eligible(c: NDArray[np.float64], rule: Preselect) -> NDArray[np.bool_]:
     return np.isfinite(c) if rule.min_sum is None else np.isfinite(c) & (c > rule.min_sum)
 
 
-def summarise(c: NDArray[np.float64], ids: NDArray[np.int64], rule: Preselect, share: float) -> Scores:
+def summarize(c: NDArray[np.float64], ids: NDArray[np.int64], rule: Preselect, share: float) -> FileScores:
     """Histogram of a file's scores, and its rows near the cut when `share` of its rows is kept."""
     mask = eligible(c, rule)
     rows = len(c)
@@ -58,7 +58,7 @@ def summarise(c: NDArray[np.float64], ids: NDArray[np.int64], rule: Preselect, s
     centre = _bin_of_rank(dict(zip(values.tolist(), counts.tolist(), strict=True)), int(share * rows))
     first, last = centre - _WINDOW_BINS, centre + _WINDOW_BINS
     near = (bins >= first) & (bins <= last)
-    return Scores(
+    return FileScores(
         dict(zip(values.tolist(), counts.tolist(), strict=True)),
         (first, last, c[near], ids[near]),
     )
@@ -71,7 +71,7 @@ def amount(rule: Preselect, rows: int) -> int:
     return int(np.floor((rule.fraction or 0.0) * rows))
 
 
-def find_cut(scores: list[Scores], keep: int, again: Callable[[int, int], Scores]) -> Cut:
+def find_cut(scores: list[FileScores], keep: int, again: Callable[[int, int], FileScores]) -> Cut:
     """The exact cut that keeps the `keep` largest over all files.
 
     again(file, bin): the scores of a file once more, with a window that holds `bin`;
@@ -100,7 +100,7 @@ def selected(c: NDArray[np.float64], ids: NDArray[np.int64], rule: Preselect, cu
 
 
 def _rows_in_bin(
-    scores: list[Scores], boundary: int, again: Callable[[int, int], Scores]
+    scores: list[FileScores], boundary: int, again: Callable[[int, int], FileScores]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     found_c, found_ids = [], []
     for index, file_scores in enumerate(scores):

@@ -17,11 +17,11 @@ import fsspec
 from vila_data.core.errors import DataError, StorageError
 from vila_data.core.layout import Part
 from vila_data.core.records import BadRecord, Record
-from vila_data.corpora.selection import Scores
+from vila_data.corpora.selection import FileScores
 
 _EDGE_BYTES = 65_536
 PIPE: Final = "pipe:"
-"""Begins the address of a tar that a shell command writes, as in webdataset. A pipe is one part, and is read once: its
+"""Begins the URL of a tar that a shell command writes, as in webdataset. A pipe is one part, and is read once: its
 rows are not counted before, and its fingerprint is the command's text, since what it writes is not known."""
 
 _TAR_NAME: Final = re.compile(r"[\w.-]+(?=\.tar\b)")
@@ -36,11 +36,11 @@ class FileScan:
     file: str
     rows: int
     fingerprint: str
-    scores: Scores | None = None
+    scores: FileScores | None = None
 
 
 class RowProblem(Exception):
-    """A row that is no record; `reason` is one of core.fates.RECORD_REASONS."""
+    """A row that is not a record; `reason` is one of core.fates.RECORD_REASONS."""
 
     def __init__(self, reason: str, problem: str) -> None:
         self.reason = reason
@@ -129,8 +129,8 @@ def _piped(file: str) -> Iterator[Any]:
                 shutil.copyfileobj(pipe, copy, 1 << 20)
         except OSError as error:
             first = error.__context__ if isinstance(error.__context__, OSError) else error  # of a full disk
-            reason = first.strerror or f"the command ended with status {pipe.status}"
-            raise StorageError(f"{file}: {reason}; relaunch to try again") from error
+            reason = first.strerror or f"the command exited with status {pipe.status}"
+            raise StorageError(f"{file}: {reason}; rerun to try again") from error
         copy.seek(0)
         yield copy
 
@@ -144,8 +144,8 @@ def rows_of_part(rows: Iterator[Row], part: Part, part_records: int) -> Iterator
     yield from itertools.islice(rows, part.start, part.stop)
     if part.file.startswith(PIPE) and part.stop == part_records and next(rows, None) is not None:
         raise DataError(
-            f"{part.file}: a pipe is one part, and this one has more than part_records ({part_records}) samples: "
-            f"set corpora.{part.corpus}.part_records to the number of the largest, or above"
+            f"{part.file}: a pipe must fit in one part, but this one has more than part_records ({part_records}) samples: "
+            f"set corpora.{part.corpus}.part_records to at least the sample count of the largest pipe"
         )
 
 

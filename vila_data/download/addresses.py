@@ -1,8 +1,8 @@
-"""Which addresses may be connected to, and the resolver that refuses the others.
+"""IP address policy: a DNS resolver that refuses private and otherwise disallowed addresses.
 
 A public crawler must not be talked into reaching the machine or network that it runs
-in: every name is resolved here, every address of it is judged, and the connection
-goes to the addresses that were judged, so a name that resolves anew is caught.
+in: every name is resolved here, each of its addresses is checked, and the connection
+goes to the checked addresses, so a second, different resolution has no effect.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class AddressRefused(OSError):
 
 
 def is_public(address: IPv4 | IPv6) -> bool:
-    """Whether an address may be connected to; an IPv6 form that carries an IPv4 address is judged by that one."""
+    """Whether an address may be connected to; an IPv6 form that carries an IPv4 address is checked as that one."""
     if isinstance(address, IPv4):
         return not any(address in network for network in _REFUSED_4)
     if address.scope_id is not None:
@@ -147,7 +147,7 @@ class GuardedResolver(AbstractResolver):
         results = [_result(host, address, port) for address in addresses]
         wanted = [result for result in results if family in (socket.AF_UNSPEC, result["family"])]
         if not wanted:
-            raise OSError(f"{host} has no address of the wanted family")
+            raise OSError(f"{host} has no address of the requested family")
         return wanted
 
     async def _addresses(self, host: str, port: int) -> list[str]:
@@ -164,7 +164,7 @@ class GuardedResolver(AbstractResolver):
         try:
             addresses = await asyncio.shield(known[1])
         except (UnicodeError, ValueError) as error:
-            raise OSError(f"{host} is no host name") from error
+            raise OSError(f"{host} is not a host name") from error
         if not addresses:
             raise OSError(f"{host} has no address")
         return addresses

@@ -12,10 +12,10 @@ Seconds = Annotated[float, Field(gt=0, le=3600, strict=False)]
 
 
 class ResizeConfig(StrictModel):
-    """How large a stored picture is.
+    """Size of stored images.
 
     shorter_side_px: of the stored JPEG; the longer side follows.
-    only_if_larger:  leave smaller pictures at their size.
+    only_if_larger:  leave smaller images at their size.
     jpeg_quality:    of the stored JPEG.
     """
 
@@ -27,19 +27,19 @@ class ResizeConfig(StrictModel):
 class DownloadConfig(StrictModel):
     """How images are fetched and what is stored of them.
 
-    timeout_s:           one whole attempt, redirects included; waiting for a slot does not count.
-    idle_timeout_s:      longest pause while connecting or reading.
-    retries:             further attempts after time-outs, resets, 429 and 5xx.
-    concurrency:         requests in flight per task.
-    per_host:            requests in flight per host name.
-    max_bytes:           of a body, also after decompression.
-    max_pixels:          width times height, read from the header before decoding.
+    timeout_s:           time limit for one attempt including redirects, excluding the wait for a free connection.
+    idle_timeout_s:      maximum time without progress while connecting or reading.
+    retries:             further attempts after timeouts, connection resets, 429 and 5xx.
+    concurrency:         maximum concurrent requests per task.
+    per_host:            maximum concurrent requests per host name and task.
+    max_bytes:           maximum response size, before and after decompression.
+    max_pixels:          maximum width times height, read from the header before decoding.
     allow_private_hosts: host or host:port that may have private addresses.
     opt_out:             X-Robots-Tag directives that keep an image out; `none` counts as noindex.
-    robots_txt:          whether to fetch and follow each origin's robots.txt first; one that cannot be read forbids.
-    contact:             mail or web address put into the User-Agent.
-    resize:              None keeps the size.
-    engine:              what downloads: the package's own client, or img2dataset (pairs by address only).
+    robots_txt:          whether to obey each origin's robots.txt; one that cannot be read forbids everything.
+    contact:             e-mail address or URL put into the User-Agent.
+    resize:              size of stored images; None keeps the original size.
+    engine:              download client: the package's own, or img2dataset (pairs by URL only).
     """
 
     timeout_s: Seconds = 10.0
@@ -62,5 +62,5 @@ class DownloadConfig(StrictModel):
     """Keys that change how downloading is done, not what it stores: they may change within a run."""
 
     def what_matters(self) -> dict[str, Any]:
-        """Every other key, as JSON: what stored pictures depend on."""
+        """Every other key, as JSON: what stored images depend on."""
         return self.model_dump(mode="json", exclude=set(self.HARMLESS))

@@ -1,6 +1,6 @@
 """img2dataset as the engine for pair corpora: its download and resize, our checks, tables and tar.
 
-For teams that compare with, or continue, what img2dataset made. It judges no addresses
+For teams that compare with, or continue, what img2dataset made. It checks no addresses
 (it would fetch ``http://127.0.0.1/`` and ``file://``; the latter is refused here), reads no
 robots.txt, and bounds neither bytes nor time of a body; `per_host`, `max_bytes` and
 `idle_timeout_s` have no effect. Use the builtin engine for URLs that are not trusted.
@@ -23,11 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vila_data.core.errors import RunError, UsageError
-from vila_data.core.images import ImageError, normalise
+from vila_data.core.images import ImageError, normalize_image
 from vila_data.core.records import BadRecord, Record
 from vila_data.download.config import DownloadConfig
 from vila_data.download.fetch import PRODUCT
-from vila_data.download.intake import Intake, local_body, store_body
+from vila_data.download.images import PartImages, local_body, store_body
 from vila_data.download.pending import Image
 from vila_data.download.urls import parse_url
 
@@ -55,7 +55,10 @@ _CLASSES: Final = (  # words of its messages, lower case, in order of precedence
 
 
 def fetch_with_img2dataset(
-    intake: Intake, records: Iterable[Record | BadRecord], config: DownloadConfig, progress: Callable[[int], None]
+    part_images: PartImages,
+    records: Iterable[Record | BadRecord],
+    config: DownloadConfig,
+    progress: Callable[[int], None],
 ) -> None:
     """Take in all records and finish all their images by one run of img2dataset.
 
@@ -69,37 +72,37 @@ def fetch_with_img2dataset(
     urls: list[str] = []
     pairs, more = _pairs(records), True
     while more:
-        more, picked, finished = intake.take(pairs, _BATCH)
+        more, picked, finished = part_images.take(pairs, _BATCH)
         progress(finished)
         for image, ref in picked:
             body = local_body(ref, config.max_bytes)
             if body is not None:
-                store_body(intake, config, image, body, None)
+                store_body(part_images, config, image, body, None)
                 progress(1)
             elif parse_url(ref.url) is None:
-                intake.fail(image, "bad_url")
+                part_images.fail(image, "bad_url")
                 progress(1)
             else:
                 images.append(image)
                 urls.append(ref.url)
     if not urls:
         return
-    out = intake.folder / "img2dataset"
+    out = part_images.directory / "img2dataset"
     out.mkdir()
     table = pa.table({"url": urls, "caption": [""] * len(urls), "number": range(len(urls))})
     pq.write_table(table, out / "urls.parquet")
     _run(out, config)
-    finished_numbers = _read_back(out / "out", images, intake, config, progress)
+    finished_numbers = _read_back(out / "out", images, part_images, config, progress)
     lost = len(urls) - finished_numbers
     if lost:
-        raise RunError(f"img2dataset left {lost} of {len(urls)} URLs without a result; relaunch to try again")
+        raise RunError(f"img2dataset left {lost} of {len(urls)} URLs without a result; rerun to try again")
 
 
 def _pairs(records: Iterable[Record | BadRecord]) -> Iterator[Record | BadRecord]:
     for record in records:
         if isinstance(record, Record) and record.kind != "pair":
             raise UsageError(
-                f"download.engine img2dataset serves pair corpora only; {record.record_id} is a {record.kind}: "
+                f"download.engine img2dataset supports pair corpora only; {record.record_id} is a {record.kind}: "
                 "use engine: builtin"
             )
         yield record
@@ -148,11 +151,11 @@ def _run(out: Path, config: DownloadConfig) -> None:
         )
     if done.returncode:
         tail = (out / "log").read_bytes()[-500:].decode("utf-8", "replace").strip()
-        raise RunError(f"img2dataset ended with status {done.returncode}: {tail}")
+        raise RunError(f"img2dataset exited with status {done.returncode}: {tail}")
 
 
 def _read_back(
-    out: Path, images: list[Image], intake: Intake, config: DownloadConfig, progress: Callable[[int], None]
+    out: Path, images: list[Image], part_images: PartImages, config: DownloadConfig, progress: Callable[[int], None]
 ) -> int:
     """Note what became of every URL that it reports; the number of them."""
     count = 0
@@ -163,25 +166,25 @@ def _read_back(
                 key, _, suffix = member.name.partition(".")
                 stream = tar.extractfile(member) if suffix == "jpg" else None
                 if stream is not None:
-                    _store(images[rows[key]["number"]], rows[key], stream.read(), intake, config)
+                    _store(images[rows[key]["number"]], rows[key], stream.read(), part_images, config)
         for row in rows.values():
             if row["status"] != "success":
                 error, http_code = classified(row["error_message"] or "")
-                intake.fail(images[row["number"]], error, http_code)
+                part_images.fail(images[row["number"]], error, http_code)
             progress(1)
         count += len(rows)
     return count
 
 
-def _store(image: Image, row: dict[str, Any], jpeg: bytes, intake: Intake, config: DownloadConfig) -> None:
+def _store(image: Image, row: dict[str, Any], jpeg: bytes, part_images: PartImages, config: DownloadConfig) -> None:
     """Verify one of its JPEGs and keep its bytes; the original's size is as it reports."""
     try:
-        stored = normalise(jpeg, max_pixels=config.max_pixels, shorter_side_px=None)
+        stored = normalize_image(jpeg, max_pixels=config.max_pixels, shorter_side_px=None)
     except ImageError as error:
-        intake.fail(image, error.error_class, 200)
+        part_images.fail(image, error.error_class, 200)
         return
     original = {"original_width": row["original_width"], "original_height": row["original_height"]}
-    intake.store(image, dataclasses.replace(stored, **original), 200, None)
+    part_images.store(image, dataclasses.replace(stored, **original), 200, None)
 
 
 def classified(message: str) -> tuple[str, int | None]:

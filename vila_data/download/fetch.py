@@ -1,22 +1,30 @@
-"""One guarded HTTP request: addresses judged, time and size bounded, redirects handed back to the caller."""
+"""A single guarded HTTP request: checks addresses, limits time and size, and returns redirects to the caller."""
 
 from __future__ import annotations
 
 import asyncio
 import email.utils
 import errno
+import functools
 import importlib.metadata
 import re
 import ssl
+import tempfile
 import time
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from pathlib import Path
+from typing import IO, Any, Final
 
 import aiohttp
+import pyarrow as pa
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL as AnyURL
 
 from vila_data.core.errors import RunError
+from vila_data.core.fates import IMAGE_ERRORS
 from vila_data.download.addresses import (
     AddressPolicy,
     AddressRefused,
@@ -24,10 +32,297 @@ from vila_data.download.addresses import (
     Lookup,
     system_lookup,
 )
-from vila_data.download.body import Body, BodyMemory, Fetched, FetchError, Redirected
 from vila_data.download.config import DownloadConfig
-from vila_data.download.replies import MAX_HEADER_LINE, Connector
 from vila_data.download.urls import WebURL, literal_address, parse_url
+
+_CHUNKED: Final = ("gzip", "x-gzip", "deflate")  # decoded as they arrive
+_WHOLE: Final = {"br": "brotli", "zstd": "zstd"}  # decoded at their end; pyarrow's names
+_PIECE: Final = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Redirected:
+    """An answer that names another URL; None where it cannot be read as one."""
+
+    url: WebURL | None
+    http_code: int
+
+
+class FetchError(Exception):
+    """A request that brought no body.
+
+    error_class:   one of core.fates.IMAGE_ERRORS.
+    retryable:     another attempt may succeed.
+    retry_after_s: the server's wish, in seconds; None where it has none.
+    connected:     a connection was made, as far as is known.
+    """
+
+    def __init__(
+        self,
+        error_class: str,
+        http_code: int | None = None,
+        retryable: bool = False,
+        retry_after_s: float | None = None,
+        connected: bool = True,
+    ) -> None:
+        if error_class not in IMAGE_ERRORS:
+            raise ValueError(f"no such image error: {error_class}")
+        super().__init__(error_class)
+        self.error_class = error_class
+        self.http_code = http_code
+        self.retryable = retryable
+        self.retry_after_s = retry_after_s
+        self.connected = connected
+
+
+class BodyMemory:
+    """The memory that all bodies of a task share; what is beyond `budget` bytes goes to files in `directory`."""
+
+    def __init__(self, directory: Path, budget: int = 64 << 20) -> None:
+        self.directory = directory
+        self.budget = budget
+        self.used = 0
+
+    def body(self, limit: int, encoding: str, cut: bool = False) -> Body:
+        """An empty body of at most `limit` bytes, with the Content-Encoding `encoding`.
+
+        cut: a longer body is cut at the limit instead of failing.
+        """
+        return Body(self, limit, encoding, cut)
+
+
+class Body:
+    """Bytes of one response. Call `take` once, or `discard`.
+
+    full: it was cut at its limit; what is added further is ignored.
+    """
+
+    def __init__(self, memory: BodyMemory, limit: int, encoding: str, cut: bool = False) -> None:
+        self._memory = memory
+        self._limit = limit
+        self._cut = cut
+        coding = _coding(encoding)
+        self._decoder = _Decoder(coding) if coding in _CHUNKED else None
+        self._codec = _WHOLE.get(coding)
+        self._chunks: list[bytes] = []
+        self._held = 0
+        self._file: IO[bytes] | None = None
+        self.size = 0
+        self.full = False
+
+    def add(self, chunk: bytes) -> None:
+        """Append received bytes.
+
+        Raises:
+            FetchError: too_large, or bad_response for broken compression.
+            OSError: no space for the file.
+        """
+        if self.full:
+            return
+        if self._decoder is not None:
+            chunk = self._decoder.decode(chunk, self._limit + 1 - self.size)
+        if self._cut and self.size + len(chunk) > self._limit:
+            chunk, self.full = chunk[: self._limit - self.size], True
+        self.size += len(chunk)
+        if self.size > self._limit:
+            raise FetchError("too_large")
+        self._hold(chunk)
+
+    def _hold(self, chunk: bytes) -> None:
+        if self._file is None and self._memory.used + len(chunk) <= self._memory.budget:
+            self._chunks.append(chunk)
+            self._held += len(chunk)
+            self._memory.used += len(chunk)
+            return
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self._memory.directory)  # noqa: SIM115 (closed by discard)
+            self._file.writelines(self._chunks)
+            self._release()
+        self._file.write(chunk)
+
+    def finish(self) -> None:
+        """Decode what can only be decoded whole, and check that compression ended well.
+
+        Raises:
+            FetchError: connection_lost, the compressed data is cut short; or as `add` does.
+        """
+        if self._decoder is not None and self.size and not self._decoder.ended and not self.full:
+            raise FetchError("connection_lost", retryable=True)
+        if self._codec is not None:
+            data, codec = self.take(), self._codec
+            self._codec, self.size, self.full = None, 0, False
+            for chunk in _decompressed(data, codec):
+                self.add(chunk)
+                if self.full:
+                    return
+
+    def take(self) -> bytes:
+        """The whole body, which gives its memory back."""
+        if self._file is None:
+            data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        else:
+            self._file.seek(0)
+            data = self._file.read()
+        self.discard()
+        return data
+
+    def discard(self) -> None:
+        """Give memory and file back."""
+        self._release()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _release(self) -> None:
+        self._memory.used -= self._held
+        self._held = 0
+        self._chunks = []
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A 200 with its whole body."""
+
+    body: Body
+    http_code: int
+
+
+def _coding(encoding: str) -> str:
+    """The one coding of a Content-Encoding that is to be undone, or an empty text.
+
+    Names that are not a coding (``none``, ``utf-8``, ``image/jpeg``, ``aws-chunked``) mean the bytes as they are.
+    """
+    if not encoding:
+        return ""
+    names = [name.strip().lower() for name in encoding.split(",")]
+    known = [name for name in names if name in _CHUNKED or name in _WHOLE]
+    if len(known) > 1:
+        raise FetchError("bad_response")
+    return known[0] if known else ""
+
+
+def _decompressed(data: bytes, codec: str) -> Iterator[bytes]:
+    """Pieces of `data` decompressed; a caller that has enough stops."""
+    try:
+        with pa.CompressedInputStream(pa.BufferReader(data), codec) as stream:
+            while data and (piece := stream.read(_PIECE)):
+                yield piece
+    except OSError as error:
+        if "truncated" in str(error).lower():
+            raise FetchError("connection_lost", retryable=True) from error
+        raise FetchError("bad_response") from error
+
+
+class _Decoder:
+    """gzip and deflate (with or without zlib's header), never more than asked for."""
+
+    def __init__(self, encoding: str) -> None:
+        self._inflate = zlib.decompressobj(15 if encoding == "deflate" else 31)
+        self._may_be_raw = encoding == "deflate"
+        self.ended = False
+
+    def decode(self, chunk: bytes, limit: int) -> bytes:
+        """At most `limit` bytes out of `chunk`; a caller that gets `limit` stops reading."""
+        if self.ended:
+            return b""
+        try:
+            decoded = self._inflate.decompress(chunk, limit)
+        except zlib.error as error:
+            if not self._may_be_raw:
+                raise FetchError("bad_response") from error
+            self._may_be_raw = False
+            self._inflate = zlib.decompressobj(-15)
+            return self.decode(chunk, limit)
+        self._may_be_raw = False
+        rest = self._inflate.unused_data
+        if self._inflate.eof and rest[:2] == b"\x1f\x8b" and len(decoded) < limit:  # gzip may have several members
+            self._inflate = zlib.decompressobj(31)
+            return decoded + self.decode(rest, limit - len(decoded))
+        self.ended = self._inflate.eof
+        return decoded
+
+
+MAX_HEADER_LINE: Final = 1 << 16  # bytes
+_MAX_HEAD: Final = 1 << 18
+_MOST_INTERIM: Final = 100
+_VERSION: Final = b"HTTP/"
+_END: Final = re.compile(rb"\r?\n\r?\n")
+_LENGTH: Final = re.compile(rb"(?im)^content-length[ \t]*:([^\r\n]*)\r?\n")
+
+
+class Connector(aiohttp.TCPConnector):
+    """aiohttp's connector, with connections that read such heads."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        reply: type[ResponseHandler] = Reply
+        self._factory = functools.partial(reply, loop=self._loop)
+
+
+class Reply(ResponseHandler):
+    """A connection that hands heads of responses to the parser whole, after `single_length`."""
+
+    _head: bytearray | None = None  # what has come of the head; None: a body, or nothing, is awaited
+    _interim = 0
+
+    def set_response_params(self, **options: Any) -> None:
+        """Await a response."""
+        self._head, self._interim = bytearray(), 0
+        super().set_response_params(**options)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of a response."""
+        if self._head is None or not data:
+            super().data_received(data)
+            return
+        searched = max(0, len(self._head) - 3)
+        self._head += data
+        end = _END.search(self._head, searched)
+        if end is not None:
+            self._pass_on(bytes(self._head), end.end())
+        elif not self._head.startswith(_VERSION[: len(self._head)]):
+            head, self._head = bytes(self._head), None
+            super().data_received(head)  # no HTTP: the parser says so
+        elif len(self._head) > _MAX_HEAD:
+            self._refuse(f"a head of more than {_MAX_HEAD} bytes")
+        else:
+            self.start_timeout()
+
+    def _pass_on(self, data: bytes, end: int) -> None:
+        """Hand on a head and what follows it: the body, or further heads where this one is interim (100 or 103)."""
+        while data[9:10] == b"1" and data[9:12] != b"101":
+            self._interim += 1
+            if self._interim > _MOST_INTERIM:
+                self._refuse(f"more than {_MOST_INTERIM} interim responses")
+                return
+            super().data_received(single_length(data[:end]))
+            data = data[end:]
+            following = _END.search(data)
+            if following is None:
+                self._head = bytearray()
+                if data:
+                    self.data_received(data)
+                return
+            end = following.end()
+        self._head = None
+        super().data_received(single_length(data[:end]) + data[end:])
+
+    def _refuse(self, message: str) -> None:
+        if self.transport is not None:
+            self.transport.close()
+        self.set_exception(HttpProcessingError(message=message))
+
+
+def single_length(head: bytes) -> bytes:
+    """A head with one Content-Length instead of several equal ones; differing ones are left for the parser to refuse."""
+    found = list(_LENGTH.finditer(head))
+    values = {value.strip() for line in found for value in line[1].split(b",")}
+    if len(values) != 1 or (len(found) == 1 and b"," not in found[0][1]):
+        return head
+    first = found[0].start()
+    rest = _LENGTH.sub(b"", head[first:])
+    return head[:first] + b"Content-Length: " + values.pop() + b"\r\n" + rest
+
 
 PRODUCT: Final = "vila-data"
 _REDIRECTS: Final = frozenset((301, 302, 303, 307, 308))
@@ -37,7 +332,7 @@ _VALUED_DIRECTIVES: Final = ("unavailable_after", "max-snippet", "max-image-prev
 _CRAWLER: Final = re.compile(
     "bot(?![a-z])|crawl|spider|agent|google|bing|yahoo|slurp|yandex|baidu|duckduck|facebook|meta-|apple|gpt|openai|anthropic|claude|perplexity|vila-data"
 )
-"""In the names of crawlers; what else stands before a colon is taken for everyone's."""
+"""In the names of crawlers; anything else before a colon is taken to apply to all agents."""
 _AGENT: Final = re.compile(r"([\w*.-]+)(?:/[\w.-]*)?\s*:")
 
 
@@ -105,10 +400,10 @@ class Fetcher:
         cut:   a longer body is cut at the limit instead of failing, and opt-outs do not count (robots.txt).
 
         Raises:
-            FetchError: whatever else became of it.
+            FetchError: the request failed.
             RunError: this machine is out of file descriptors.
         """
-        self._judge_literal(url)
+        self._check_literal(url)
         exact = AnyURL.build(scheme=url.scheme, authority=url.authority, path=url.target, encoded=True)
         timeout = aiohttp.ClientTimeout(
             total=max(total_s, 0.001), sock_connect=self._config.idle_timeout_s, sock_read=self._config.idle_timeout_s
@@ -143,13 +438,13 @@ class Fetcher:
                     response.close()
                     break
             body.finish()
-        except BaseException:  # cancellation too: the shared memory is given back, the error goes on
+        except BaseException:  # cancellation too: the shared memory is given back, the error is raised again
             body.discard()
             raise
         return body
 
-    def _judge_literal(self, url: WebURL) -> None:
-        """Judge a URL whose host is an address, which the resolver never sees.
+    def _check_literal(self, url: WebURL) -> None:
+        """Check a URL whose host is an IP address, which the resolver never sees.
 
         Raises:
             FetchError: the address is not public.

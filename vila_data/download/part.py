@@ -1,4 +1,4 @@
-"""The stage for one part: every image asked for once, each with a fate; the tar and tables in record order; a receipt."""
+"""Download one part: every image requested once, each with a fate; the tar and tables in record order; a receipt."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 from vila_data.core.layout import Part, record_key
 from vila_data.core.receipts import Outputs, Receipt, committing
 from vila_data.core.records import BadRecord, Record, without_surrogates
-from vila_data.core.schemas import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS
 from vila_data.core.store import Store
+from vila_data.core.tables import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS
 from vila_data.core.tarcodec import TarWriter
 from vila_data.download.config import DownloadConfig
 from vila_data.download.fetch import Network
-from vila_data.download.intake import Intake, fetch_all
+from vila_data.download.images import PartImages, fetch_all
 from vila_data.download.pending import Image, Pending, PendingRecord
 
 _ROWS: Final = 1024  # rows of a row group
@@ -41,35 +41,38 @@ def download_part(
     *,
     network: Network | None = None,
 ) -> Receipt:
-    """Fetch and normalise a part's images, write its tar and tables, and commit them with a receipt for `inputs`.
+    """Fetch and normalize a part's images, write its tar and tables, and commit them with a receipt for `inputs`.
 
     The outputs' bytes depend on the records and on what the servers answer, not on timing or `concurrency`.
     `records` is read lazily, in a thread of its own, and another thread writes the outputs meanwhile. Memory grows
     by 0.8 kB per distinct image. `progress` is called with the number of images finished since its last call.
 
     Raises:
-        StorageError: the store or its scratch folder cannot be written.
+        StorageError: the store or its scratch directory cannot be written.
         RunError: this machine is out of file descriptors.
         UsageError: the engine cannot take these records, or is not installed.
     """
-    report = progress or _silent
+    report = progress or (lambda finished: None)
     with committing(store, part.receipt("download"), inputs) as outputs:
-        with closing(Intake(outputs.folder / "intake")) as intake, ThreadPoolExecutor(1, "vila-write") as thread:
-            writer = _Writer(part, intake.pending, outputs)
+        with (
+            closing(PartImages(outputs.directory / "part_images")) as part_images,
+            ThreadPoolExecutor(1, "vila-write") as thread,
+        ):
+            writer = _Writer(part, part_images.pending, outputs)
             writing = thread.submit(writer.write)
             try:
                 if config.engine == "img2dataset":
                     from vila_data.download.engine_img2dataset import fetch_with_img2dataset
 
-                    fetch_with_img2dataset(intake, records, config, report)
+                    fetch_with_img2dataset(part_images, records, config, report)
                 else:
-                    _run(fetch_all(intake, records, config, network or Network(), report))
-                intake.pending.end()
+                    _run(fetch_all(part_images, records, config, network or Network(), report))
+                part_images.pending.end()
                 writing.result()
             except BaseException as error:
-                intake.pending.fail(error)
+                part_images.pending.fail(error)
                 raise
-        outputs.counts = writer.counts(intake.bytes_fetched)
+        outputs.counts = writer.counts(part_images.bytes_fetched)
     if outputs.receipt is None:
         raise RuntimeError("a committed part has a receipt")
     return outputs.receipt
@@ -84,10 +87,6 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
         return
     with ThreadPoolExecutor(1, thread_name_prefix="vila-download") as thread:
         thread.submit(asyncio.run, work).result()
-
-
-def _silent(_: int) -> None:
-    return None
 
 
 class _Table:
@@ -133,7 +132,7 @@ class _Writer:
         """Write the tar, the images' table and the records' table.
 
         Raises:
-            OSError: no space left; or the error of whoever else works on the part.
+            OSError: no space left; or the error of another thread of the part.
         """
         try:
             with self._stream:

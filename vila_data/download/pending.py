@@ -1,4 +1,4 @@
-"""Records and images between the metadata and the tar: in record order, whose images finish in any order."""
+"""A part's records and their distinct images between the metadata and the tar, while images are fetched and decoded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Held = bytes | tuple[int, int]
 """Bytes, or their offset and size in the spool."""
 
 
-class Spool:
+class ScratchFile:
     """An append-only scratch file, read by offset. Any thread may append or read."""
 
     def __init__(self, path: Path) -> None:
@@ -47,7 +47,7 @@ class Spool:
         """`size` bytes that were appended at `offset`."""
         data = os.pread(self._descriptor, size, offset)
         if len(data) != size:
-            raise OSError(f"scratch file ends {size - len(data)} bytes early")
+            raise OSError(f"scratch file is {size - len(data)} bytes too short")
         return data
 
     def close(self) -> None:
@@ -55,15 +55,15 @@ class Spool:
         os.close(self._descriptor)
 
 
-class Waiting:
+class SpillBuffer:
     """Bytes that wait for their turn: in memory up to `budget` bytes, the rest in `spool`.
 
     Of 1,500 images (75 MB) from one host, 3 to 8 MB waited at a time. Of 2,500 (126 MB), the first of which took 75 s,
     60 MB were spooled.
     """
 
-    def __init__(self, spool: Spool, budget: int) -> None:
-        self._spool = spool
+    def __init__(self, scratch: ScratchFile, budget: int) -> None:
+        self._scratch = scratch
         self._free = budget
         self._lock = threading.Lock()
 
@@ -76,12 +76,12 @@ class Waiting:
         with self._lock:
             fits = len(content) <= self._free
             self._free -= len(content) if fits else 0
-        return content if fits else (self._spool.append(content), len(content))
+        return content if fits else (self._scratch.append(content), len(content))
 
     def take(self, held: Held) -> bytes:
         """What `put` kept; call it once."""
         if not isinstance(held, bytes):
-            return self._spool.read(*held)
+            return self._scratch.read(*held)
         with self._lock:
             self._free += len(held)
         return held
@@ -131,9 +131,9 @@ class Pending:
     Whichever side fails calls `fail`, and the other side gets that error.
     """
 
-    def __init__(self, spool: Spool) -> None:
-        self.records = Waiting(spool, _RECORDS_BYTES)
-        self.images = Waiting(spool, _IMAGES_BYTES)
+    def __init__(self, scratch: ScratchFile) -> None:
+        self.records = SpillBuffer(scratch, _RECORDS_BYTES)
+        self.images = SpillBuffer(scratch, _IMAGES_BYTES)
         self._line: deque[PendingRecord | BadRecord] = deque()
         self._changed = threading.Condition()
         self._awaited: Image | None = None

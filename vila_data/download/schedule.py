@@ -1,4 +1,4 @@
-"""Which URL is asked for next: fair among hosts, bounded by host and in all, with redirects and retries.
+"""Which URL is requested next: fair among hosts, limited per host and in total, with redirects and retries.
 
 A URL that waits, for its host or for another attempt, is a small object in a queue: it holds no slot and no task.
 """
@@ -12,9 +12,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from vila_data.download.body import Fetched, FetchError, Redirected
 from vila_data.download.config import DownloadConfig
-from vila_data.download.fetch import Fetcher
+from vila_data.download.fetch import Fetched, Fetcher, FetchError, Redirected
 from vila_data.download.pending import Image
 from vila_data.download.robots import Robots
 from vila_data.download.urls import WebURL
@@ -207,12 +206,12 @@ class Schedule:
         return None
 
     def finished(self) -> None:
-        """Count one image as finished; whoever takes deliveries says so."""
+        """Count one image as finished; called by the consumer of deliveries."""
         self.unfinished -= 1
         self._changed.set()
 
     def fail(self, error: BaseException) -> None:
-        """End the schedule: whoever waits on it gets `error`."""
+        """End the schedule: waiting callers get `error`."""
         self._failure = self._failure or error
         self._stopped = True
         self._changed.set()

@@ -95,7 +95,7 @@ def _absolute(scheme: str, rest: str) -> WebURL | None:
 def canonical_host(host: str) -> str | None:
     """A URL's host as it is connected to: names in IDNA's ASCII, addresses in their usual spelling; None for neither.
 
-    The brackets of an IPv6 address are left out; one with a zone is no host of the web.
+    The brackets of an IPv6 address are left out; one with a zone is not a public host.
     """
     if host.startswith("["):
         try:

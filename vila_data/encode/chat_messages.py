@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from vila_data.core.records import IMAGE_MARK
+from vila_data.core.records import IMAGE_PLACEHOLDER
 from vila_data.encode.rendering import NAMES
 from vila_data.encode.traced import Traced, joined
 
@@ -42,17 +42,17 @@ def parted(message: Message) -> Message:
 
 def marked(parts: Sequence[str | None]) -> Traced:
     """Texts and, for None, placeholders that are known to stand for an image."""
-    return joined(Traced.whole(IMAGE_MARK, MARK_ORIGIN) if part is None else part for part in parts)
+    return joined(Traced.whole(IMAGE_PLACEHOLDER, MARK_ORIGIN) if part is None else part for part in parts)
 
 
 def parts_of(text: str) -> Iterator[dict[str, str]]:
     """Text and images of a turn in order; a placeholder takes the line break with it that LLaVA's rows have beside it."""
-    for number, chunk in enumerate(text.split(IMAGE_MARK)):
+    for number, chunk in enumerate(text.split(IMAGE_PLACEHOLDER)):
         if number:
             yield {"type": "image"}
         if number:
             chunk = chunk.removeprefix("\n")
-        if chunk and number < text.count(IMAGE_MARK):
+        if chunk and number < text.count(IMAGE_PLACEHOLDER):
             chunk = chunk.removesuffix("\n")
         if chunk:
             yield part(chunk)

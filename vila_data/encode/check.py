@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from vila_data.core.errors import DataError, StorageError
 from vila_data.core.layout import shard_stem
 from vila_data.core.receipts import read_receipt
-from vila_data.core.schemas import LENGTHS, TOKENS
 from vila_data.core.store import Store
-from vila_data.core.tables import parsing, read_arrow, read_table
+from vila_data.core.tables import LENGTHS, TOKENS, parsing, read_arrow, read_table
 from vila_data.encode.part import IMAGE_SUFFIX, EncodeJob
 from vila_data.encode.tokens import TokenManifest, TokenSet, lengths_of, read_token_manifest
 
@@ -37,10 +36,10 @@ def check_tokens(store: Store, folder: str) -> Iterator[str]:
             for index in range(manifest.shards)
         ]
         if any(job.folder != folder for job in jobs):
-            yield f"{where}: is of another folder"
+            yield f"{where}: belongs to a different directory"
             return
         if _counted(store, jobs) != Counter(manifest.counts):
-            yield f"{where}: its counts are not the sums of the receipts"
+            yield f"{where}: its counts do not equal the sums of the receipts"
         yield from _check_lengths(store, folder, manifest, jobs)
         tokens = TokenSet(store, manifest, folder)
         for job in jobs:

@@ -23,15 +23,15 @@ class PackConfig(StrictModel):
     """How samples become token sequences of one length.
 
     tokenizer:               hub id or directory of a Hugging Face tokenizer: tokenizer.json, or tokenizer.model alone.
-    sequence_length:         tokens of a sequence, those of images included.
+    sequence_length:         sequence length in tokens, including image tokens.
     tokens_per_image:        256 (224 px, patch 14), 576 (336 px), 144 (336 px, 2 x 2 down-sampled) … Short for
                              `image_tokens: {policy: fixed, tokens: …}`; one of the two is required.
     image_tokens:            how many tokens an image takes, by a policy that knows its width and height; one other than
                              `fixed` goes with semantics `improved`.
     max_images_per_document: a document's further images are left out; without it `paper` and `released_code`
                              take 6, as VILA does (docs/sources.md), and `improved` all that fit.
-    max_images_per_pack:     images of a sequence at most, beside the limit of tokens.
-    template:                how a conversation is written; `chat` is the tokenizer's own (docs/conversations.md).
+    max_images_per_pack:     maximum images per sequence, in addition to the token limit.
+    template:                conversation template; `chat` uses the tokenizer's own chat template (docs/conversations.md).
     semantics:               `paper` and `released_code` as VILA does (docs/sources.md); `improved` chooses images by
                              similarity, keeps their places in a conversation and the end token, and never cuts
                              through an image. `released_code` alone trains the first token of each sample.
@@ -67,11 +67,11 @@ class PackConfig(StrictModel):
             )
         if self.tokens_per_image is not None and self.tokens_per_image + 2 > self.sequence_length:
             raise ValueError(
-                f"tokens_per_image {self.tokens_per_image}: an image does not fit into a sequence of "
-                f"{self.sequence_length} tokens with a word beside it"
+                f"tokens_per_image {self.tokens_per_image}: an image and one word do not fit into a sequence of "
+                f"{self.sequence_length} tokens"
             )
         if self.micro_batch is not None and self.semantics != "released_code":
-            raise ValueError("micro_batch goes with semantics: released_code, and only with it")
+            raise ValueError("micro_batch is only valid with semantics: released_code")
         return self
 
     @model_serializer(mode="wrap")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vila_data.core.records import IMAGE_MARK, Role
+from vila_data.core.records import IMAGE_PLACEHOLDER, Role
 from vila_data.core.samples import SampleContent
 
 Turn = tuple[Role, str]
@@ -58,7 +58,7 @@ class Conversation(NamedTuple):
     def first(self, turns: int) -> Conversation:
         """The conversation that ends after so many turns."""
         kept = self.turns[:turns]
-        images = sum(text.count(IMAGE_MARK) for _, text in kept) if self.images else 0
+        images = sum(text.count(IMAGE_PLACEHOLDER) for _, text in kept) if self.images else 0
         messages = self.messages
         if messages is not None:
             messages = messages[: _messages_of_turns(messages, turns)]

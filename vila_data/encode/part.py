@@ -19,9 +19,8 @@ from vila_data.core.errors import DataError
 from vila_data.core.layout import shard_stem, tokens_folder
 from vila_data.core.receipts import Receipt, committing
 from vila_data.core.samples import decode_sample
-from vila_data.core.schemas import TOKENS
 from vila_data.core.store import Store
-from vila_data.core.tables import read_parquet
+from vila_data.core.tables import TOKENS, read_parquet
 from vila_data.encode.config import PackConfig
 from vila_data.encode.fit import Sample, as_encoded, encode_samples
 from vila_data.encode.sequence import OK, TokenSequence

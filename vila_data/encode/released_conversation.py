@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from vila_data.core.schemas import IMAGE_ID
+from vila_data.core.tables import IMAGE_ID
 from vila_data.encode.config import PackConfig
 from vila_data.encode.conversation import Conversation, Turn
 from vila_data.encode.templates import IMAGE, LLAMA_2_SYSTEM, VICUNA_SYSTEM

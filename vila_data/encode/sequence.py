@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Final, NamedTuple
 
-from vila_data.core.schemas import IGNORED as IGNORED
-from vila_data.core.schemas import IMAGE_ID as IMAGE_ID
+from vila_data.core.tables import IGNORED as IGNORED
+from vila_data.core.tables import IMAGE_ID as IMAGE_ID
 from vila_data.encode.chat_answers import ANSWER_NOT_FOUND, IMAGE_NOT_PLACED, TEMPLATE_REFUSED
 from vila_data.encode.draft import Chunk, Draft, trained_spans
 from vila_data.encode.templates import Piece

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from vila_data.core.errors import UsageError
-from vila_data.core.records import MARK_IN_WORDS
+from vila_data.core.records import PLACEHOLDER_AS_TEXT
 from vila_data.encode.config import PackConfig, Template
 from vila_data.encode.conversation import Conversation
 from vila_data.encode.tokenizer import TextTokenizer
@@ -109,7 +109,7 @@ def _llama_2(conversation: Conversation, tokenizer: TextTokenizer) -> Iterator[P
 def _system(conversation: Conversation) -> str:
     """The system prompt, in which nothing stands for an image."""
     system = conversation.system or ""
-    return system.replace(IMAGE, MARK_IN_WORDS) if conversation.images else system
+    return system.replace(IMAGE, PLACEHOLDER_AS_TEXT) if conversation.images else system
 
 
 _WRITERS: dict[Template, Callable[[Conversation, TextTokenizer], Iterator[Piece]]] = {

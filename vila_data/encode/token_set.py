@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 
 from vila_data.core.checksums import crc32c
 from vila_data.core.errors import DataError
-from vila_data.core.schemas import IGNORED, IMAGE_ID, LENGTHS, TOKENS
 from vila_data.core.store import Store
-from vila_data.core.tables import parsing, read_table
+from vila_data.core.tables import IGNORED, IMAGE_ID, LENGTHS, TOKENS, parsing, read_table
 
 _MAPPED: Final = 1_024
 """About as many shards as a block's samples come from: a block of 65,536 has 1,024 chunks of 64 rows."""
@@ -90,7 +89,7 @@ class TokenSample:
 
 
 def row_crc32c(key: bytes | memoryview, record_id: bytes | memoryview, tokens: int, *lists: Any) -> int:
-    """The checksum of a row of core.schemas.TOKENS. key, record_id: in UTF-8; lists: items of `ids` to `heights`."""
+    """The checksum of a row of core.tables.TOKENS. key, record_id: in UTF-8; lists: items of `ids` to `heights`."""
     return crc32c(b"".join((key, record_id, *lists, tokens.to_bytes(4, "little"))))
 
 
@@ -118,7 +117,7 @@ class TokenSet:
         self._file = lru_cache(maxsize=open_files or (_MAPPED if self._maps else _IN_MEMORY))(self._open)
 
     def lengths(self, columns: Sequence[str] = tuple(LENGTHS.names)) -> pa.Table:
-        """core.schemas.LENGTHS, or some of its columns: a row a sample, in the order of shards and rows."""
+        """core.tables.LENGTHS, or some of its columns: a row a sample, in the order of shards and rows."""
         path = f"{self.folder}/lengths.parquet"
         if self._store.size(path) is None:
             raise DataError(f"{self._store.location(path)}: missing: run the recipe again to encode it")

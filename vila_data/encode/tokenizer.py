@@ -102,7 +102,7 @@ class TextTokenizer:
         eos_id = ids.get("eos_token")
         if eos_id is None:
             raise UsageError(
-                f"tokenizer {name}: has no end-of-sequence token: set eos_token in its tokenizer_config.json"
+                f"tokenizer {name}: has no end-of-sequence token; set eos_token in its tokenizer_config.json"
             )
         self.bos_id: int | None = ids.get("bos_token")
         self.eos_id: int = eos_id

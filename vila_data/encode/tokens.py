@@ -16,9 +16,8 @@ import pyarrow.parquet as pq
 from vila_data.core.errors import UsageError
 from vila_data.core.layout import tokens_folder
 from vila_data.core.receipts import Receipt, fingerprint
-from vila_data.core.schemas import LENGTHS, SCHEMA_VERSION
 from vila_data.core.store import Store
-from vila_data.core.tables import read_arrow
+from vila_data.core.tables import LENGTHS, SCHEMA_VERSION, read_arrow
 from vila_data.encode.config import PackConfig
 from vila_data.encode.part import COUNTS, EncodeJob
 from vila_data.encode.token_set import TokenManifest, TokenSample, TokenSet, read_token_manifest
@@ -89,7 +88,7 @@ def finish_tokens(
 
 
 def lengths_of(store: Store, job: EncodeJob) -> pa.Table:
-    """core.schemas.LENGTHS of one token file."""
+    """core.tables.LENGTHS of one token file."""
     with store.open_read(job.path()) as stream:
         table = read_arrow(stream)
     images = pc.list_value_length(table.column("images"))

@@ -1,4 +1,4 @@
-"""card.md: a data card in the Hugging Face form (YAML between dashes, then Markdown), filled from what was measured.
+"""card.md: a dataset card in the Hugging Face format (YAML between dashes, then Markdown), filled from what was measured.
 
 It holds no times: the same run gives the same bytes. What comes from the web, hosts above all, stands in code spans,
 where Markdown makes neither links nor HTML of it.
@@ -16,10 +16,9 @@ import yaml
 
 from vila_data.core.readable import plain, share, short, size_text
 from vila_data.explore.flow import stages
-from vila_data.explore.hosts import only_files
 from vila_data.explore.recipe_text import shown_recipe
-from vila_data.explore.shares import SHARE_HEADINGS, SHARE_NOTE, share_rows
-from vila_data.runs.token_rows import left_out
+from vila_data.explore.rows import SHARE_HEADINGS, SHARE_NOTE, only_files, share_rows
+from vila_data.runs.report import omissions
 
 _TASKS: Final = {
     "interleaved": ("image-text-to-text", "text-generation"),
@@ -34,12 +33,12 @@ _FIELDS: Final = {
     "interleaved": (
         "`<key>.json`: `texts` and `images` of equal length in reading order (null where the other one stands), "
         "`image_info` for each image (url, width, height, sha256, similarity, matched_text_index), `source` and `schema`; "
-        "`<key>.0.jpg`, `<key>.1.jpg` …: the pictures"
+        "`<key>.0.jpg`, `<key>.1.jpg` …: the images"
     ),
     "pairs": "`<key>.jpg`, `<key>.txt` (the caption), `<key>.json` (caption, url, width, height, sha256, similarity, source)",
     "conversations": (
         "`<key>.json`: `conversations` as LLaVA has them (`from`: human or gpt, `value`), `system`, `images`, "
-        "`image_info`, `source`; `<key>.0.jpg` …: the pictures, none for text alone"
+        "`image_info`, `source`; `<key>.0.jpg` …: the images, none for text alone"
     ),
 }
 
@@ -159,22 +158,22 @@ def _summary(totals: Mapping[str, Any]) -> list[str]:
     for name, found in totals["sets"].items():
         together.setdefault(found["corpus"], []).append(words(name))
     twice = [" and ".join(names) for names in together.values() if len(names) > 1]
-    return [*lines, *(f"\nThe sets {names} hold the same records, laid down in two ways." for names in twice)]
+    return [*lines, *(f"\nThe sets {names} contain the same records in different layouts." for names in twice)]
 
 
 def _source(totals: Mapping[str, Any], lock: Mapping[str, Any]) -> list[str]:
-    lines = ["## Where it comes from", ""]
+    lines = ["## Sources", ""]
     rows = []
     for name, config in lock["recipe"]["corpora"].items():
         found = stages(totals["funnel"][name], "records")
         images = stages(totals["funnel"][name], "images")
         entered = f"{images[0].entered:,}" if images else "0"
         rows.append((words(name), config["kind"], f"{found[0].entered if found else 0:,}", entered))
-    lines += _table(("corpus", "kind", "records in the metadata", "images named"), rows, 2)
+    lines += _table(("corpus", "kind", "records in the metadata", "images referenced"), rows, 2)
     for name, measured in totals["measures"]["corpora"].items():
         hosts = measured["hosts"]
         if only_files(hosts):
-            lines += ["", f"The images of {words(name)} are files, fetched from no host."]
+            lines += ["", f"The images of {words(name)} are local files; nothing was downloaded."]
         elif hosts["images"]:
             many = f"{hosts['distinct']:,}" if hosts["distinct"] is not None else "very many"
             top = ", ".join(f"{code(host)} {share(count, hosts['images'])}" for host, count, _ in hosts["top"][:_HOSTS])
@@ -183,21 +182,21 @@ def _source(totals: Mapping[str, Any], lock: Mapping[str, Any]) -> list[str]:
 
 
 def _composition(totals: Mapping[str, Any]) -> list[str]:
-    lines = ["## What is in it", ""]
+    lines = ["## Contents", ""]
     rows = []
     for name, measured in totals["measures"]["corpora"].items():
         figures = [
             ("similarity of image and text", "similarity", "mean_kept"),
             ("shorter side as served, pixels", "shorter_side", "mean_kept"),
-            ("images a record", "images_a_record", "mean"),
-            ("characters of text a record", "text_chars", "mean_kept"),
+            ("images per record", "images_a_record", "mean"),
+            ("characters of text per record", "text_chars", "mean_kept"),
         ]
         rows += [
             (words(name), what, short(measured[key][mean]), _range(measured[key]))
             for what, key, mean in figures
             if measured[key] is not None and measured[key][mean] is not None
         ]
-    lines += _table(("corpus", "of what was kept", "mean", "most lie in"), rows, 2)
+    lines += _table(("corpus", "kept items", "mean", "90% range"), rows, 2)
     if totals["tokens"]:
         lines += ["", "Tokens, images expanded:", ""]
         columns = ("samples", "sequences", "tokens", "text_tokens")
@@ -212,7 +211,7 @@ def _composition(totals: Mapping[str, Any]) -> list[str]:
                 f"{key} {share(n, found['sampled'])}" for key, n in list(found["counts"].items())[:_HOSTS]
             )
             lines.append(
-                f"Languages of {words(name)}, guessed by {found['by']} on {found['sampled']:,} texts: {counts}."
+                f"Languages of {words(name)}, detected by {found['by']} on {found['sampled']:,} texts: {counts}."
             )
         else:
             lines.append(f"Languages of {words(name)}: not measured.")
@@ -230,11 +229,11 @@ def _composition(totals: Mapping[str, Any]) -> list[str]:
 
 
 def _left_out(totals: Mapping[str, Any]) -> list[str]:
-    """What encoding cut, a row each."""
+    """What encoding cut, one row each."""
     rows = [
         (words(name), words(row.what), words(row.change), share(row.count, row.of), f"{row.count:,}", f"{row.of:,}")
         for name, counts in totals["tokens"].items()
-        for row in left_out(counts)
+        for row in omissions(counts)
     ]
     if not rows:
         return ["Encoding cut nothing: every sample is in a sequence, with all its tokens and images."]
@@ -243,7 +242,7 @@ def _left_out(totals: Mapping[str, Any]) -> list[str]:
 
 
 def _range(value: Mapping[str, Any]) -> str:
-    """The narrowest run of columns that holds nine in ten of what was kept."""
+    """The narrowest run of columns that holds nine in ten kept items."""
     counts = value["kept"]
     need, best = 0.9 * sum(counts), (len(counts), 0)
     for first in range(len(counts)):
@@ -267,15 +266,15 @@ def _removed(totals: Mapping[str, Any]) -> list[str]:
             for stage in stages(funnel, unit):
                 rows += [
                     (f"{words(name)}, {stage.name}", _fate(fate), unit, f"{count:,}", share(count, stage.entered))
-                    for fate, count in sorted(stage.left.items(), key=lambda entry: (-entry[1], entry[0]))
+                    for fate, count in stage.fates_by_count()
                 ]
     if not rows:
         return [*lines, "Nothing."]
     lines += _table(("corpus, stage", "fate", "of", "count", "share of stage"), rows, 3)
     lines += [
         "",
-        "Exact duplicates are pictures of equal bytes (sha256 of the stored JPEG) within a corpus. Near duplicates were not "
-        "looked for.",
+        "Exact duplicates are images of equal bytes (sha256 of the stored JPEG) within a corpus. Near duplicates were not "
+        "checked.",
     ]
     return lines
 
@@ -288,11 +287,11 @@ def _fate(fate: str) -> str:
 def _making(totals: Mapping[str, Any], lock: Mapping[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in totals["versions"].items())
     prints = ", ".join(f"{stage} `{value}`" for stage, value in lock["fingerprints"].items())
-    limit = f" Only the first {lock['limit']:,} rows of each corpus were taken." if lock["limit"] else ""
+    limit = f" Only the first {lock['limit']:,} rows of each corpus were used." if lock["limit"] else ""
     return [
-        "## How it was made",
+        "## How it was built",
         "",
-        f"With {versions}; fingerprints: {prints}.{limit} The recipe, without folders of the machine that ran it:",
+        f"With {versions}; fingerprints: {prints}.{limit} The recipe, without local paths:",
         "",
         fenced(shown_recipe(lock["recipe"]), "yaml"),
     ]
@@ -315,7 +314,7 @@ def _loading(totals: Mapping[str, Any]) -> list[str]:
         lines += [
             "",
             "`load_dataset` reads the sets named under `configs` above; the others, whose samples differ in their number "
-            "of images, are not for it.",
+            "of images, cannot be loaded with it.",
         ]
     return lines
 
@@ -333,7 +332,7 @@ def _load_lines(name: str, totals: Mapping[str, Any]) -> Iterator[str]:
     last = f"{{000000..{found['shards'] - 1:06d}}}"
     yield f'samples = webdataset.WebDataset("shards/{name}/{name}-{last}.tar", shardshuffle=False)'
     yield ""
-    yield "import vila_data as vd  # by number, without reading what is not asked for"
+    yield "import vila_data as vd  # by index, reading only what is requested"
     yield ""
     yield f'samples = vd.open_shards("shards/{name}")'
 
@@ -342,17 +341,17 @@ def _limits(totals: Mapping[str, Any], lock: Mapping[str, Any]) -> list[str]:
     lines = [
         "## Known limits",
         "",
-        "- License: not known to the program that wrote this card. Pictures and texts belong to their authors; say under "
-        "which terms you hand them on, and put it into `license` above.",
-        "- Pictures were fetched once; the web has changed since, and what was not reachable is not here.",
-        "- No person has looked at the samples. Neither faces and names nor what is harmful was looked for.",
+        "- License: not determined automatically. Images and texts belong to their authors; state the terms under "
+        "which you share them, and fill in `license` above.",
+        "- Images were downloaded once. The web has changed since, and unreachable images are missing.",
+        "- The samples were not reviewed by a person and were not screened for faces, names or harmful content.",
     ]
     if "clip" not in {scorer["kind"] for scorer in lock["recipe"]["score"].values()}:
         lines.append("- No similarity of images and texts was measured.")
     if any(not found["measured"] for found in totals["measures"]["languages"].values()):
         lines.append("- The languages were not measured.")
     elif totals["measures"]["languages"]:
-        lines.append("- Languages are guesses of a program, and poor ones for short texts.")
+        lines.append("- Languages were detected automatically and are unreliable for short texts.")
     return lines
 
 

@@ -1,7 +1,7 @@
-"""Charts as SVG in HTML, drawn without a script: every value is escaped, every colour is a class of charts.css.
+"""Charts as SVG in HTML, drawn without a script: every value is escaped, every color is a class of charts.css.
 
-A chart is a <figure>: its title, the picture (role="img", with a sentence as its label), and the numbers as a table that
-can be opened. Sizes are in the picture's own units, chosen so that its text can be read at a phone's width.
+A chart is a <figure>: its title, the drawing (role="img", with a sentence as its label), and the numbers as a table that
+can be opened. Sizes are in SVG units, chosen so that the text is readable at a phone's width.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 from markupsafe import Markup
 
 from vila_data.core.readable import cut, plain, share, short
-from vila_data.explore.axes import above, ticks
+from vila_data.explore.rows import SHARE_HEADINGS, SHARE_NOTE, ShareRow
 
 WIDTH: Final = 360
 _HEIGHT: Final = 210
@@ -28,15 +28,15 @@ _GLYPH: Final = 6.4
 
 
 @dataclass(frozen=True)
-class Mark:
-    """A value to be drawn as a line across the chart, with what it is: the threshold in force."""
+class Marker:
+    """A value to be drawn as a line across the chart, with its label, such as the current threshold."""
 
     label: str
     at: float
 
 
-Marks = Mark | float | Sequence[Mark] | None
-"""What may be marked: nothing, a value in force, or named values."""
+Markers = Marker | float | Sequence[Marker] | None
+"""What may be marked: nothing, the current value, or named values."""
 
 
 def histogram(
@@ -45,7 +45,7 @@ def histogram(
     *,
     title: str,
     unit: str,
-    mark: Marks = None,
+    marker: Markers = None,
     of: str = "count",
     note: str = "",
     kept: Sequence[int] | None = None,
@@ -53,7 +53,7 @@ def histogram(
     """Counts between `edges` (one more than counts, rising; the last may be infinite) as columns of equal width.
 
     unit: what the edges measure. of: what is counted. note: a sentence beneath.
-    kept: how many of each count were kept; the others stand on them in the colour of what was dropped.
+    kept: how many of each count were kept; the others stand on them in the color of what was dropped.
 
     Raises:
         ValueError: the edges do not rise, or are not one more than the counts.
@@ -67,12 +67,12 @@ def histogram(
     parts += _columns(edges, counts, kept, top)
     middle = 0.5 * width if _whole_numbers(edges) else 0.0
     places = [
-        (_LEFT + _place(edges, at) * width + middle, short(at))
+        (_LEFT + _column_position(edges, at) * width + middle, short(at))
         for at in _edge_ticks(edges)
         if at < edges[-1] or not middle
     ]
     parts.append(_x_axis(places, unit))
-    parts.append(_mark(mark, lambda at: _LEFT + _place(edges, at) * width))
+    parts.append(_draw_markers(marker, lambda at: _LEFT + _column_position(edges, at) * width))
     if not total:
         parts.append(_nothing())
     said = f"{title}: {total:,} counted"
@@ -85,11 +85,11 @@ def histogram(
     ]
     headings = (unit, of, *(("kept",) if kept is not None else ()), "share")
     legend = (("kept-fill", "kept"), ("dropped-fill", "dropped")) if kept is not None else ()
-    return figure(title, svg(_HEIGHT, said + _said_mark(mark), parts), headings, rows, note, legend)
+    return figure(title, svg(_HEIGHT, said + _said_markers(marker), parts), headings, rows, note, legend)
 
 
 def _columns(edges: Sequence[float], counts: Sequence[int], kept: Sequence[int] | None, top: float) -> Iterator[Markup]:
-    """A rectangle a count; with `kept`, that many at its foot in the colour of the kept."""
+    """A rectangle per count; with `kept`, that many at its foot in the color of the kept."""
     total, width = sum(counts), _PLOT_W / max(1, len(counts))
     for index, count in enumerate(counts):
         tip = f"{_between(edges[index], edges[index + 1])}: {count:,}"
@@ -110,7 +110,7 @@ def bars(
 ) -> Markup:
     """Counts by name as rows, in the order given.
 
-    tone: class of the bars' colour. total: what the shares are of; the rows' sum where it is None.
+    tone: class of the bars' color. total: what the shares are of; the rows' sum where it is None.
     """
     whole = sum(count for _, count in rows) if total is None else total
     most = max((count for _, count in rows), default=0) or 1
@@ -142,11 +142,11 @@ def curve(
     title: str,
     x_unit: str,
     y_unit: str,
-    mark: Marks = None,
+    marker: Markers = None,
 ) -> Markup:
-    """Lines over `xs`, one a series, from zero up; what is not finite is left out.
+    """Lines over `xs`, one per series, from zero up; what is not finite is left out.
 
-    mark: where on the x axis the value in force lies.
+    marker: where the current value is on the x axis.
 
     Raises:
         ValueError: a line has not one value for each x.
@@ -177,17 +177,17 @@ def curve(
                     number % _SERIES, _n(px), _n(py), tip
                 )
             )
-    parts.append(_mark(mark, across))  # above the lines: its words are read
+    parts.append(_draw_markers(marker, across))  # above the lines: its words are read
     if not values:
         parts.append(_nothing())
-    said = f"{title}: {len(series)} lines over {len(known)} values of {x_unit}" + _said_mark(mark)
+    said = f"{title}: {len(series)} lines over {len(known)} values of {x_unit}" + _said_markers(marker)
     rows = [(_exact(x), *(_exact(line[i]) for line in series.values())) for i, x in enumerate(xs)]
     legend = [(f"f{number % _SERIES}", name) for number, name in enumerate(series)]
     return figure(title, svg(_HEIGHT, said, parts), (x_unit, *series), rows, legend=legend)
 
 
 def svg(height: float, said: str, parts: Sequence[Markup], width: int = WIDTH) -> Markup:
-    """A picture that a screen reader says as one sentence."""
+    """A drawing that a screen reader reads as one sentence."""
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         width, _n(height), plain(said), Markup("").join(parts)
     )
@@ -195,13 +195,13 @@ def svg(height: float, said: str, parts: Sequence[Markup], width: int = WIDTH) -
 
 def figure(
     title: str,
-    picture: Markup,
+    drawing: Markup,
     headings: Sequence[str],
     rows: Sequence[Sequence[str]],
     note: str = "",
     legend: Sequence[tuple[str, str]] = (),
 ) -> Markup:
-    """A chart with its title, its key and its numbers. legend: class of the colour, and what it stands for."""
+    """A chart with its title, its key and its numbers. legend: class of the color, and what it stands for."""
     key = Markup("").join(
         Markup(
             '<li><svg class="swatch" viewBox="0 0 12 12" aria-hidden="true"><rect class="{}" width="12" height="12" '
@@ -211,7 +211,7 @@ def figure(
     )
     return Markup('<figure class="chart"><figcaption>{}</figcaption>{}{}{}{}</figure>').format(
         plain(title),
-        picture,
+        drawing,
         Markup('<ul class="legend">{}</ul>').format(key) if legend else "",
         Markup('<p class="soft">{}</p>').format(plain(note)) if note else "",
         numbers(headings, rows, title),
@@ -254,7 +254,7 @@ def _y_axis(bottom: float, top: float, unit: str, *, whole: bool = False) -> Mar
 
 
 def _fits(x: float, text: str) -> bool:
-    """Whether a text with its middle at `x` ends within the picture."""
+    """Whether a text with its middle at `x` ends within the drawing."""
     return x + _GLYPH * len(text) / 2 <= WIDTH
 
 
@@ -283,9 +283,9 @@ def _x_axis(places: Sequence[tuple[float, str]], unit: str) -> Markup:
     return Markup("").join(parts)
 
 
-def _mark(mark: Marks, across: Callable[[float], float]) -> Markup:
+def _draw_markers(marker: Markers, across: Callable[[float], float]) -> Markup:
     drawn = []
-    for found in _as_marks(mark):
+    for found in _as_markers(marker):
         x = across(found.at)
         left = x > _LEFT + _PLOT_W * 0.6
         drawn.append(
@@ -294,32 +294,32 @@ def _mark(mark: Marks, across: Callable[[float], float]) -> Markup:
                 '<text class="mark" x="{}" y="{}" text-anchor="{}">{}</text>'
             ).format(
                 *(_n(x), _n(x), _TOP - 6, _TOP + _PLOT_H, _n(x - 5 if left else x + 5), _TOP + 4),
-                *("end" if left else "start", cut(_mark_text(found), 40)),
+                *("end" if left else "start", cut(_marker_text(found), 40)),
             )
         )
     return Markup("").join(drawn)
 
 
-def _as_marks(mark: Marks) -> Sequence[Mark]:
-    if mark is None or isinstance(mark, Mark):
-        return () if mark is None else (mark,)
-    return (Mark("now", float(mark)),) if isinstance(mark, int | float) else mark
+def _as_markers(marker: Markers) -> Sequence[Marker]:
+    if marker is None or isinstance(marker, Marker):
+        return () if marker is None else (marker,)
+    return (Marker("now", float(marker)),) if isinstance(marker, int | float) else marker
 
 
-def _mark_text(mark: Mark) -> str:
-    return f"{mark.label} {_exact(mark.at)}"
+def _marker_text(marker: Marker) -> str:
+    return f"{marker.label} {_exact(marker.at)}"
 
 
-def _said_mark(mark: Marks) -> str:
-    return "".join(f"; line at {_mark_text(found)}" for found in _as_marks(mark))
+def _said_markers(marker: Markers) -> str:
+    return "".join(f"; line at {_marker_text(found)}" for found in _as_markers(marker))
 
 
 def _nothing(y: float = _TOP + _PLOT_H / 2) -> Markup:
     return Markup('<text x="{}" y="{}" text-anchor="middle">nothing counted</text>').format(WIDTH / 2, _n(y))
 
 
-def _place(edges: Sequence[float], value: float) -> float:
-    """Where a value lies among the columns, in columns from the left."""
+def _column_position(edges: Sequence[float], value: float) -> float:
+    """Position of a value among the columns, in columns from the left."""
     if value <= edges[0]:
         return 0.0
     for index, (low, high) in enumerate(pairwise(edges)):
@@ -358,3 +358,73 @@ def _exact(value: float) -> str:
 def _n(value: float) -> str:
     """A coordinate: two digits after the point at most."""
     return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+_SHARE_ROW: Final = 60
+_INDENT: Final = 18
+
+
+def shares(rows: Sequence[ShareRow], *, title: str) -> Markup:
+    """Three bars per source: actual, and below it target and recipe."""
+    parts = [_share_bars(row, 4 + index * _SHARE_ROW) for index, row in enumerate(rows)]
+    said = f"{title}: " + "; ".join(f"{row.name} {_said_shares(row)}" for row in rows)
+    table = [(row.name, row.unit, *row.percents()) for row in rows]
+    return figure(
+        title,
+        svg(max(30, 6 + _SHARE_ROW * len(rows)), said, parts),
+        SHARE_HEADINGS,
+        table,
+        note=SHARE_NOTE,
+        legend=[("f0", "actual"), ("f7", "target"), ("f5", "recipe")],
+    )
+
+
+def _share_bars(row: ShareRow, y: int) -> Markup:
+    x = row.depth * _INDENT
+    wide = WIDTH - x
+    bars = [("f0", 33, 9, row.actual), ("f7", 44, 4, row.target), ("f5", 49, 4, row.recipe or 0.0)]
+    return Markup(
+        '<g><title>{}</title><text x="{}" y="{}"><tspan class="strong">{}</tspan> of the {}</text>'
+        '<text class="soft" x="{}" y="{}">{}</text><rect class="groove" x="{}" y="{}" width="{}" height="20" rx="3"/>{}</g>'
+    ).format(
+        plain(f"{row.name}, of the {row.unit}: {_said_shares(row, 2)}"),
+        *(x, y + 12, cut(row.name, 34), plain(row.unit), x, y + 27, _said_shares(row), x, y + 33, wide),
+        Markup("").join(
+            Markup('<rect class="{}" x="{}" y="{}" width="{}" height="{}" rx="2"/>').format(
+                tone, x, y + top, round(wide * min(1.0, share), 2), height
+            )
+            for tone, top, height, share in bars
+        ),
+    )
+
+
+def _said_shares(row: ShareRow, digits: int = 1) -> str:
+    recipe, target, actual = row.percents(digits)
+    return f"actual {actual}, target {target}" + f", recipe {recipe}" * bool(recipe)
+
+
+def ticks(low: float, high: float, about: int = 5, *, whole: bool = False) -> list[float]:
+    """Round numbers from `low` to `high`, both included where they are round: steps of 1, 2 or 5 times a power of ten.
+
+    whole: whole numbers only.
+    """
+    span = high - low
+    if not math.isfinite(span) or span <= 0:
+        return [low]
+    step = _step(span, about, whole)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def above(value: float, about: int = 5, *, whole: bool = False) -> float:
+    """The first round number that is not below `value`: where an axis from zero ends."""
+    if value <= 0:
+        return 1.0
+    step = _step(value, about, whole)
+    return math.ceil(value / step - 1e-9) * step
+
+
+def _step(span: float, about: int, whole: bool) -> float:
+    step = 10.0 ** math.floor(math.log10(span / about))
+    step *= next(factor for factor in (1, 2, 5, 10, 20) if span / (step * factor) <= about)
+    return max(1.0, step) if whole else step

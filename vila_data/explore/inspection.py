@@ -1,4 +1,4 @@
-"""`inspect` and `check`: what lies at a path, and whether it is whole."""
+"""`inspect` and `check`: what is at a path, and whether it is intact."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from vila_data.core.errors import DataError, UsageError
-from vila_data.core.layout import EXPORT_JSON, RUN_FOLDERS
+from vila_data.core.layout import EXPORT_JSON, RUN_DIRECTORIES
 from vila_data.core.receipts import read_receipt
 from vila_data.core.samples import SampleContent, decode_foreign
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import TarFault, sample_key, walk_foreign
 from vila_data.encode.check import check_tokens
 from vila_data.export.format import RECEIPTS
-from vila_data.runs.forecast import forecast
+from vila_data.runs.plan_summary import summarize_plan
 from vila_data.runs.run import Kind, Run, kind_of, open_run
-from vila_data.runs.stages import stages_of
 from vila_data.shard.check import check_set, check_tar
 from vila_data.shard.manifest import parse_manifest
 
@@ -27,13 +26,13 @@ _TEXT_SHOWN: Final = 60
 
 
 def inspect(path: str | os.PathLike[str]) -> tuple[Kind, dict[str, Any]]:
-    """What lies at `path`, as a kind and JSON values."""
+    """What is at `path`, as a kind and JSON values."""
     text = os.fspath(path)
     if _is_export(text):
         return "export", _inspect_export(Store(text))
     kind = kind_of(text)
     if kind == "recipe":
-        return kind, forecast(text, None)
+        return kind, summarize_plan(text, None)
     if kind == "run":
         return kind, _inspect_run(open_run(text))
     if kind == "set":
@@ -52,7 +51,7 @@ def check(path: str | os.PathLike[str]) -> Iterator[str]:
         return
     kind = kind_of(text)
     if kind == "recipe":
-        raise UsageError(f"{text}: is a recipe; check reads runs, shard sets and shards (plan reads recipes)")
+        raise UsageError(f"{text}: is a recipe; check works on runs, shard sets and shards. Use plan for recipes.")
     if kind == "shard":
         folder, name = os.path.split(text)
         yield from check_tar(Store(folder or "."), name)
@@ -75,7 +74,7 @@ def _inspect_run(run: Run) -> dict[str, Any]:
         "seconds": {},
         "committed": {
             stage.name: sum(len(run.committed(stage.kept_as or stage.name, corpus)) for corpus in run.recipe.corpora)
-            for stage in stages_of(run.recipe, "").parts
+            for stage in run.stages.parts
         },
     }
 
@@ -118,7 +117,7 @@ def _words(sample: SampleContent) -> dict[str, str]:
 
 def _check_run(run: Run) -> Iterator[str]:
     store = run.store
-    files = [path for path in store.files("") if path.split("/", 1)[0] in RUN_FOLDERS]
+    files = [path for path in store.files("") if path.split("/", 1)[0] in RUN_DIRECTORIES]
     for path in files:
         if path.endswith(".json") and (path.split("/")[-1].startswith("part-") or "/.receipts/" in path):
             yield from _check_receipt(store, path)
@@ -159,7 +158,7 @@ def _inspect_export(store: Store) -> dict[str, Any]:
 def _check_export(store: Store) -> Iterator[str]:
     """Every file of every receipt by its sha256; lines that parts left for a finished set's own files are gone."""
     if not _inspect_export(store)["finished"]:
-        yield f"{store.location(EXPORT_JSON)}: the export is not finished: run it again"
+        yield f"{store.location(EXPORT_JSON)}: the export is not finished; rerun it"
         return
     for path in store.files(RECEIPTS):
         receipt = read_receipt(store, path)
@@ -170,8 +169,8 @@ def _check_export(store: Store) -> Iterator[str]:
             if not output.startswith(RECEIPTS + "/"):
                 size = store.size(output)
                 if size is None or size != facts["bytes"] or store.sha256(output) != facts["sha256"]:
-                    state = "missing" if size is None else "bytes are not its receipt's"
-                    yield f"{store.location(output)}: {state}; delete it and run the export again"
+                    state = "missing" if size is None else "does not match its receipt"
+                    yield f"{store.location(output)}: {state}; delete it and rerun the export"
 
 
 def _check_receipt(store: Store, path: str) -> Iterator[str]:
@@ -182,8 +181,8 @@ def _check_receipt(store: Store, path: str) -> Iterator[str]:
     for output, facts in receipt.outputs.items():
         size = store.size(output)
         if size is None:
-            yield f"{store.location(output)}: missing; {Path(path).name} says it is there"
+            yield f"{store.location(output)}: missing, but listed in {Path(path).name}"
         elif size != facts["bytes"]:
             yield f"{store.location(output)}: {size} bytes; its receipt says {facts['bytes']}"
         elif not output.startswith("shards/") and store.sha256(output) != facts["sha256"]:
-            yield f"{store.location(output)}: sha256 is not its receipt's: bytes have changed; delete it and run the recipe again"
+            yield f"{store.location(output)}: sha256 does not match its receipt, so its bytes have changed; delete it and rerun the recipe"

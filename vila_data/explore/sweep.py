@@ -1,178 +1,255 @@
-"""The page of a sweep: curves of what is kept, the value in force, and what lies at each cut."""
+"""A sweep: what a run would keep at each of many values of one key, the columns read once."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from decimal import Decimal
 from typing import Any, Final
 
-from markupsafe import Markup
+from vila_data.core.errors import UsageError
+from vila_data.explore.preview.build import check_target
+from vila_data.explore.sweep_page import cuts_to_show, examples_of, examples_per_side, write_sweep
+from vila_data.explore.whatif import CorpusFates, FilteredRun, check_key
+from vila_data.filter.config import Rules
+from vila_data.filter.rules import UNKNOWN
+from vila_data.filter.whatif import Tally, tally
+from vila_data.filter.whatif_cuts import Measure, NearestToCuts, measure_of
+from vila_data.recipe.recipe import Recipe
+from vila_data.recipe.yaml_lines import ValueWithLines
+from vila_data.runs.progress import NoProgress, Progress
+from vila_data.runs.run import Run
 
-from vila_data.core.readable import share
-from vila_data.core.store import Store
-from vila_data.explore.charts import Mark, curve
-from vila_data.explore.page import page
-from vila_data.explore.thumbnail import Thumbnail
-from vila_data.explore.whatif_table import moving, show_value
-
-_UNITS: Final = ("images", "records")
-
-
-@dataclass(frozen=True)
-class Example:
-    """An image or a record near a cut. image_index: None for a record; value: what the rule compares, for people."""
-
-    record_id: str
-    image_index: int | None
-    value: str
-    words: str
-    pictures: tuple[Thumbnail, ...]
+_MOST: Final = 1000
+"""Values of a sweep."""
 
 
 @dataclass(frozen=True)
-class CutExamples:
-    """What lies at one cut in one corpus, the nearest first. place: of the value in the sweep."""
+class CorpusSweep:
+    """A corpus at each value of the sweep. Keys of the mappings: images, records.
 
-    place: int
+    entered: what the filter is asked about; in_force: what it keeps at the value in force; kept, unknown: a count per
+    value; unscored: images that a run with that value would score first.
+    """
+
+    entered: dict[str, int]
+    in_force: dict[str, int]
+    kept: dict[str, list[int]]
+    unknown: dict[str, list[int]]
+    unscored: list[int]
+
+
+@dataclass(frozen=True)
+class SetSweep:
+    """A shard set at each value: what it surely holds."""
+
     corpus: str
-    dropped: tuple[Example, ...]
-    kept: tuple[Example, ...]
+    view: str
+    samples: list[int]
+    images: list[int]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One corpus at one value, as shown. change: kept images and records, less those at the value in force."""
+class SweepAnswer:
+    """What a sweep found. asked: settings beside it; in_force: the key's value with those, null: none.
 
-    corpus: str
-    kept: dict[str, int]
-    share: dict[str, str]
-    change: dict[str, str]
-    unknown: dict[str, int]
-    unscored: int
+    untouched: corpora for which this key changes nothing, since per_corpus sets their own or it does not hold for them.
+    """
 
+    run: str
+    key: str
+    asked: tuple[str, ...]
+    in_force: Any
+    values: list[Any]
+    corpora: dict[str, CorpusSweep]
+    untouched: list[str]
+    sets: dict[str, SetSweep]
+    page: str | None = None
 
-@dataclass(frozen=True)
-class Cut:
-    """One value of the sweep with all that is shown of it. sets: (name, samples, images)."""
-
-    place: int
-    value: str
-    in_force: bool
-    rows: tuple[Row, ...]
-    sets: tuple[tuple[str, int, int], ...]
-    examples: tuple[CutExamples, ...]
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
 
 
-def write_sweep(out: str, value: Mapping[str, Any], examples: Sequence[CutExamples]) -> None:
-    """Write the page to a file or URL, atomically."""
-    folder, name = os.path.split(out)
-    Store(folder or ".").commit_bytes(sweep_page(value, examples).encode(), name)
+@dataclass
+class _Plan:
+    """The settings of a corpus: the run's own, with the settings beside the sweep, then one a value."""
+
+    corpus: CorpusFates
+    rules: list[Rules]
+    nearest: NearestToCuts | None = field(default=None)
 
 
-def sweep_page(value: Mapping[str, Any], examples: Sequence[CutExamples]) -> str:
-    """The HTML of a sweep. value: its JSON (workflow.whatif.sweep.SweepAnswer)."""
-    shown, flat = moving(value)
-    value = {**value, "corpora": shown}
-    examples = [one for one in examples if one.corpus in shown]
-    return page(
-        "sweep.html",
-        title=f"What if {value['key'].rsplit('.', 1)[1]} were another?",
-        scripts=["sweep.js"],
-        styles=["charts.css", "sweep.css"],
-        run=value["run"].rstrip("/").rsplit("/", 1)[-1],
-        key=value["key"],
-        asked=value["asked"],
-        untouched=value["untouched"],
-        flat=flat,
-        in_force=show_value(value["in_force"]),
-        several=len(value["corpora"]) > 1,
-        charts=_charts(value),
-        cuts=_cuts(value, examples),
-        start=_start(value, examples),
-        with_examples=bool(examples),
-        unscored={
-            name: max(corpus["unscored"]) for name, corpus in value["corpora"].items() if any(corpus["unscored"])
-        },
-    )
+def sweep(
+    run: str | os.PathLike[str] | Run,
+    text: str,
+    settings: Sequence[str] = (),
+    *,
+    out: str | None = None,
+    watch: Progress | None = None,
+) -> SweepAnswer:
+    """What a run would keep at each value of ``key=START:STOP:STEP`` (or ``key=a,b,c``).
 
+    Args:
+        run: a filtered run.
+        text: the key, one of `filter`, and its values; STOP is one of them where a step ends there.
+        settings: ``filter.…=value`` beside it.
+        out: write a page there, with curves and examples at each cut.
+        watch: receives progress.
 
-def _charts(value: Mapping[str, Any]) -> list[tuple[str, list[Markup]]]:
-    """(share or count, [images, records]); none where the values are no numbers."""
-    values = value["values"]
-    if len(values) < 2 or not all(_is_number(one) for one in values):
-        return []
-    key = value["key"].rsplit(".", 1)[1]
-    mark = Mark("in force", value["in_force"]) if _is_number(value["in_force"]) else None
-    if mark is not None and not min(values) <= mark.at <= max(values):
-        mark = None
-    found = []
-    for kind in ("share", "count"):
-        charts = []
-        for unit in _UNITS:
-            title = f"{unit.capitalize()} kept"
-            y_unit = f"% of {unit}" if kind == "share" else unit
-            charts.append(curve(values, _lines(value, unit, kind), title=title, x_unit=key, y_unit=y_unit, mark=mark))
-        found.append((kind, charts))
-    return found
-
-
-def _lines(value: Mapping[str, Any], unit: str, kind: str) -> dict[str, list[float]]:
-    lines = {}
-    for name, corpus in value["corpora"].items():
-        scale = 100 / max(1, corpus["entered"][unit]) if kind == "share" else 1
-        lines[name] = [round(count * scale, 3) for count in corpus["kept"][unit]]
-        unknown = corpus["unknown"][unit]
-        if any(unknown):
-            most = zip(corpus["kept"][unit], unknown, strict=True)
-            lines[f"{name}, if all unknown pass"] = [round((kept + more) * scale, 3) for kept, more in most]
-    return lines
-
-
-def _cuts(value: Mapping[str, Any], examples: Sequence[CutExamples]) -> list[Cut]:
-    by_place: dict[int, list[CutExamples]] = {}
-    for one in examples:
-        by_place.setdefault(one.place, []).append(one)
-    return [
-        Cut(
-            place,
-            show_value(step),
-            step == value["in_force"],
-            tuple(_row(name, corpus, place) for name, corpus in value["corpora"].items()),
-            tuple(
-                (name, found["samples"][place], found["images"][place])
-                for name, found in value["sets"].items()
-                if found["corpus"] in value["corpora"]
-            ),
-            tuple(by_place.get(place, ())),
+    Raises:
+        UsageError: the sweep is written wrongly, changes nothing, or as `whatif`; no folder for the page.
+        DataError: as `whatif`.
+    """
+    watch = watch or NoProgress()
+    key, texts = parse_sweep(text)
+    if out is not None:
+        check_target(out)
+    found = FilteredRun(run)
+    base = found.recipe_with(settings)
+    steps = [found.recipe_with([*settings, f"{key}={one}"]) for one in texts]
+    in_force = found.current_value(key, settings)
+    values = [ValueWithLines(key, one).value for one in texts]
+    measure = measure_of(key) if out is not None else None
+    shown = cuts_to_show(values, in_force, len(found.recipe.corpora)) if measure is not None else []
+    plans = _plans(found, base, steps)
+    if not plans:
+        raise UsageError(
+            f"--sweep {key}: this changes nothing for {found.store.url}: {_why_nothing(found, base, steps, key)}"
         )
-        for place, step in enumerate(value["values"])
+    corpora: dict[str, CorpusSweep] = {}
+    for plan in plans:
+        if measure is not None:
+            rules = measure.without(plan.rules[1])
+            cuts = [values[place] for place in shown]
+            plan.nearest = NearestToCuts(
+                measure, rules, len(plan.rules), cuts, examples_per_side(len(cuts), len(plans))
+            )
+        corpora[plan.corpus.name] = _sweep_corpus(found, plan, measure, watch)
+    untouched = [name for name in found.recipe.corpora if name not in corpora]
+    sets = _sets(base, corpora)
+    answer = SweepAnswer(found.store.url, key, tuple(settings), in_force, values, corpora, untouched, sets, out)
+    if out is not None:
+        nearest = {plan.corpus.name: plan.nearest for plan in plans if plan.nearest is not None}
+        write_sweep(out, answer.as_dict(), examples_of(found.run, key, nearest, shown, watch))
+    return answer
+
+
+def parse_sweep(text: str) -> tuple[str, list[str]]:
+    """The key, and its values as YAML; ``START:STOP:STEP`` is stepped through exactly, in decimals.
+
+    Raises:
+        UsageError: it is written otherwise, has a key of another section, no value, or too many.
+    """
+    key, equals, right = text.partition("=")
+    if not equals or not right:
+        raise UsageError(f"--sweep {text}: write filter.images.min_similarity=START:STOP:STEP, or =a,b,c")
+    check_key(text)
+    values = [one.strip() for one in _entries(right)]
+    if "" in values:
+        raise UsageError(f"--sweep {text}: a value is empty (write null for none)")
+    if ":" in right and not {"[", "{"} & set(right):
+        values = _steps(text, right.split(":"))
+    if len(values) > _MOST:
+        raise UsageError(f"--sweep {text}: {len(values):,} values, the limit is {_MOST:,}; use a larger STEP")
+    return key, values
+
+
+def _entries(text: str) -> list[str]:
+    """The text cut at its commas, but for those inside of brackets."""
+    entries, depth = [""], 0
+    for char in text:
+        depth += (char in "[{") - (char in "]}")
+        if char == "," and depth <= 0:
+            entries.append("")
+        else:
+            entries[-1] += char
+    return entries
+
+
+def _steps(text: str, numbers: list[str]) -> list[str]:
+    try:
+        start, stop, step = (Decimal(number.strip()) for number in numbers)
+        if not all(number.is_finite() for number in (start, stop, step)) or step <= 0 or stop < start:
+            raise UsageError(f"--sweep {text}: needs START <= STOP and a STEP above 0")
+        count = int((stop - start) / step) + 1
+    except (ArithmeticError, ValueError):
+        raise UsageError(f"--sweep {text}: START:STOP:STEP are three numbers, e.g. 0.1:0.4:0.02") from None
+    return [format(start + step * number, "f") for number in range(min(count, _MOST + 1))]
+
+
+def _plans(found: FilteredRun, base: Recipe, steps: Sequence[Recipe]) -> list[_Plan]:
+    """The corpora for which the values make a difference."""
+    names = {
+        name
+        for name in found.recipe.corpora
+        if len({base.rules_for(name), *(step.rules_for(name) for step in steps)}) > 1
+    }
+    return [
+        _Plan(
+            corpus,
+            [found.recipe.rules_for(corpus.name), base.rules_for(corpus.name)]
+            + [step.rules_for(corpus.name) for step in steps],
+        )
+        for corpus in found.corpora()
+        if corpus.name in names
     ]
 
 
-def _row(name: str, corpus: Mapping[str, Any], place: int) -> Row:
-    kept = {unit: corpus["kept"][unit][place] for unit in _UNITS}
-    entered, before = corpus["entered"], corpus["in_force"]
-    return Row(
-        name,
-        kept,
-        {unit: share(kept[unit], entered[unit]) for unit in _UNITS},
-        {unit: f"{kept[unit] - before[unit]:+,}" if kept[unit] != before[unit] else "same" for unit in _UNITS},
-        {unit: corpus["unknown"][unit][place] for unit in _UNITS},
-        corpus["unscored"][place],
+def _why_nothing(found: FilteredRun, base: Recipe, steps: Sequence[Recipe], key: str) -> str:
+    """Why no corpus is kept otherwise at any value, and what to ask instead."""
+    section, _, name = key.removeprefix("filter.").rpartition(".")
+    rule = key.removeprefix("filter.")
+    if key.startswith("filter.per_corpus.") or all(step.filter == base.filter for step in steps):
+        value = "value is" if len(steps) == 1 else "values are all"
+        return f"its {value} already set; try others"
+    reasons = []
+    for corpus in found.corpora():
+        own = base.filter.per_corpus.get(corpus.name)
+        if own is not None and name in getattr(own, section or "none", own).model_fields_set:
+            reasons.append(f"{corpus.name}: per_corpus overrides it; sweep filter.per_corpus.{corpus.name}.{rule}")
+        elif not sum(corpus.funnel["filter"].get("images", {}).values()):
+            reasons.append(f"{corpus.name}: has no images")
+        else:
+            reasons.append(
+                f"{corpus.name}: contains conversations; the rule applies to them only as filter.per_corpus.{corpus.name}.{rule}"
+            )
+    return "; ".join(reasons)
+
+
+def _sweep_corpus(found: FilteredRun, plan: _Plan, measure: Measure | None, watch: Progress) -> CorpusSweep:
+    corpus, name = plan.corpus, f"columns {plan.corpus.name}"
+    watch.stage(name, len(corpus.scope.parts), 0)
+    counts = tally(
+        found.store,
+        corpus.scope,
+        plan.rules + ([measure.without(plan.rules[1])] if measure is not None else []),
+        watchers=[plan.nearest] if plan.nearest is not None else [],
+        progress=lambda images: watch.advance(name, images),
+    )
+    corpus.check(counts[0], found.store.url)
+    base, steps = counts[1], counts[2 : len(plan.rules)]
+    entered = {unit: sum(corpus.funnel["filter"].get(unit, {}).values()) for unit in ("images", "records")}
+    return CorpusSweep(
+        entered,
+        {"images": base.images["kept"], "records": base.records["kept"]},
+        {"images": [one.images["kept"] for one in steps], "records": [one.records["kept"] for one in steps]},
+        {unit: [_unknown(one, unit) for one in steps] for unit in ("images", "records")},
+        [one.unscored for one in steps],
     )
 
 
-def _start(value: Mapping[str, Any], examples: Sequence[CutExamples]) -> int:
-    """The value that is shown first: the one in force, else the nearest to it, else the middle one."""
-    values, in_force = value["values"], value["in_force"]
-    if in_force in values:
-        return int(values.index(in_force))
-    places = sorted({one.place for one in examples}) or list(range(len(values)))
-    if _is_number(in_force) and all(_is_number(values[place]) for place in places):
-        return min(places, key=lambda place: abs(values[place] - in_force))
-    return places[len(places) // 2]
+def _unknown(counts: Tally, unit: str) -> int:
+    found: int = getattr(counts, unit).get(UNKNOWN, 0)
+    return found
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _sets(recipe: Recipe, corpora: dict[str, CorpusSweep]) -> dict[str, SetSweep]:
+    result = {}
+    for name, config in recipe.shards.items():
+        kept = corpora[config.corpus].kept if config.corpus in corpora else None
+        if kept is not None:
+            samples = kept["images"] if config.view == "pairs" else kept["records"]
+            result[name] = SetSweep(config.corpus, config.view, samples, kept["images"])
+    return result

@@ -19,7 +19,7 @@ from vila_data.core.tarcodec import BLOCK
 from vila_data.export.content import Content
 from vila_data.export.format import Part, Tally, Whole, cut_as_shards, tar_file
 from vila_data.shard.config import View
-from vila_data.shard.energon import metadata_files, tar_index
+from vila_data.shard.manifest import metadata_files, tar_index
 
 _TABLES: Final = (
     "CREATE TABLE samples (tar_file_id INTEGER NOT NULL, sample_key TEXT NOT NULL UNIQUE, "

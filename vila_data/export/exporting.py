@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from vila_data.core.errors import DataError, UsageError
-from vila_data.core.layout import EXPORT_JSON, RUN_FOLDERS
+from vila_data.core.layout import EXPORT_JSON, RUN_DIRECTORIES
 from vila_data.core.receipts import committing, fingerprint
 from vila_data.core.store import Store
 from vila_data.export.energon import Energon
@@ -19,7 +19,7 @@ from vila_data.export.format import RECEIPTS
 from vila_data.export.formats import formats_for, open_format, views_of
 from vila_data.export.frame import SetExport
 from vila_data.export.metadataset import NotExpressible, SetTotals, metadataset_yaml, sample_blend
-from vila_data.runs.progress import Silence, Watch
+from vila_data.runs.progress import NoProgress, Progress
 from vila_data.runs.run import Run, kind_of, open_run
 from vila_data.shard.manifest import parse_manifest
 
@@ -94,7 +94,7 @@ def export(
     *,
     only: Sequence[str] = (),
     shards: int | None = None,
-    watch: Watch | None = None,
+    watch: Progress | None = None,
 ) -> ExportReport:
     """Write a shard set, or those of a run that the format takes, below `out`; the same call resumes.
 
@@ -110,7 +110,7 @@ def export(
             export is writing there.
         DataError: a shard is not what its manifest says.
     """
-    watch = watch or Silence()
+    watch = watch or NoProgress()
     store = Store(os.fspath(out))
     chosen = _choose(os.fspath(path), to, store, only, shards)
     request = {
@@ -135,11 +135,11 @@ def export(
 def _choose(path: str, to: str, out: Store, only: Sequence[str], shards: int | None) -> _Chosen:
     views_of(to)
     if shards is not None and shards < 1:
-        raise UsageError(f"--shards {shards}: at least 1")
+        raise UsageError(f"--shards must be at least 1, found {shards}")
     kind = kind_of(path)
     if kind == "set":
         if only:
-            raise UsageError(f"{path}: is a shard set; --only chooses among the sets of a run")
+            raise UsageError(f"{path}: is a single shard set; --only selects sets of a run")
         _refuse_inside(out, Store(path), "")
         one = _open(Store(path), to, out, shards)
         if isinstance(one, str):
@@ -152,7 +152,7 @@ def _choose(path: str, to: str, out: Store, only: Sequence[str], shards: int | N
 
 def _choose_of_run(path: str, to: str, out: Store, only: Sequence[str], shards: int | None) -> _Chosen:
     run = open_run(path)
-    for folder in RUN_FOLDERS:
+    for folder in RUN_DIRECTORIES:
         _refuse_inside(out, run.store, folder)
     names = list(run.recipe.shards)
     for name in only:
@@ -180,7 +180,9 @@ def _choose_of_run(path: str, to: str, out: Store, only: Sequence[str], shards: 
 def _refuse_inside(out: Store, source: Store, folder: str) -> None:
     """Raise where the export would lie among the files that it is made of."""
     if f"{out.url}/".startswith(f"{source.location(folder)}/"):
-        raise UsageError(f"{out.url}: lies in {source.location(folder)}, which is the run's own: choose another --out")
+        raise UsageError(
+            f"{out.url}: is inside {source.location(folder)}, which belongs to the run; choose another --out"
+        )
 
 
 def _open(source: Store, to: str, out: Store, shards: int | None) -> SetExport | str:
@@ -195,7 +197,7 @@ def _open(source: Store, to: str, out: Store, shards: int | None) -> SetExport |
     if made is None:
         fitting = ", ".join(formats_for(manifest.view))  # type: ignore[arg-type]
         takes = " and ".join(views_of(to))
-        return f"its view is {manifest.view}; {to} takes {takes}; formats for {manifest.view}: {fitting}"
+        return f"its view is {manifest.view}, but {to} supports {takes}; formats for {manifest.view}: {fitting}"
     return SetExport(source, manifest, hashlib.sha256(data).hexdigest(), out, made, shards)
 
 
@@ -263,7 +265,7 @@ def _remove_blend(out: Store) -> None:
         out.remove(path)
 
 
-def _export_set(one: SetExport, watch: Watch) -> SetReport:
+def _export_set(one: SetExport, watch: Progress) -> SetReport:
     name, parts = one.manifest.name, one.parts
     start, samples = time.monotonic(), 0
     receipt = one.finished()

@@ -164,7 +164,7 @@ def even_bounds(set_name: str, count: int, shards: int, step: int = 1) -> list[i
     if steps < shards and count:
         each = "" if step == 1 else f" in groups of {step}"
         raise UsageError(
-            f"--shards {shards}: the set {set_name} has {count} samples{each}, at most {steps} files of them can be made"
+            f"--shards {shards}: set {set_name} has {count} samples{each}, enough for at most {steps} files"
         )
     return [steps * index // shards * step for index in range(shards)] + [count] if count else [0]
 

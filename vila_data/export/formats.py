@@ -42,7 +42,7 @@ def views_of(name: str) -> tuple[View, ...]:
     """
     found = EXPORTERS.find(name)
     if found is None:
-        raise UsageError(f"--to {name}: no such format; there are {', '.join(EXPORTERS.names())}")
+        raise UsageError(f"--to {name}: unknown format; choose one of {', '.join(EXPORTERS.names())}")
     views: tuple[View, ...] = found.views
     return views
 

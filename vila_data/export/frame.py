@@ -85,7 +85,7 @@ class SetExport:
             if counted != part.stop - part.start:
                 raise DataError(
                     f"{self.source.url}: samples {part.start} to {part.stop}: {counted} of {part.stop - part.start} "
-                    "exported or left out: the shards are not what the manifest says; run check on the set"
+                    "exported or left out: the shards do not match the manifest; run check on the set"
                 )
             files.counts = tally.counts()
         assert files.receipt is not None

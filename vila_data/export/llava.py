@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from vila_data.core.receipts import Outputs
-from vila_data.core.records import IMAGE_MARK, canonical_json
+from vila_data.core.records import IMAGE_PLACEHOLDER, canonical_json
 from vila_data.export.content import Content
 from vila_data.export.format import Part, Tally, Whole, cut_as_shards
 from vila_data.shard.config import View
 
-_MARK_IN_WORDS = IMAGE_MARK.upper()
+_MARK_IN_WORDS = IMAGE_PLACEHOLDER.upper()
 
 
 class Llava:
@@ -67,9 +67,9 @@ class Llava:
     def _turns(self, content: Content, tally: Tally) -> list[dict[str, str]]:
         """The turns. `<image>` that is text becomes `<IMAGE>`, because readers take it for an image that is not there."""
         texts = content.texts
-        if (self._pairs or not content.pictures) and any(IMAGE_MARK in text for text in texts):
-            texts = tuple(text.replace(IMAGE_MARK, _MARK_IN_WORDS) for text in texts)
+        if (self._pairs or not content.pictures) and any(IMAGE_PLACEHOLDER in text for text in texts):
+            texts = tuple(text.replace(IMAGE_PLACEHOLDER, _MARK_IN_WORDS) for text in texts)
             tally.adapted["image_mark_in_caption" if self._pairs else "image_mark_in_text"] += 1
         if self._pairs:
-            return [{"from": "human", "value": IMAGE_MARK}, {"from": "gpt", "value": texts[0]}]
+            return [{"from": "human", "value": IMAGE_PLACEHOLDER}, {"from": "gpt", "value": texts[0]}]
         return [{"from": role, "value": text} for role, text in zip(content.roles, texts, strict=True)]

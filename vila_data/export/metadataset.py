@@ -50,7 +50,7 @@ def sample_blend(blend: InnerBlend, totals: Mapping[str, SetTotals]) -> SampleBl
         NotExpressible: a subset, weights that change, a set that is not exported or whose tokens are not counted.
     """
     shares = _shares(blend, totals)
-    counted = {blend.weight_counts, *(unit for unit in _inner_units(blend))}
+    counted = {blend.weight_unit, *(unit for unit in _inner_units(blend))}
     return SampleBlend(tuple(shares), tuple(sorted(counted)))
 
 
@@ -65,7 +65,7 @@ def metadataset_yaml(found: SampleBlend, totals: Mapping[str, SetTotals]) -> byt
         if means:
             head.append(f"#   {name}: {', '.join(means)} a sample")
     head.append(
-        "# Energon draws from each set without end: what the recipe says of repeat and at_exhaustion is not here."
+        "# Energon draws from each set without end: what the recipe says of repeat and on_exhaustion is not here."
     )
     value: dict[str, Any] = {
         "__module__": "megatron.energon",
@@ -77,7 +77,7 @@ def metadataset_yaml(found: SampleBlend, totals: Mapping[str, SetTotals]) -> byt
 
 def _shares(blend: InnerBlend, totals: Mapping[str, SetTotals]) -> list[tuple[str, float]]:
     """Each set's share of the samples of a blend."""
-    unit = blend.weight_counts
+    unit = blend.weight_unit
     found: list[tuple[str, float]] = []
     for source in blend.sources:
         if source.subset is not None:
@@ -107,5 +107,5 @@ def _inner_units(blend: InnerBlend) -> set[Unit]:
     units: set[Unit] = set()
     for source in blend.sources:
         if source.blend is not None:
-            units |= {source.blend.weight_counts} | _inner_units(source.blend)
+            units |= {source.blend.weight_unit} | _inner_units(source.blend)
     return units

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from vila_data.core.receipts import Outputs
-from vila_data.core.records import IMAGE_MARK, canonical_json
+from vila_data.core.records import IMAGE_PLACEHOLDER, canonical_json
 from vila_data.export.content import Content
 from vila_data.export.format import Part, Tally, Whole, cut_as_shards, tar_file
 from vila_data.export.mmc4_line import mmc4_document
@@ -53,6 +53,6 @@ class OpenFlamingo:
 
 def _spell_marks(texts: list[str]) -> bool:
     """Write each `<image>` as `<IMAGE>`, in place; whether there was one."""
-    found = any(IMAGE_MARK in text for text in texts)
-    texts[:] = [text.replace(IMAGE_MARK, IMAGE_MARK.upper()) for text in texts]
+    found = any(IMAGE_PLACEHOLDER in text for text in texts)
+    texts[:] = [text.replace(IMAGE_PLACEHOLDER, IMAGE_PLACEHOLDER.upper()) for text in texts]
     return found

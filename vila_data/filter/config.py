@@ -12,12 +12,12 @@ Condition = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1
 
 
 class ImageRules(StrictModel):
-    """Rules on one image; None switches a rule off.
+    """Rules for single images. None disables a rule.
 
-    min_side_px:      shorter side of the picture as served, in pixels.
+    min_side_px:      minimum shorter side of the original image, in pixels.
     aspect_ratio:     [lowest, highest] width / height, inclusive.
-    min_similarity:   CLIP cosine to its caption or sentence, inclusive.
-    exact_duplicates: `drop` keeps the first of equal pictures in the corpus's order,
+    min_similarity:   minimum CLIP cosine similarity to the caption or matched sentence (inclusive).
+    exact_duplicates: `drop` keeps the first of identical images in the corpus's order,
                       among those that pass the other rules.
     """
 
@@ -36,12 +36,12 @@ class ImageRules(StrictModel):
 class DocumentRules(StrictModel):
     """Rules on a document's images, after the rules on each image.
 
-    min_images:       kept images that a document needs.
-    max_images:       kept images that it may have.
-    on_missing_image: what an image that could not be downloaded means for its document
+    min_images:       minimum number of kept images per record.
+    max_images:       maximum number of kept images per record.
+    on_missing_image: what to do with a document when one of its images could not be downloaded
                       (VILA drops the document; MMC4 itself drops the image).
-    on_dropped_image: what an image that a rule dropped means for its document.
-    reassign:         match images to sentences afresh instead of as published.
+    on_dropped_image: what to do with a document when a rule dropped one of its images.
+    reassign:         recompute the image-sentence assignment instead of using the published one.
     """
 
     min_images: Annotated[int, Field(ge=0)] = 1

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from vila_data.core.errors import DataError
 from vila_data.core.layout import Part
 from vila_data.core.receipts import Receipt, committing
-from vila_data.core.schemas import FATES
 from vila_data.core.scores import PartTables, Scores
 from vila_data.core.store import Store
-from vila_data.core.tables import read_parquet
+from vila_data.core.tables import FATES, read_parquet
 from vila_data.filter import duplicates
 from vila_data.filter.config import Rules
 from vila_data.filter.rules import (
@@ -29,7 +28,7 @@ from vila_data.filter.rules import (
     columns_read,
     count_fates,
     image_names,
-    image_outcomes,
+    outcomes,
     parse_rules,
     read_columns,
     record_names,
@@ -65,7 +64,7 @@ def rows_worth_scoring(store: Store, part: Part, rules: Rules, scores: Scores, s
 def part_digests(store: Store, part: Part, rules: Rules, scores: Scores) -> NDArray[np.void]:
     """Digests of the part's images that pass every rule but the duplicates'."""
     tables = _read(store, part, rules, scores, scorers_read(rules, scores))
-    return duplicates.digests(tables.images.column("sha256"), image_outcomes(tables.columns, rules, scores) == KEPT)
+    return duplicates.digests(tables.images.column("sha256"), outcomes(tables.columns, rules, scores)[0] == KEPT)
 
 
 def filter_part(
@@ -81,10 +80,10 @@ def filter_part(
     """
     tables = _read(store, part, rules, scores, scorers_read(rules, scores))
     nulls: dict[str, int] = {}
-    images = image_outcomes(tables.columns, rules, scores, nulls=nulls)
+    images, records = outcomes(tables.columns, rules, scores, nulls=nulls)
     if copies is not None and rules.images.exact_duplicates == "drop":
         images[np.flatnonzero(images == KEPT)[copies]] = OUTCOMES.index("exact_duplicate")
-    records = settle(tables.columns, images, rules, scores, nulls)
+    settle(tables.columns, images, records, rules, last=True)
     with committing(store, part.receipt("filter"), inputs) as outputs:
         table = _fates(tables, images, records, rules)
         pq.write_table(table, outputs.path(part.fates_table()), compression="zstd")

@@ -2,7 +2,8 @@
 
 An image's outcome is an index into `image_names`, a record's into `record_names`; rules are tried in order, and
 the first that fails names the reason. The order is that in which their columns become known (`core.scores.Scores.rank`),
-so that what a rule drops need not be measured further.
+so that what a rule drops need not be measured further. Before columns that a scorer measures are read, the records that
+are lost already are dropped: no value decides about an image or record that a new run would not have scored.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from vila_data.core.expression import Condition, parse
 from vila_data.core.scores import PartTables, Scores, Unit, Values
 from vila_data.filter.config import Rules
 from vila_data.filter.named import NamedCondition, named_condition
+
+FATES_VERSION: Final = 2
+"""Raised when the same rules give other fates on the same columns."""
 
 KEPT = 0
 FAILED = 1
@@ -177,12 +181,12 @@ def read_columns(tables: PartTables, rules: Rules, scores: Scores, names: Sequen
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one rule says of a part's images.
+    """What one rule says of a part's images, or of its records where `unit` is "record".
 
-    drops:   bool[n] whom it drops if nothing before it did, and code: as what.
+    drops:   bool[n] or [m] which it drops if nothing before it did, and code: as what.
     rank:    when its columns are known; scorers: which measure them, joint: as of a Rule.
-    hangs:   bool[n] where a score that is not there decides; None: wherever one is not there.
-    rule:    the one of `filter.rules` that it is, if it is one.
+    hangs:   bool[n] or [m] where a score that is not there decides; None: wherever one is not there.
+    text:    of one of `filter.rules`, else None.
     """
 
     drops: NDArray[np.bool_]
@@ -191,11 +195,20 @@ class Verdict:
     scorers: frozenset[str] = frozenset()
     joint: frozenset[str] = frozenset()
     hangs: NDArray[np.bool_] | None = None
-    rule: Rule | None = None
+    unit: Unit = "image"
+    text: str | None = None
+
+    def apply(self, columns: PartColumns, images: NDArray[np.int8], records: NDArray[np.int8]) -> None:
+        """Drop what it drops of what passes, in place; images of a record that it drops are `record_dropped`."""
+        outcome = images if self.unit == "image" else records
+        outcome[(outcome == KEPT) & self.drops] = self.code
+        if self.unit == "record":
+            _drop_with_records(columns, images, records)
 
 
 def verdicts(columns: PartColumns, rules: Rules, scores: Scores, below: int | None = None) -> Iterator[Verdict]:
-    """Each rule on images but the duplicates', which need the whole corpus, in the order in which they are tried.
+    """Each of `filter.rules` and each rule on images but the duplicates', which need the whole corpus, in the order in
+    which they are tried.
 
     below: only those whose columns are known before the scorer of that rank runs.
     """
@@ -207,11 +220,11 @@ def verdicts(columns: PartColumns, rules: Rules, scores: Scores, below: int | No
         outside = (columns.aspect < low) | (columns.aspect > high)
         yield Verdict(outside, OUTCOMES.index("aspect_ratio"))
     later = [rule for rule in parse_rules(rules.rules, scores) if below is None or rule.rank < below]
-    rank = scores.rank(scores.similarity) if scores.similarity is not None else 1
-    yield from (_verdict(columns, rule, scores) for rule in later if rule.rank < rank)
+    rank = scores.rank(scores.similarity) if scores.similarity is not None else 0
+    yield from (_verdict(columns, rule, scores) for rule in later if rule.rank < max(rank, 1))
     if below is None or rank < below:
         yield from _match_verdicts(columns, rules, scores, rank)
-    yield from (_verdict(columns, rule, scores) for rule in later if rule.rank >= rank)
+    yield from (_verdict(columns, rule, scores) for rule in later if rule.rank >= max(rank, 1))
 
 
 def _match_verdicts(columns: PartColumns, rules: Rules, scores: Scores, rank: int) -> Iterator[Verdict]:
@@ -227,70 +240,61 @@ def _match_verdicts(columns: PartColumns, rules: Rules, scores: Scores, rank: in
 def _verdict(columns: PartColumns, rule: Rule, scores: Scores) -> Verdict:
     holds = columns.holds(rule, scores, unknown=True)
     hangs = holds & ~columns.holds(rule, scores, unknown=False)
-    code = len(OUTCOMES) + 1 + rule.number
-    if rule.unit == "record":
-        holds, hangs, code = holds[columns.row], hangs[columns.row], _RECORD_DROPPED
-    return Verdict(~holds, code, rule.rank, rule.scorers, rule.joint, hangs, rule)
+    code = len(OUTCOMES if rule.unit == "image" else RECORD_OUTCOMES) + 1 + rule.number
+    return Verdict(~holds, code, rule.rank, rule.scorers, rule.joint, hangs, rule.unit, rule.condition.text)
 
 
-def image_outcomes(
+def undecided(columns: PartColumns) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+    """Outcomes of images int8[n] and of records int8[m] before any rule."""
+    return np.where(columns.ok, KEPT, FAILED).astype(np.int8), np.where(columns.record_ok, KEPT, FAILED).astype(np.int8)
+
+
+def outcomes(
     columns: PartColumns,
     rules: Rules,
     scores: Scores,
     below: int | None = None,
     nulls: dict[str, int] | None = None,
-) -> NDArray[np.int8]:
-    """Outcomes int8[n] by all `verdicts`.
+) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+    """Outcomes of images int8[n] and of records int8[m] by all `verdicts`, and by `settle` before those of each scorer.
 
-    nulls: is given, by rule of `filter.rules`, how many images it would have judged and kept since a value is null.
+    nulls: is given, by rule of `filter.rules`, how many images or records it judged and kept since a value is null.
     """
-    outcome = np.where(columns.ok, KEPT, FAILED).astype(np.int8)
+    images, records = undecided(columns)
+    rank = 0
     for verdict in verdicts(columns, rules, scores, below):
-        rule = verdict.rule
-        if nulls is not None and rule is not None and rule.unit == "image" and verdict.hangs is not None:
-            _count(nulls, rule, (outcome == KEPT) & verdict.hangs)
-        outcome[(outcome == KEPT) & verdict.drops] = verdict.code
-    return outcome
-
-
-def record_outcomes(
-    columns: PartColumns,
-    outcome: NDArray[np.int8],
-    rules: Rules,
-    scores: Scores,
-    nulls: dict[str, int] | None = None,
-) -> NDArray[np.int8]:
-    """Outcomes int8[m] of records, from their own rules, then from their images' outcomes. nulls: as of `image_outcomes`."""
-    kept, missing, dropped = _counts(columns, outcome)
-    result = np.where(columns.record_ok, KEPT, FAILED).astype(np.int8)
-    for rule in parse_rules(rules.rules, scores):
-        if rule.unit == "record":
-            holds = columns.holds(rule, scores, unknown=True)
-            if nulls is not None:
-                _count(nulls, rule, (result == KEPT) & holds & ~columns.holds(rule, scores, unknown=False))
-            result[(result == KEPT) & ~holds] = len(RECORD_OUTCOMES) + 1 + rule.number
-    documents = rules.documents
-    if documents.on_missing_image == "drop_document":
-        _drop(result, missing > 0, "missing_image")
-    if documents.on_dropped_image == "drop_document":
-        _drop(result, dropped > 0, "dropped_image")
-    _drop(result, kept < documents.min_images, "min_images")
-    if documents.max_images is not None:
-        _drop(result, kept > documents.max_images, "max_images")
-    return result
+        if verdict.rank > rank:
+            rank = verdict.rank
+            settle(columns, images, records, rules)
+        if nulls is not None and verdict.text is not None and verdict.hangs is not None:
+            judged = (images if verdict.unit == "image" else records) == KEPT
+            if count := int((judged & verdict.hangs).sum()):
+                nulls[verdict.text] = nulls.get(verdict.text, 0) + count
+        verdict.apply(columns, images, records)
+    return images, records
 
 
 def settle(
-    columns: PartColumns,
-    outcome: NDArray[np.int8],
-    rules: Rules,
-    scores: Scores,
-    nulls: dict[str, int] | None = None,
-) -> NDArray[np.int8]:
-    """Outcomes int8[m] of records; images that pass in a record that does not become `record_dropped`, in place."""
-    records = record_outcomes(columns, outcome, rules, scores, nulls)
-    outcome[(outcome == KEPT) & (records[columns.row] != KEPT)] = _RECORD_DROPPED
-    return records
+    columns: PartColumns, images: NDArray[np.int8], records: NDArray[np.int8], rules: Rules, *, last: bool = False
+) -> None:
+    """Drop the records that are lost by what became of their images so far, and with them their images that pass, in place.
+
+    last: nothing else drops images; now a record may also have too many.
+    """
+
+    def count(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+        return np.bincount(columns.row[mask], minlength=len(records))
+
+    documents = rules.documents
+    if documents.on_missing_image == "drop_document":
+        _drop(records, count(images == FAILED) > 0, "missing_image")
+    if documents.on_dropped_image == "drop_document":
+        _drop(records, count((images != KEPT) & (images != FAILED)) > 0, "dropped_image")
+    kept = count(images == KEPT)
+    _drop(records, kept < documents.min_images, "min_images")
+    if last and documents.max_images is not None:
+        _drop(records, kept > documents.max_images, "max_images")
+    _drop_with_records(columns, images, records)
 
 
 def count_fates(outcomes: NDArray[np.int8], names: tuple[str, ...]) -> dict[str, int]:
@@ -310,21 +314,10 @@ def named_counts(counts: NDArray[np.int64], names: tuple[str, ...]) -> dict[str,
 
 def worth_scoring(columns: PartColumns, rules: Rules, scores: Scores, scorer: str) -> NDArray[np.bool_]:
     """bool[n] or, for a scorer of records, [m]: those that no rule drops, alone or with their record, whose columns are known
-    before this scorer runs."""
-    rank = scores.rank(scorer)
-    outcome = image_outcomes(columns, rules, scores, rank)
-    kept, missing, dropped = _counts(columns, outcome)
-    lost = kept < rules.documents.min_images
-    if rules.documents.on_missing_image == "drop_document":
-        lost |= missing > 0
-    if rules.documents.on_dropped_image == "drop_document":
-        lost |= dropped > 0
-    for rule in parse_rules(rules.rules, scores):
-        if rule.unit == "record" and rule.rank < rank:
-            lost |= ~columns.holds(rule, scores, unknown=True)
-    if scores.table(scorer).rows == "record":
-        return columns.record_ok & ~lost
-    worth: NDArray[np.bool_] = (outcome == KEPT) & ~lost[columns.row]
+    before this scorer runs. Later rules judge no others."""
+    images, records = outcomes(columns, rules, scores, scores.rank(scorer))
+    settle(columns, images, records, rules)
+    worth: NDArray[np.bool_] = (images if scores.table(scorer).rows == "image" else records) == KEPT
     return worth
 
 
@@ -335,13 +328,6 @@ def asks_for(rules: Rules, scores: Scores, scorer: str) -> bool:
     return named or (scorer == scores.similarity and rules.images.min_similarity is not None)
 
 
-def _counts(columns: PartColumns, outcome: NDArray[np.int8]) -> tuple[NDArray[np.int64], ...]:
-    """int64[m] each: a record's images that are kept, that failed, that a rule dropped."""
-    m = len(columns.record_ok)
-    kept, failed = (np.bincount(columns.row[outcome == fate], minlength=m) for fate in (KEPT, FAILED))
-    return kept, failed, np.bincount(columns.row, minlength=m) - kept - failed
-
-
 def _matches(images: pa.Table, scores: pa.Table | None, rules: Rules) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     if scores is None:
         return _ints(images, "matched_text_index"), np.full(images.num_rows, np.nan)
@@ -350,10 +336,8 @@ def _matches(images: pa.Table, scores: pa.Table | None, rules: Rules) -> tuple[N
     return _ints(scores, "matched_text_index"), _floats(scores, "similarity")
 
 
-def _count(nulls: dict[str, int], rule: Rule, mask: NDArray[np.bool_]) -> None:
-    count = int(mask.sum())
-    if count:
-        nulls[rule.condition.text] = nulls.get(rule.condition.text, 0) + count
+def _drop_with_records(columns: PartColumns, images: NDArray[np.int8], records: NDArray[np.int8]) -> None:
+    images[(images == KEPT) & (records[columns.row] != KEPT)] = _RECORD_DROPPED
 
 
 def _drop(outcome: NDArray[np.int8], mask: NDArray[np.bool_], rule: str) -> None:

@@ -29,7 +29,6 @@ from vila_data.core.tables import read_parquet
 from vila_data.filter.config import Rules
 from vila_data.filter.duplicates import Copies, FirstOnly, digests, find_copies
 from vila_data.filter.rules import (
-    FAILED,
     KEPT,
     OUTCOMES,
     RECORD_OUTCOMES,
@@ -39,14 +38,14 @@ from vila_data.filter.rules import (
     asks_for,
     columns_read,
     image_names,
-    image_outcomes,
     named_counts,
+    outcomes,
     parse_rules,
     read_columns,
     record_names,
-    record_outcomes,
     scorers_read,
     settle,
+    undecided,
     verdicts,
     worth_scoring,
 )
@@ -60,7 +59,6 @@ OPEN_IMAGE: Final = len(OUTCOMES)
 _OPEN_RECORD: Final = len(RECORD_OUTCOMES)
 _DUPLICATE: Final = OUTCOMES.index("exact_duplicate")
 _RECORD_DROPPED: Final = OUTCOMES.index("record_dropped")
-_DISSIMILAR: Final = OUTCOMES.index("min_similarity")
 
 _IMAGE_COLUMNS: Final = [*RULE_COLUMNS, "image_index"]
 _SCORES: Final = ["scored", "matched_text_index", "similarity"]
@@ -251,16 +249,16 @@ class Walk:
     def step(self, number: int, table: PartTable) -> Settled:
         """The outcomes of part `number`, and count them."""
         columns = table.under(self.rules)
-        missing = self._missing(table)
-        if missing:
-            images, unknown = self._judge(columns, missing)
+        lacking = {name: table.lacking[name] for name in self._scored if name in table.lacking}
+        if any((lacks & table.worth(self.rules, self._scores, name)).any() for name, lacks in lacking.items()):
+            images, records = self._judge(columns, lacking)
         else:
-            images, unknown = image_outcomes(columns, self.rules, self._scores), None
-        open_images = self._drop_copies(number, images, unknown)
-        found = self._settle(columns, images, open_images, self._open_records(columns, missing))
-        self._images += np.bincount(found.images, minlength=len(self._names[0]))
-        self._records += np.bincount(found.records, minlength=len(self._names[1]))
-        return found
+            images, records = outcomes(columns, self.rules, self._scores)
+        self._drop_copies(number, images)
+        self._settle(columns, images, records, last=True)
+        self._images += np.bincount(images, minlength=len(self._names[0]))
+        self._records += np.bincount(records, minlength=len(self._names[1]))
+        return Settled(images, records)
 
     def tally(self) -> Tally:
         """The counts of the parts so far."""
@@ -268,95 +266,93 @@ class Walk:
             named_counts(self._images, self._names[0]), named_counts(self._records, self._names[1]), self._unscored
         )
 
-    def _missing(self, table: PartTable) -> dict[str, NDArray[np.bool_]]:
-        """By scorer, what a run with this setting would have it score first; no entry where that is nothing."""
-        missing = {}
-        units: dict[str, NDArray[np.bool_]] = {}
-        for name in self._scored:
-            if name in table.lacking:
-                lacking = table.lacking[name] & table.worth(self.rules, self._scores, name)
-                if lacking.any():
-                    missing[name] = lacking
-                    unit = self._scores.table(name).rows
-                    units[unit] = units[unit] | lacking if unit in units else lacking
-        self._unscored += sum(int(lacking.sum()) for lacking in units.values())
-        return missing
-
     def _judge(
-        self, columns: PartColumns, missing: Mapping[str, NDArray[np.bool_]]
-    ) -> tuple[NDArray[np.int8], NDArray[np.bool_] | None]:
-        """(`image_outcomes`, bool[n] images whose own outcome hangs on a score that a run would make first)."""
-        outcome = np.where(columns.ok, KEPT, FAILED).astype(np.int8)
-        unknown = np.zeros(len(outcome), np.bool_)
+        self, columns: PartColumns, lacking: Mapping[str, NDArray[np.bool_]]
+    ) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+        """`outcomes`; open where they hang on a score that a run would make first. What is open stays so."""
+        images, records = undecided(columns)
+        missing: dict[str, NDArray[np.bool_]] = {}
+        rank = 0
         for verdict in verdicts(columns, self.rules, self._scores):
-            passing = outcome == KEPT
+            if verdict.rank > rank:
+                self._settle(columns, images, records)
+                missing |= self._missing(lacking, range(rank + 1, verdict.rank + 1), images, records)
+                rank = verdict.rank
             for name in verdict.scorers & missing.keys():
-                unknown |= passing & self._hangs(columns, verdict, name, missing[name])
-            outcome[passing & verdict.drops] = verdict.code
-        return outcome, unknown if unknown.any() else None
+                hangs = self._hangs(columns, verdict, name, missing[name])
+                if verdict.unit == "record":
+                    records[(records == KEPT) & hangs] = _OPEN_RECORD
+                    hangs = (records == _OPEN_RECORD)[columns.row]
+                images[(images == KEPT) & hangs] = OPEN_IMAGE
+            verdict.apply(columns, images, records)
+        left = images.copy(), records.copy()
+        self._settle(columns, *left)
+        missing |= self._missing(lacking, range(rank + 1, len(self._scores.tables) + 1), *left)
+        for unit in ("image", "record"):
+            of_unit = [rows for name, rows in missing.items() if self._scores.table(name).rows == unit]
+            self._unscored += int(np.any(of_unit, axis=0).sum())
+        return images, records
+
+    def _missing(
+        self,
+        lacking: Mapping[str, NDArray[np.bool_]],
+        ranks: range,
+        images: NDArray[np.int8],
+        records: NDArray[np.int8],
+    ) -> dict[str, NDArray[np.bool_]]:
+        """By scorer of some ranks, what a run would have it score first, at most. images, records: before its rank's verdicts."""
+        worth = {
+            "image": (images == KEPT) | (images == OPEN_IMAGE),
+            "record": (records == KEPT) | (records == _OPEN_RECORD),
+        }
+        return {
+            name: lacks & worth[self._scores.table(name).rows]
+            for name, lacks in lacking.items()
+            if self._scores.rank(name) in ranks
+        }
 
     def _hangs(
         self, columns: PartColumns, verdict: Verdict, name: str, missing: NDArray[np.bool_]
     ) -> NDArray[np.bool_]:
-        """bool[n]: images of which a verdict may be another once a scorer has scored what is missing."""
-        if name in verdict.joint:  # one more picture to assign may move the others of its record
+        """bool, as the verdict's: where it may be another once a scorer has scored what is missing."""
+        of_images = self._scores.table(name).rows == "image"
+        if of_images and name in verdict.joint:  # one more picture to assign may move the others of its record
             touched = np.zeros(len(columns.record_ok), dtype=bool)
             touched[columns.row[missing]] = True
             moved: NDArray[np.bool_] = touched[columns.row]
             return moved
-        own = missing if self._scores.table(name).rows == "image" else missing[columns.row]
-        return own if verdict.hangs is None else own & verdict.hangs
+        own = missing if of_images or verdict.unit == "record" else missing[columns.row]
+        return own if verdict.hangs is None or name in verdict.joint else own & verdict.hangs
 
-    def _open_records(self, columns: PartColumns, missing: Mapping[str, NDArray[np.bool_]]) -> NDArray[np.bool_] | None:
-        """bool[m]: records whose own rules hang on a score that is not there; None: none do."""
-        found = None
-        for rule in parse_rules(self.rules.rules, self._scores) if missing else ():
-            if rule.unit == "record":
-                holds = (columns.holds(rule, self._scores, unknown=unknown) for unknown in (True, False))
-                hangs = np.not_equal(*holds)
-                for name in rule.scorers & missing.keys():
-                    found = hangs & missing[name] if found is None else found | (hangs & missing[name])
-        return found
-
-    def _drop_copies(
-        self, number: int, images: NDArray[np.int8], unknown: NDArray[np.bool_] | None
-    ) -> NDArray[np.bool_] | None:
-        """Drop later copies, in place; bool[n]: images of which it is open whether they pass, None: none is."""
+    def _drop_copies(self, number: int, images: NDArray[np.int8]) -> None:
+        """Drop later copies, in place; one that stays only if an open one before it does not is open."""
         if self._first is None:
-            return unknown
-        if unknown is not None and self._first_possible is None:
+            return
+        possible = images == OPEN_IMAGE
+        if self._first_possible is None and possible.any():
             self._first_possible = self._first.copy()
-        passing = images == KEPT
-        images[self._first.later(number, passing if unknown is None else passing & ~unknown)] = _DUPLICATE
-        if self._first_possible is None:
-            return None
-        possible = np.zeros(len(images), dtype=bool)
-        possible[self._first_possible.later(number, passing if unknown is None else passing | unknown)] = True
-        possible &= images == KEPT  # a picture that stays only if an unknown one before it does not
-        return possible if unknown is None else possible | unknown
+        possible |= images == KEPT
+        images[self._first.later(number, images == KEPT)] = _DUPLICATE
+        if self._first_possible is not None:
+            later = self._first_possible.later(number, possible)
+            images[later[images[later] == KEPT]] = OPEN_IMAGE
 
     def _settle(
-        self,
-        columns: PartColumns,
-        images: NDArray[np.int8],
-        open_images: NDArray[np.bool_] | None,
-        open_records: NDArray[np.bool_] | None,
-    ) -> Settled:
-        if (open_images is None or not open_images.any()) and open_records is None:
-            return Settled(images, settle(columns, images, self.rules, self._scores))
+        self, columns: PartColumns, images: NDArray[np.int8], records: NDArray[np.int8], *, last: bool = False
+    ) -> None:
+        """`settle`, in place; open where it hangs on images that are open."""
+        open_images = images == OPEN_IMAGE
+        if not open_images.any():
+            settle(columns, images, records, self.rules, last=last)
+            return
         # A record's fate hangs on how many images it keeps: the fewest and the most that it can have say whether it is open.
-        fewest, most = images.copy(), images
-        if open_images is not None:
-            fewest[open_images], most[open_images] = _DISSIMILAR, KEPT
-        records = record_outcomes(columns, fewest, self.rules, self._scores)
-        records[records != record_outcomes(columns, most, self.rules, self._scores)] = _OPEN_RECORD
-        if open_records is not None:
-            records[open_records] = _OPEN_RECORD
-        passed = (fewest == KEPT) & (records[columns.row] != KEPT)
-        fewest[passed] = np.where(records[columns.row[passed]] == _OPEN_RECORD, OPEN_IMAGE, _RECORD_DROPPED)
-        if open_images is not None:
-            fewest[open_images] = OPEN_IMAGE
-        return Settled(fewest, records)
+        fewest, most = records.copy(), records.copy()
+        settle(columns, images.copy(), fewest, self.rules, last=last)
+        settle(columns, np.where(open_images, KEPT, images).astype(np.int8), most, self.rules, last=last)
+        records[:] = np.where(fewest == most, most, _OPEN_RECORD)
+        passing = images == KEPT
+        images[passing & (records[columns.row] != KEPT)] = _RECORD_DROPPED
+        images[passing & (records[columns.row] == _OPEN_RECORD)] = OPEN_IMAGE
 
 
 def _drops_copies(rules: Rules) -> bool:

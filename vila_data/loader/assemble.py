@@ -18,14 +18,14 @@ from vila_data.core.errors import DataError, StorageError
 from vila_data.core.images import ImageError
 from vila_data.core.layout import shard_stem
 from vila_data.core.ranges.reader import RangeReader, Span
-from vila_data.core.schemas import IGNORED, IMAGE_ID
 from vila_data.core.store import Store
+from vila_data.core.tables import IGNORED, IMAGE_ID
 from vila_data.encode.image_tokens import ImageTokens
 from vila_data.encode.token_set import TokenSample, TokenSet
 from vila_data.loader.arrays import BatchArrays, BatchSize, Fault, Origin
 from vila_data.loader.faults import is_too_many_files
 from vila_data.loader.pixels import ImageOptions, Normalization, decode_into, fill_background
-from vila_data.mix.share import BatchPlan
+from vila_data.mix.rank_share import BatchPlan
 
 Allocate = Callable[[BatchSize], BatchArrays]
 STAGES: Final = ("plan", "tokens", "read", "decode", "pack", "blocked")

@@ -37,7 +37,7 @@ import numpy as np
 
 from vila_data.loader.arrays import BatchArrays, BatchSize
 from vila_data.loader.faults import too_many_files
-from vila_data.mix.share import Position
+from vila_data.mix.rank_share import Position
 
 MAX_MESSAGE: Final = 60_000
 _BATCH: Final = struct.Struct("<cqqiqq")

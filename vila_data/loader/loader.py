@@ -26,8 +26,8 @@ from vila_data.loader.producer import BatchHeader, StreamSpec
 from vila_data.loader.ranks import Ranks, refuse_prepared
 from vila_data.loader.state import StreamIdentity, from_state, to_state
 from vila_data.mix.lengths import Lengths
+from vila_data.mix.rank_share import Position
 from vila_data.mix.released import ReleasedBlend
-from vila_data.mix.share import Position
 
 log = logging.getLogger("vila_data.loader")
 

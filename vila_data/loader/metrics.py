@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from vila_data.core.ranges.spans import RangeCounters
+from vila_data.core.ranges.prefetch import RangeCounters
 from vila_data.loader.assemble import STAGES
 from vila_data.loader.producer import BatchHeader
 
@@ -60,12 +60,12 @@ class StreamMetrics:
 
     @property
     def wait_share(self) -> float:
-        """Share of the time in which the consumer waited."""
+        """RankShare of the time in which the consumer waited."""
         return self.waited_s / self.seconds if self.seconds else 0.0
 
     @property
     def fill(self) -> float:
-        """Share of the columns that are not padding."""
+        """RankShare of the columns that are not padding."""
         return self.tokens / self.columns if self.columns else 0.0
 
     @property

@@ -44,7 +44,7 @@ from vila_data.loader.faults import is_too_many_files, too_many_files
 from vila_data.loader.producer import BatchHeader, BatchProducer, StreamSpec
 from vila_data.loader.worker import share_lengths
 from vila_data.mix.lengths import Lengths
-from vila_data.mix.share import Position
+from vila_data.mix.rank_share import Position
 
 log = logging.getLogger("vila_data.loader")
 

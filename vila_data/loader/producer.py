@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from vila_data.core.ranges.prefetch import RangeCounters
 from vila_data.core.ranges.reader import RangeReader, ReadOptions, open_ranges
-from vila_data.core.ranges.spans import RangeCounters
 from vila_data.core.store import Store
 from vila_data.encode.config import PackConfig
 from vila_data.encode.token_set import TokenSet
@@ -21,9 +21,9 @@ from vila_data.loader.assemble import Allocate, Assembler, PendingBatch, RowLayo
 from vila_data.loader.pixels import ImageOptions
 from vila_data.mix.config import BlendConfig
 from vila_data.mix.lengths import Lengths
+from vila_data.mix.rank_share import Position, RankShare, rank_batches
 from vila_data.mix.sequence import PackSequence
-from vila_data.mix.share import Position, Share, rank_batches
-from vila_data.mix.sources import OpenedSet
+from vila_data.mix.shard_sets import OpenedSet
 
 _PREFETCH: Final = 2
 _PREFETCH_REMOTE: Final = 6
@@ -44,7 +44,7 @@ class StreamSpec:
     sets: tuple[OpenedSet, ...]
     seed: int
     epoch: int
-    share: Share
+    share: RankShare
     layout: RowLayout
     image: ImageOptions
     read: ReadOptions
@@ -91,7 +91,8 @@ class BatchProducer:
         self._ranges: RangeReader = open_ranges(self._store, spec.read, _version_of(spec.sets))
         local = None if self._store.is_local else self._ranges.local_copy
         self._tokens = {
-            opened.name: TokenSet(self._store, opened.tokens, opened.folder, local_copy=local) for opened in spec.sets
+            opened.name: TokenSet(self._store, opened.tokens, opened.token_directory, local_copy=local)
+            for opened in spec.sets
         }
         sources = [SampleSource(opened.name, opened.shards.corpus, self._tokens[opened.name]) for opened in spec.sets]
         self._assembler = Assembler(self._store, sources, spec.layout, spec.image, self._ranges, clock)
@@ -158,5 +159,5 @@ class BatchProducer:
 def _version_of(sets: Sequence[OpenedSet]) -> Callable[[str], str]:
     """Function of a path: the sha256 of a shard, or the inputs of a token file's encoding, which change with its bytes."""
     shards = {f"shards/{opened.name}/{shard.name}": shard.sha256 for opened in sets for shard in opened.shards.shards}
-    encodings = {opened.folder: opened.tokens.inputs for opened in sets}
+    encodings = {opened.token_directory: opened.tokens.inputs for opened in sets}
     return lambda path: shards.get(path) or encodings.get(path.rsplit("/", 1)[0], "")

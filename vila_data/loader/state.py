@@ -13,10 +13,10 @@ from vila_data.core.receipts import fingerprint
 from vila_data.encode.config import PackConfig
 from vila_data.mix.config import BlendConfig
 from vila_data.mix.lengths import Lengths
-from vila_data.mix.share import Position
-from vila_data.mix.sources import OpenedSet
+from vila_data.mix.rank_share import Position
+from vila_data.mix.shard_sets import OpenedSet
 
-STATE_VERSION: Final = 1
+STATE_VERSION: Final = 2
 """Increase it when the same recipe, shards, seed and epoch give another sequence."""
 _IDENTITY: Final = ("seed", "blend", "pack", "tokenizer", "shards")
 

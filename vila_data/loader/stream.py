@@ -27,14 +27,14 @@ from vila_data.loader.pool import Seconds, Timeout
 from vila_data.loader.producer import StreamSpec
 from vila_data.loader.ranks import Ranks, ranks_here
 from vila_data.loader.state import StreamIdentity
+from vila_data.mix.rank_share import RankShare
 from vila_data.mix.released import released_blend, rows_at_most
 from vila_data.mix.sequence import PackSequence
-from vila_data.mix.share import Share
-from vila_data.mix.sources import read_blended_sets
-from vila_data.recipe.marked_yaml import nearest, walk
+from vila_data.mix.shard_sets import read_blended_sets
 from vila_data.recipe.recipe import Recipe, load_recipe
-from vila_data.runs.encoding import ready_tokenizer
+from vila_data.recipe.yaml_lines import suggestion, walk
 from vila_data.runs.run import Run, open_run
+from vila_data.runs.set_stages import ready_tokenizer
 
 _MAX_WORKERS = 8
 log = logging.getLogger("vila_data.loader")
@@ -208,7 +208,9 @@ def _sentence(problem: Any) -> str:
     """What pydantic found wrong, as "NAME must be …, found …"."""
     where, kind = [str(step) for step in problem["loc"]], problem["type"]
     if kind == "extra_forbidden":
-        return f"{'.'.join(where[:-1])}: unknown key {where[-1]!r}{nearest(where[-1], walk(StreamArguments, where)[1])}"
+        return (
+            f"{'.'.join(where[:-1])}: unknown key {where[-1]!r}{suggestion(where[-1], walk(StreamArguments, where)[1])}"
+        )
     expected = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     if kind == "model_type":
         expected = f"a mapping of {', '.join(walk(StreamArguments, [*where, ''])[1])}"
@@ -227,7 +229,7 @@ def _loader(
     if recipe.pack is None or recipe.blend is None:
         missing = "pack" if recipe.pack is None else "blend"
         raise UsageError(f"{recipe.name}: the recipe has no `{missing}:` section, which streaming needs")
-    share = Share(ranks.rank, ranks.world_size, arguments.batch_size)
+    share = RankShare(ranks.rank, ranks.world_size, arguments.batch_size)
     seed = recipe.seed if arguments.seed is None else arguments.seed
     text_tokenizer = _tokenizer(tokenizer, recipe.pack)
     sets = read_blended_sets(store, recipe.blend, recipe.pack, text_tokenizer)

@@ -1,1 +1,1 @@
-"""Lengths to a blend, to packs, to the order of an epoch. Nothing here reads a token or an image."""
+"""Mix: from lengths to a blend, to packs, to the order of an epoch. Never reads tokens or images."""

@@ -1,4 +1,4 @@
-"""What a shard set's samples cost, and their order in a pass: short runs of rows in an order over the whole set."""
+"""The lengths of a shard set's samples, and the shuffled order in which a pass reads them."""
 
 from __future__ import annotations
 
@@ -12,21 +12,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vila_data.core.errors import DataError
-from vila_data.mix.seeded import numbers, order
+from vila_data.mix.config import Unit
+from vila_data.mix.seeded import numbers, permutation
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 CHUNK_ROWS: Final = 64
-"""Rows of a shard that a pass reads one after another: a block of 65,520 samples so mixes a thousand places of a set."""
+"""Consecutive rows of a shard that a pass reads together: a block of 65,520 samples mixes a thousand chunks of a set."""
+
+
+class Totals(NamedTuple):
+    """Sums over the samples of one pass."""
+
+    samples: int
+    images: int
+    tokens: int
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """One shard set's samples in the order of shards and rows.
+    """The samples of one shard set, in the order of shards and rows.
 
-    tokens int32[n]: with images expanded; 0: not in the stream. images int32[n]. ends int64[s]: shard k has the
-    entries from ends[k - 1] (0 for the first) to ends[k]; its rows count from there. Memory-mapped arrays will do.
+    tokens int32[n]: with images expanded; 0 if the sample is not in the stream. images int32[n]. ends int64[s]: shard k
+    has the entries ends[k - 1] (0 for the first) to ends[k]; its rows count from there. Arrays may be memory-mapped.
     """
 
     tokens: NDArray[np.int32]
@@ -35,14 +44,14 @@ class Lengths:
 
     def __post_init__(self) -> None:
         if self.tokens.shape != self.images.shape or self.tokens.ndim != 1:
-            raise DataError(f"lengths: tokens {self.tokens.shape} and images {self.images.shape} are not of one length")
+            raise DataError(f"lengths: tokens {self.tokens.shape} and images {self.images.shape} differ in length")
         total = int(self.ends[-1]) if len(self.ends) else 0
         if total != len(self.tokens) or (len(self.ends) and (np.diff(self.ends, prepend=0) < 0).any()):
-            raise DataError(f"lengths: shards end at {total}, there are {len(self.tokens)} samples")
+            raise DataError(f"lengths: shards end at {total}, but there are {len(self.tokens)} samples")
 
     @classmethod
     def of_shards(cls, shards: Sequence[tuple[NDArray[np.int32], NDArray[np.int32]]]) -> Lengths:
-        """From (tokens, images) a shard, in the order of shards."""
+        """From (tokens, images) of each shard, in order."""
         empty = np.zeros(0, np.int32)
         tokens = np.concatenate([empty, *(tokens for tokens, _ in shards)]).astype(np.int32)
         images = np.concatenate([empty, *(images for _, images in shards)]).astype(np.int32)
@@ -50,19 +59,22 @@ class Lengths:
 
     @classmethod
     def of_table(cls, table: pa.Table, shards: int) -> Lengths:
-        """From a set's lengths (core.schemas.LENGTHS): `shards` shards, rows in the order of shards and rows."""
+        """From a set's lengths (core.tables.LENGTHS): `shards` shards, rows in the order of shards and rows."""
         shard, row = (table.column(name).to_numpy().astype(np.int64) for name in ("shard", "row"))
         counts = np.bincount(shard, minlength=shards)
         ends = np.cumsum(counts)
         if len(ends) != shards or not np.array_equal(np.repeat(ends - counts, counts) + row, np.arange(len(row))):
-            raise DataError(f"lengths: {len(row)} rows are not those of {shards} shards, in order, each once")
+            raise DataError(
+                f"lengths: {len(row)} rows do not list every row of {shards} shards once, in order; the token files of "
+                "this set are damaged"
+            )
         tokens, images = (
             np.ascontiguousarray(table.column(name).to_numpy(), np.int32) for name in ("tokens", "images")
         )
         return cls(tokens, images, ends.astype(np.int64))
 
     def only(self, keep: NDArray[np.bool_]) -> Lengths:
-        """The same rows; those not in `keep` bool[n] are not in the stream."""
+        """The same rows; samples outside `keep` bool[n] are not in the stream."""
         return Lengths(np.where(keep, self.tokens, 0).astype(np.int32), self.images, self.ends)
 
     @cached_property
@@ -73,13 +85,13 @@ class Lengths:
 
     @cached_property
     def chunk_ends(self) -> NDArray[np.int64]:
-        """int64[s]: chunks of CHUNK_ROWS rows, the last of a shard being shorter, up to the end of each shard."""
+        """int64[s]: number of chunks up to the end of each shard; the last chunk of a shard may be shorter."""
         return np.cumsum(-(-self.sizes // CHUNK_ROWS), dtype=np.int64)
 
-    def chunk_places(
+    def chunk_positions(
         self, chunks: NDArray[np.integer]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """int64[c] each: the shard of some chunks, the first row in it, and how many rows."""
+        """int64[c] each: the shard of some chunks, their first row in it, and their number of rows."""
         shard = np.searchsorted(self.chunk_ends, chunks, side="right")
         sizes = self.sizes[shard]
         first_chunk = self.chunk_ends[shard] - -(-sizes // CHUNK_ROWS)
@@ -87,36 +99,36 @@ class Lengths:
         return shard, row, np.minimum(sizes - row, CHUNK_ROWS)
 
     @cached_property
-    def live(self) -> NDArray[np.uint8]:
-        """uint8[c]: samples of each chunk that are in the stream."""
+    def chunk_samples(self) -> NDArray[np.uint8]:
+        """uint8[c]: samples in the stream of each chunk."""
         chunks = int(self.chunk_ends[-1]) if len(self.ends) else 0
         if not chunks:
             return np.zeros(0, np.uint8)
-        shard, row, _ = self.chunk_places(np.arange(chunks))
+        shard, row, _ = self.chunk_positions(np.arange(chunks))
         starts = self.ends[shard] - self.sizes[shard] + row
         return np.add.reduceat((self.tokens > 0).view(np.uint8), starts, dtype=np.uint8)
 
     @cached_property
-    def totals(self) -> tuple[int, int, int]:
-        """(samples, images, tokens) of a pass."""
+    def totals(self) -> Totals:
+        """Sums over a pass."""
         images = int(np.where(self.tokens > 0, self.images, 0).sum(dtype=np.int64))
-        return int(self.live.sum(dtype=np.int64)), images, int(self.tokens.sum(dtype=np.int64))
+        return Totals(int(self.chunk_samples.sum(dtype=np.int64)), images, int(self.tokens.sum(dtype=np.int64)))
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of every entry: another subset of as many samples and tokens is another plan."""
-        digest = hashlib.sha256(repr(self.totals).encode())
+        """16 hex digits over every entry: a different subset with equal totals is a different plan."""
+        digest = hashlib.sha256(repr(tuple(self.totals)).encode())
         for values, kind in ((self.ends, "<i8"), (self.tokens, "<i4"), (self.images, "<i4")):
             digest.update(np.ascontiguousarray(values, kind).data)
         return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
-class Run:
-    """Samples in order, one entry each.
+class Samples:
+    """Samples in order, as columns.
 
-    source int16[n]: number of the shard set, counted through the blend as the recipe has them; shard, row int32[n]:
-    where the sample is in it; pass_ int32[n]: the pass over its source, from 0; tokens, images int32[n].
+    source int16[n]: number of the shard set, counted through the blend in the recipe's order; shard, row int32[n]: the
+    sample's position in it; pass_ int32[n]: the pass over its source, from 0; tokens, images int32[n].
     """
 
     source: NDArray[np.int16]
@@ -133,75 +145,85 @@ class Run:
         """The arrays, in the order of the fields."""
         return self.source, self.shard, self.row, self.pass_, self.tokens, self.images
 
-    def take(self, which: NDArray[np.int64] | slice) -> Run:
+    def units(self, unit: Unit) -> NDArray[np.int64]:
+        """int64[n]: each sample's amount in a unit."""
+        if unit == "samples":
+            return np.ones(len(self), np.int64)
+        return (self.images if unit == "images" else self.tokens).astype(np.int64)
+
+    def take(self, which: NDArray[np.int64] | slice) -> Samples:
         """Some of the samples, in the order of `which`."""
-        return Run(*(column[which] for column in self.columns()))
+        return Samples(*(column[which] for column in self.columns()))
 
     @staticmethod
-    def joined(runs: Sequence[Run]) -> Run:
-        """Runs one after another."""
-        if not runs:
-            return Run(np.zeros(0, np.int16), *(np.zeros(0, np.int32) for _ in range(5)))
-        return Run(*(np.concatenate(columns) for columns in zip(*(run.columns() for run in runs), strict=True)))
+    def joined(parts: Sequence[Samples]) -> Samples:
+        """Several, one after another."""
+        if not parts:
+            return Samples(np.zeros(0, np.int16), *(np.zeros(0, np.int32) for _ in range(5)))
+        return Samples(*(np.concatenate(columns) for columns in zip(*(part.columns() for part in parts), strict=True)))
 
 
-class _Pass(NamedTuple):
-    """A pass over c chunks that hold samples in the stream: int32[c] which, in order; int64[c] samples up to the end
-    of each; uint8[c] the row of each at which it begins, to go on and around."""
+class _PassOrder(NamedTuple):
+    """The order of a pass over c chunks that have samples in the stream.
+
+    chunks int32[c]: in order; ends int64[c]: samples up to the end of each; begins uint8[c]: the row of each chunk at
+    which reading begins, wrapping around at its end.
+    """
 
     chunks: NDArray[np.int32]
     ends: NDArray[np.int64]
     begins: NDArray[np.uint8]
 
 
-class SourceReader:
-    """Samples of one shard set by their place in a pass.
+class PassReader:
+    """Reads the samples of one shard set by their position in a shuffled pass.
 
-    A pass holds each sample in the stream once. Shards are cut into chunks of CHUNK_ROWS rows, the last of a shard being
-    shorter; the chunks of all shards come in an order of (seed, epoch, source, pass), the rows of a chunk as stored,
-    from one of (seed, epoch, source, pass) on and around, so that a source of few chunks that an epoch does not finish
-    does not always show the same samples. Memory is 26 bytes a chunk. samples: how many a pass holds.
+    A pass contains each sample in the stream once. Shards are cut into chunks of CHUNK_ROWS rows. The chunks of all
+    shards are permuted by (seed, epoch, source, pass). Rows within a chunk keep their order, but reading begins at a
+    random row and wraps around, so that an epoch that does not finish a small source does not always show the same
+    samples. Memory is 26 bytes per chunk. samples: number of samples in a pass.
     """
 
     def __init__(self, lengths: Lengths, source: int, seed: int, epoch: int) -> None:
         self.lengths = lengths
-        self.samples = lengths.totals[0]
+        self.samples = lengths.totals.samples
         self._source, self._seed, self._epoch = source, seed, epoch
         self._order = lru_cache(maxsize=2)(self._pass_order)
 
-    def read(self, pass_: int, start: int, count: int) -> Run:
+    def read(self, pass_: int, start: int, count: int) -> Samples:
         """Samples `start` to `start + count` of a pass, or to its end."""
         stop = min(start + count, self.samples)
         if start >= stop:
-            return Run.joined([])
+            return Samples.joined([])
         order = self._order(pass_)
         first, last = np.searchsorted(order.ends, [start, stop - 1], side="right").tolist()
-        chunk, begin = order.chunks[first : last + 1], order.begins[first : last + 1].astype(np.int64)
-        shard, row, rows = self.lengths.chunk_places(chunk)
+        begin = order.begins[first : last + 1].astype(np.int64)
+        shard, row, rows = self.lengths.chunk_positions(order.chunks[first : last + 1])
         shard_start = self.lengths.ends[shard] - self.lengths.sizes[shard]
+        # Each chunk is two stretches of rows: from its begin to its end, and from its start to its begin.
         stretches = np.stack([shard_start + row + begin, shard_start + row], axis=1).reshape(-1)
         sizes = np.stack([rows - begin, begin], axis=1).reshape(-1)
-        place = np.repeat(stretches - (np.cumsum(sizes) - sizes), sizes) + np.arange(int(sizes.sum()))
-        shards, place_row = np.repeat(shard.astype(np.int32), rows), place - np.repeat(shard_start, rows)
-        tokens = self.lengths.tokens[place]
+        position = np.repeat(stretches - (np.cumsum(sizes) - sizes), sizes) + np.arange(int(sizes.sum()))
+        shards, position_row = np.repeat(shard.astype(np.int32), rows), position - np.repeat(shard_start, rows)
+        tokens = self.lengths.tokens[position]
         skipped = start - (int(order.ends[first - 1]) if first else 0)
         taken: slice | NDArray[np.int64] = slice(skipped, skipped + stop - start)
         if not tokens.all():
             taken = np.flatnonzero(tokens > 0)[taken]
-        tokens, place = tokens[taken], place[taken]
-        return Run(
+        tokens, position = tokens[taken], position[taken]
+        return Samples(
             np.full(len(tokens), self._source, np.int16),
             shards[taken],
-            place_row[taken].astype(np.int32),
+            position_row[taken].astype(np.int32),
             np.full(len(tokens), pass_, np.int32),
             tokens,
-            self.lengths.images[place],
+            self.lengths.images[position],
         )
 
-    def _pass_order(self, pass_: int) -> _Pass:
-        of = (self._seed, self._epoch, self._source, pass_)
-        live = self.lengths.live
-        every = order(len(live), *of)
-        chunks: NDArray[np.int32] = every[live[every] > 0].astype(np.int32)
-        begins = numbers(len(chunks), *of, 1) % self.lengths.chunk_places(chunks)[2].astype(np.uint64)
-        return _Pass(chunks, np.cumsum(live[chunks], dtype=np.int64), begins.astype(np.uint8))
+    def _pass_order(self, pass_: int) -> _PassOrder:
+        seeds = (self._seed, self._epoch, self._source, pass_)
+        samples = self.lengths.chunk_samples
+        every = permutation(len(samples), *seeds)
+        chunks: NDArray[np.int32] = every[samples[every] > 0].astype(np.int32)
+        begins = numbers(len(chunks), *seeds, 1) % self.lengths.chunk_positions(chunks)[2].astype(np.uint64)
+        return _PassOrder(chunks, np.cumsum(samples[chunks], dtype=np.int64), begins.astype(np.uint8))

@@ -1,74 +1,112 @@
-"""The improved packer: whole samples into sequences under two limits, tokens and images, a block at a time."""
+"""What the plan of an epoch consists of: blocks of samples, events, and a state to resume from."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
 import numpy as np
+from numpy.typing import NDArray
 
-from vila_data.core.errors import DataError, UsageError
-from vila_data.mix.fill import TRIAL, fill_block
-from vila_data.mix.join import joined
-from vila_data.mix.packs import Ints, Packs, check_lengths
-from vila_data.mix.stock import Array, Stock, samples_of, stock_of
+from vila_data.core.errors import UsageError
+from vila_data.mix.config import Unit
+from vila_data.mix.lengths import Lengths, Samples
 
-BLOCK_SAMPLES = 65_520
-"""A good block: its packing costs little a sample, and the usual limits of images divide it, so that a stream of
-samples with one image each ends in no short pack."""
-TRIAL_SHARE = 12
-TRIAL_SAMPLES = 4_096
-"""Reserves are tried on one sample in TRIAL_SHARE, or on some TRIAL_SAMPLES where a block is small."""
-USUAL_PERCENTILE = 30
-"""Tokens an image that are tried as the usual ones: this percentile of the samples with images, and the longest of which
-one more makes a sequence."""
+BLOCK_SAMPLES: Final = 65_536
+_LISTED: Final = 8
+"""Events of one kind and source that are listed; further ones are only counted."""
+
+EventKind = Literal["repeats", "minimum_reached", "removed", "stopped", "weights", "minimum_missed", "omitted", "ended"]
 
 
-def pack_block(tokens: Ints, images: Ints, *, capacity: int, max_images: int | None) -> Packs:
-    """Pack every sample once, whole, into sequences of at most `capacity` tokens and `max_images` images.
+@dataclass(frozen=True)
+class Edge:
+    """A source and the blend that its share refers to.
 
-    tokens int32[n]: 1 to `capacity`, images expanded; images int32[n]: at most `max_images` (None: no limit). The
-    result is a function of the two arrays alone. Blocks of BLOCK_SAMPLES samples are packed best for their time.
+    unit: the unit of that blend's weights; leaf: the source's number if it is a shard set, else None; leaves: numbers of
+    the shard sets below the source; siblings: of all shard sets of the blend; top: whether it is the outermost blend.
     """
-    check_lengths(tokens, images)
-    _check_limits(tokens, images, capacity, max_images)
-    if not len(tokens):
-        return Packs(np.zeros(0, np.int64), np.zeros(0, np.int64))
-    stock, order = stock_of(tokens, images)
-    limit = max(1, int(images.sum(dtype=np.int64)) if max_images is None else max_images)
-    reserve = _best_reserve(stock, capacity, limit)
-    bins, kinds = fill_block(stock, capacity, limit, reserve=reserve)
-    return joined(_packs(bins, samples_of(kinds, order)), tokens, images, capacity, limit)
+
+    label: str
+    path: str
+    unit: Unit
+    leaf: int | None
+    leaves: tuple[int, ...]
+    siblings: tuple[int, ...]
+    top: bool
 
 
-def _best_reserve(stock: Stock, capacity: int, limit: int) -> int:
-    """Of the reserves that may suit, the one that packs a thinned stock into fewest bins; none if equal."""
-    imaged = stock.images > 0
-    if not imaged.any():
-        return 0
-    thin = stock.thinned(int(np.clip(stock.left.sum() // TRIAL_SAMPLES, 1, TRIAL_SHARE)))
-    each = np.repeat(stock.tokens[imaged] // stock.images[imaged], stock.left[imaged])
-    place = len(each) * USUAL_PERCENTILE // 100
-    usual = max(1, int(np.partition(each, place)[place]))
-    counts = {}
-    for reserve in (0, usual, capacity // (capacity // usual + 1)):
-        bins, _ = fill_block(thin, capacity, limit, reserve=reserve, pace=TRIAL, pairs=False)
-        counts[reserve] = int(bins.max())
-    return min(counts, key=lambda reserve: counts[reserve])
+@dataclass(frozen=True)
+class Block:
+    """Some thousand samples in the blend's order.
+
+    index: from 0; targets: the current target share of each of the planner's edges; micro_batches int64[m]: number k is
+    samples micro_batches[k - 1] (0 for the first) to micro_batches[k], in a fixed order; None: the samples may be packed
+    in any order.
+    """
+
+    index: int
+    samples: Samples
+    targets: tuple[float, ...]
+    micro_batches: NDArray[np.int64] | None = None
 
 
-def _check_limits(tokens: Ints, images: Ints, capacity: int, max_images: int | None) -> None:
-    if capacity < 1:
-        raise UsageError(f"pack.sequence_length is {capacity}: give 1 or more")
-    if max_images is not None and max_images < 0:
-        raise UsageError(f"pack.max_images_per_pack is {max_images}: give 0 or more")
-    for name, values, limit in (("tokens", tokens, capacity), ("images", images, max_images)):
-        if limit is not None and len(values) and int(values.max()) > limit:
-            raise DataError(
-                f"pack: sample {int(values.argmax())} has {int(values.max())} {name}, a sequence holds {limit}; "
-                "cut such samples or leave them out before packing"
-            )
+@dataclass(frozen=True)
+class BlendEvent:
+    """One event between two blocks.
+
+    source: label of the source, empty for the whole blend; passes: completed passes over it; sample, pack: samples and
+    packs of the epoch before it (a `repeats` may have happened up to a block earlier); followed: the consequence, as
+    text.
+    """
+
+    kind: EventKind
+    source: str
+    passes: int
+    block: int
+    sample: int
+    pack: int
+    followed: str
 
 
-def _packs(bins: Array, samples: Array) -> Packs:
-    """Packs from each sample's bin; bins keep their order, samples of a bin the order in which they were placed."""
-    order = np.argsort(bins, kind="stable")
-    sizes = np.bincount(bins)
-    return Packs(np.cumsum(sizes[sizes > 0]).astype(np.int64), samples[order])
+class EventLog:
+    """Events in order: the first few of each kind and source, and the number of further ones."""
+
+    def __init__(self) -> None:
+        self.events: list[BlendEvent] = []
+        self._counts: dict[tuple[str, str], int] = {}
+
+    def add(self, event: BlendEvent) -> None:
+        """List an event, or count it."""
+        key = (event.kind, event.source)
+        self._counts[key] = self._counts.get(key, 0) + 1
+        if self._counts[key] <= _LISTED:
+            self.events.append(event)
+
+    def unlisted(self) -> dict[str, int]:
+        """{``kind source``: number of events that are not listed}, without zeros."""
+        found = {f"{kind} {source}".rstrip(): count - _LISTED for (kind, source), count in self._counts.items()}
+        return {name: count for name, count in found.items() if count > 0}
+
+
+def plan_fingerprint(values: Sequence[Any], lengths: Sequence[Lengths], version: int) -> str:
+    """16 hex digits over everything that a plan depends on."""
+    found = json.dumps([values, [held.fingerprint for held in lengths], version])
+    return hashlib.sha256(found.encode()).hexdigest()[:16]
+
+
+def check_state(state: Mapping[str, Any], version: int, fingerprint: str) -> None:
+    """Raise UsageError unless a planner's state has this version and fingerprint."""
+    if state.get("version") != version:
+        raise UsageError(
+            f"blend state: it has version {state.get('version')!r}, but this version of vila-data reads {version}; "
+            "start the epoch again"
+        )
+    if state.get("fingerprint") != fingerprint:
+        raise UsageError(
+            f"blend state: it was saved by plan {state.get('fingerprint')!r}, but this is plan {fingerprint}; the recipe, "
+            "the shards, the seed or the epoch differ"
+        )

@@ -1,1 +1,1 @@
-"""YAML with its positions, to a recipe, to what it resolves to."""
+"""Recipes: YAML with line numbers, the validated recipe, and the lock file of a run."""

@@ -1,9 +1,9 @@
-"""A recipe tried on a small corpus: one file says what stands in for each of its corpora.
+"""Change a recipe's values before validation: substitute its corpora to try it on a small dataset, and override keys.
 
-    vila-data run recipes/vila_pretrain.yaml --on shards/sample/corpora.yaml --out runs/try
+    vila-data run recipes/vila_pretrain.yaml --corpora shards/sample/corpora.yaml --out runs/try
 
-The recipe's own choices (preselection, rules, views, packing, blend) stay; what changes is
-where records come from and what such a corpus needs (hosts, model, tokenizer).
+Preselection, rules, views, packing and blend stay; what changes is where records come from and what
+such a corpus needs (hosts, model, tokenizer).
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import Any
 from pydantic import Field
 
 from vila_data.core.config import StrictModel
-from vila_data.core.errors import RecipeError, UsageError
-from vila_data.recipe.marked_yaml import MarkedValue, nearest, read_marked, validate
+from vila_data.core.errors import UsageError
+from vila_data.recipe.yaml_lines import ValueWithLines, read_yaml, suggestion, validate
 
-_WHERE_RECORDS_COME_FROM = {"files", "image_root", "dataset", "split", "config", "revision", "part_records"}
+_RECORD_KEYS = {"files", "image_root", "dataset", "split", "config", "revision", "part_records"}
 _PATHS = {"image_root", "model", "tokenizer"}
 
 
-class StandIns(StrictModel):
-    """What stands in for a recipe's corpora. Paths are relative to the file.
+class Substitutes(StrictModel):
+    """Substitutes for a recipe's corpora. Paths are relative to the file.
 
-    corpora:  by kind, the keys that say where records come from.
-    by_name:  the same for a corpus of that name, before its kind.
-    settings: by section (`download`, `score.clip`, `pack`), keys put over the recipe's; a section
-              that the recipe does not have stays away, but for `download`.
+    corpora:  by corpus kind, the keys that say where records come from.
+    by_name:  the same for the corpus of that name; takes precedence over its kind.
+    settings: by section (`download`, `score.clip`, `pack`), keys that override the recipe's; a section
+              that the recipe does not have is skipped, except `download`.
     """
 
     corpora: dict[str, dict[str, Any]]
@@ -36,56 +36,56 @@ class StandIns(StrictModel):
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
-def substitute(marked: MarkedValue, file: Path) -> None:
-    """Put the stand-ins of `file` into a recipe's value, in place.
+def substitute(lines: ValueWithLines, file: Path) -> None:
+    """Replace a recipe's corpora by the substitutes in `file`, in place.
 
     Raises:
-        RecipeError: the file is wrong, or has nothing for one of the recipe's corpora.
+        RecipeError: the file is invalid, or has no substitute for one of the recipe's corpora.
     """
-    stand_ins = validate(read_marked(file), StandIns)
-    folder = file.resolve().parent
-    if not isinstance(marked.value, dict):
+    substitutes = validate(read_yaml(file), Substitutes)
+    base = file.resolve().parent
+    if not isinstance(lines.value, dict):
         return
-    corpora = marked.value.get("corpora")
+    corpora = lines.value.get("corpora")
     for name, corpus in corpora.items() if isinstance(corpora, dict) else ():
         if not isinstance(corpus, dict):
             continue
         kind = str(corpus.get("kind"))
-        found = stand_ins.by_name.get(name, stand_ins.corpora.get(kind))
+        found = substitutes.by_name.get(name, substitutes.corpora.get(kind))
         if found is None:
-            where = marked.where(("corpora", name, "kind"))
-            raise RecipeError(where, f"{file} has nothing for kind {kind!r}{nearest(kind, stand_ins.corpora)}")
-        for key in _WHERE_RECORDS_COME_FROM & corpus.keys():
+            problem = f"{file} has no substitute for corpus kind {kind!r}{suggestion(kind, substitutes.corpora)}"
+            raise lines.error(("corpora", name, "kind"), problem)
+        for key in _RECORD_KEYS & corpus.keys():
             del corpus[key]
-        corpus.update(_absolute(found, folder))
-    for section, keys in stand_ins.settings.items():
-        target = _section(marked.value, section)
+        corpus.update(_absolute(found, base))
+    for section, keys in substitutes.settings.items():
+        target = _section(lines.value, section)
         if target is not None:
-            target.update(_absolute(keys, folder))
+            target.update(_absolute(keys, base))
 
 
-def override(marked: MarkedValue, settings: Sequence[str]) -> None:
-    """Put ``dotted.key=value`` settings into a recipe's value, in place; values are YAML.
+def override(lines: ValueWithLines, settings: Sequence[str]) -> None:
+    """Apply ``dotted.key=value`` settings to a recipe's value, in place; values are YAML.
 
     Raises:
-        UsageError: a setting is not of that form, or a key on its way is no mapping.
+        UsageError: a setting does not have that form, or a parent of its key is not a mapping.
     """
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
             raise UsageError(f"--set {setting}: write dotted.key=value, e.g. pack.tokens_per_image=144")
-        *way, last = key.split(".")
-        target: Any = marked.value
-        for count, step in enumerate(way, 1):
+        *parents, last = key.split(".")
+        target: Any = lines.value
+        for count, step in enumerate(parents, 1):
             if isinstance(target, list) and step.isdigit():
                 if int(step) >= len(target):
-                    raise UsageError(f"--set {setting}: {'.'.join(way[:count])} is not there in {marked.file}")
+                    raise UsageError(f"--set {setting}: {'.'.join(parents[:count])} does not exist in {lines.file}")
                 target = target[int(step)]
             else:
                 target = target.setdefault(step, {}) if isinstance(target, dict) else None
         if not isinstance(target, dict):
-            raise UsageError(f"--set {setting}: {'.'.join(way)} is no mapping in {marked.file}")
-        target[last] = MarkedValue(f"--set {key}", text).value
+            raise UsageError(f"--set {setting}: {'.'.join(parents)} is not a mapping in {lines.file}")
+        target[last] = ValueWithLines(f"--set {key}", text).value
 
 
 def _section(recipe: dict[str, Any], name: str) -> dict[str, Any] | None:
@@ -97,15 +97,15 @@ def _section(recipe: dict[str, Any], name: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _absolute(keys: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _absolute(keys: dict[str, Any], base: Path) -> dict[str, Any]:
     result = dict(keys)
     for key, value in keys.items():
         if key == "files":
-            result[key] = [_path(str(pattern), folder) for pattern in value]
+            result[key] = [_path(str(pattern), base) for pattern in value]
         elif key in _PATHS:
-            result[key] = _path(str(value), folder)
+            result[key] = _path(str(value), base)
     return result
 
 
-def _path(value: str, folder: Path) -> str:
-    return value if "://" in value else str(folder / value)
+def _path(value: str, base: Path) -> str:
+    return value if "://" in value else str(base / value)

@@ -1,1 +1,1 @@
-"""The opened run, its stages, and the engine that makes them, in this process or on Ray."""
+"""Runs: stages, the engine that executes them, and opened run directories."""

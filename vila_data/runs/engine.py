@@ -1,7 +1,7 @@
-"""The engine: which stages of a run are committed, stale or to be done, in order, on either runner.
+"""The engine: runs the stages of a recipe in order, on either runner, and skips completed work.
 
-A stage is done part by part, or file by file of a set; what is committed already is skipped, so the same call resumes.
-Stages of a part that need nothing of other parts run behind one another: a part is scored as soon as it is downloaded.
+A stage runs part by part, or file by file of a set. Completed parts and files are skipped, so rerunning resumes.
+Stages that need nothing from other parts are chained: a part is scored as soon as it is downloaded.
 """
 
 from __future__ import annotations
@@ -13,36 +13,32 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from vila_data.core.errors import UsageError, VilaDataError
-from vila_data.core.receipts import Receipt, fingerprint, has_outputs, read_receipt
-from vila_data.runs.blending import plan_epoch
-from vila_data.runs.progress import Watch
-from vila_data.runs.runner import Done, Runner, Step
-from vila_data.runs.speed import Speeds
+from vila_data.core.errors import VilaDataError
+from vila_data.core.receipts import Receipt, has_outputs, read_receipt
+from vila_data.runs.completed_work import check_token_files, find_committed, finished_sets, receipts_basis
+from vila_data.runs.epoch_plan import plan_epoch
+from vila_data.runs.progress import Progress
+from vila_data.runs.report import Speeds
+from vila_data.runs.runner import Runner, Step, TaskResult
 from vila_data.runs.stage import (
     CorpusState,
-    Made,
     PartJob,
     PartStage,
+    RunState,
     SetStage,
     Work,
-    do_set_job,
-    find_committed,
     make_set,
-    standing_set,
-    task_of,
+    part_task,
+    run_set_job,
 )
 from vila_data.runs.stages import Stages
 
-Basis = dict[str, dict[str, str | None]]
-"""{stage: {corpus: fingerprint of its receipts and of what they were made from}}: as `made_from` in run.json."""
-
 
 class Engine:
-    """One launch over a run directory.
+    """One invocation of `run` on a run directory.
 
-    only:    do the stages of this verb alone.
-    earlier: run.json of the launch before.
+    only:    run only the stages of this verb.
+    earlier: run.json of the previous invocation.
     """
 
     def __init__(
@@ -50,11 +46,11 @@ class Engine:
         work: Work,
         stages: Stages,
         runner: Runner,
-        watch: Watch,
+        progress: Progress,
         only: str | None = None,
         earlier: dict[str, Any] | None = None,
     ) -> None:
-        self._work, self._stages, self._runner, self._watch, self._only = work, stages, runner, watch, only
+        self._work, self._stages, self._runner, self._progress, self._only = work, stages, runner, progress, only
         self._earlier = earlier or {}
         self.speeds = Speeds(dict.fromkeys([stage.verb for stage in stages.parts] + [one.name for one in stages.sets]))
         self.seconds: dict[str, float] = {}
@@ -67,13 +63,17 @@ class Engine:
         self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
 
     def does(self, verb: str) -> bool:
-        """Whether this launch does a verb's stages."""
+        """Whether this invocation runs the stages of a verb."""
         return self._only in (None, verb)
 
     def run_tasks(
-        self, verb: str, function: Callable[..., Any], jobs: Sequence[Any], done: Callable[[Done], None] | None = None
+        self,
+        verb: str,
+        function: Callable[..., Any],
+        jobs: Sequence[Any],
+        done: Callable[[TaskResult], None] | None = None,
     ) -> list[Any]:
-        """One task a job; their results in order. done: told of each as it ends."""
+        """Run one task per job; their results in order. done: called as each task ends."""
         results: dict[int, Any] = {}
         for one in self._runner.run(self._work, [self._step(verb, verb, function)], jobs, _ignore):
             results[one.job] = one.result
@@ -83,33 +83,33 @@ class Engine:
 
     # stages over parts
 
-    def make_parts(self, made: Made) -> None:
-        """Every part stage of this launch; receipts of the others as far as they are committed."""
+    def make_parts(self, state: RunState) -> None:
+        """Run every part stage of this invocation; read the receipts of the others, as far as they are complete."""
         for chain in _chains(self._stages.parts):
             if chain[0].gather is not None:
-                for corpus in made.corpora.values():
+                for corpus in state.corpora.values():
                     self._gathered(chain[0], corpus)
                 continue
-            for corpus in made.corpora.values():
+            for corpus in state.corpora.values():
                 find_committed(self._work, chain, corpus)
             active = [stage for stage in chain if self.does(stage.verb)]
             if active:
-                self._run_chain(active, made)
+                self._run_chain(active, state)
 
-    def _run_chain(self, chain: Sequence[PartStage], made: Made) -> None:
+    def _run_chain(self, chain: Sequence[PartStage], state: RunState) -> None:
         names = [stage.name for stage in chain]
         outside = sorted({name for stage in chain for name in stage.after} - set(names))
         jobs: list[PartJob] = []
         places: list[tuple[CorpusState, int]] = []
-        for corpus in made.corpora.values():
+        for corpus in state.corpora.values():
             for index, job in enumerate(corpus.jobs(outside)):
                 if any(corpus.receipts[name][index] is None for name in names):
                     jobs.append(job)
                     places.append((corpus, index))
         for name in names:
-            receipts = [receipt for corpus in made.corpora.values() for receipt in corpus.receipts[name]]
-            self._watch.stage(name, len(receipts), sum(receipt is not None for receipt in receipts))
-        steps = [self._step(stage.name, stage.verb, task_of(stage, names[:at])) for at, stage in enumerate(chain)]
+            receipts = [receipt for corpus in state.corpora.values() for receipt in corpus.receipts[name]]
+            self._progress.stage(name, len(receipts), sum(receipt is not None for receipt in receipts))
+        steps = [self._step(stage.name, stage.verb, part_task(stage, names[:at])) for at, stage in enumerate(chain)]
         by_name = {stage.name: stage for stage in chain}
         with self.timed(" and ".join(dict.fromkeys(stage.verb for stage in chain))):
             for done in self._runner.run(self._work, steps, jobs, _ignore):
@@ -117,37 +117,37 @@ class Engine:
                 stage, receipts = by_name[done.stage], corpus.receipts[done.stage]
                 self._note(stage, done)
                 if receipts[index] is None:
-                    self._watch.advance(stage.name, stage.counts(done.result).get(stage.items, 0))
+                    self._progress.advance(stage.name, stage.counts(done.result).get(stage.items, 0))
                 receipts[index] = done.result
 
     def _gathered(self, stage: PartStage, corpus: CorpusState) -> None:
         if not self.does(stage.verb):
-            corpus.receipts[stage.name] = self._standing(stage, corpus)
+            corpus.receipts[stage.name] = self._valid_receipts(stage, corpus)
             return
         jobs = self._jobs(stage, corpus)
         shown = f"{stage.name} {corpus.plan.name}"
-        self._watch.stage(shown, len(jobs), 0)
+        self._progress.stage(shown, len(jobs), 0)
 
-        def done(one: Done) -> None:
+        def done(one: TaskResult) -> None:
             self._note(stage, one)
-            self._watch.advance(shown, stage.counts(one.result).get(stage.items, 0))
+            self._progress.advance(shown, stage.counts(one.result).get(stage.items, 0))
 
         with self.timed(stage.verb):
-            corpus.receipts[stage.name] = list(self.run_tasks(stage.verb, task_of(stage), jobs, done))
+            corpus.receipts[stage.name] = list(self.run_tasks(stage.verb, part_task(stage), jobs, done))
 
     def _jobs(self, stage: PartStage, corpus: CorpusState) -> list[PartJob]:
-        """All parts, with what a gathering stage needs of the others."""
+        """All parts, with what a gathering stage needs of the other parts."""
         jobs = corpus.jobs(stage.depends(self._work, corpus.plan.name))
         gather = stage.gather
-        if gather is None or not gather.wanted(self._work, corpus.plan.name):
+        if gather is None or not gather.applies(self._work, corpus.plan.name):
             return jobs
-        shares = gather.join(self.run_tasks(stage.verb, gather.look, corpus.plan.parts))
+        shares = gather.combine(self.run_tasks(stage.verb, gather.collect, corpus.plan.parts))
         return [PartJob(job.part, job.receipts, share) for job, share in zip(jobs, shares, strict=True)]
 
-    def _standing(self, stage: PartStage, corpus: CorpusState) -> list[Receipt | None]:
-        """A gathering stage's receipts of an earlier launch; None for those that this recipe would not give.
+    def _valid_receipts(self, stage: PartStage, corpus: CorpusState) -> list[Receipt | None]:
+        """A gathering stage's receipts of an earlier invocation; None for those that are not valid for this recipe.
 
-        Where run.json says what whole receipts were made from, no column is read to find it again.
+        If run.json records the same basis for them, no columns are read.
         """
         nothing: list[Receipt | None] = [None] * len(corpus.plan.parts)
         found: list[Receipt] = []
@@ -156,7 +156,7 @@ class Engine:
             if receipt is None or not has_outputs(self._work.store, receipt):
                 return nothing
             found.append(receipt)
-        basis = self._basis(stage, corpus, found)
+        basis = receipts_basis(self._work, self._stages, stage, corpus, found)
         known = self._earlier.get("made_from", {}).get(stage.name, {}).get(corpus.plan.name)
         if basis is not None and basis == known:
             return list(found)
@@ -164,61 +164,23 @@ class Engine:
             return self.run_tasks(stage.verb, functools.partial(_committed, stage), self._jobs(stage, corpus))
         return nothing
 
-    def basis(self, made: Made) -> Basis:
-        """What the receipts of gathering stages were made from, of corpora that have all of them."""
-        return {
-            stage.name: {
-                name: self._basis(stage, corpus, corpus.of(stage.name))
-                for name, corpus in made.corpora.items()
-                if corpus.is_complete(stage.name)
-            }
-            for stage in self._stages.parts
-            if stage.gather is not None
-        }
-
-    def _basis(self, stage: PartStage, corpus: CorpusState, receipts: list[Receipt]) -> str | None:
-        facts: list[Any] = [stage.settings(self._work, part) for part in corpus.plan.parts[:1]]
-        facts += [[receipt.inputs, receipt.fingerprint()] for receipt in receipts]
-        for name in stage.depends(self._work, corpus.plan.name):
-            told = self._told(self._stages.part(name), corpus)
-            if told is None:
-                return None
-            facts.append([receipt.fingerprint() for receipt in told])
-        return fingerprint(facts)
-
-    def _told(self, stage: PartStage, corpus: CorpusState) -> list[Receipt] | None:
-        """The receipts of a stage that this recipe would give, even of parts whose files are gone; None: one is not."""
-        if stage.gather is not None:
-            return corpus.of(stage.name) if corpus.is_complete(stage.name) else None
-        found = corpus.told(self._work.store, stage)
-        before = {
-            name: self._told(self._stages.part(name), corpus) for name in stage.depends(self._work, corpus.plan.name)
-        }
-        for index, receipt in enumerate(found or ()):
-            receipts = {name: told[index] for name, told in before.items() if told is not None}
-            if len(receipts) < len(before):
-                return None
-            if receipt.inputs != stage.inputs(self._work, PartJob(corpus.plan.parts[index], receipts)):
-                return None
-        return found
-
     # stages over sets
 
-    def make_sets(self, made: Made) -> None:
-        """Every set stage of this launch, from the sets that are there where it does not do the stage before."""
+    def make_sets(self, state: RunState) -> None:
+        """Run every set stage of this invocation, from existing sets if it does not run the previous stage."""
         for stage in self._stages.sets:
-            made.sets[stage.name] = {}
+            state.sets[stage.name] = {}
             if not self.does(stage.name):
                 continue
             if stage.before is not None and not self.does(stage.before):
-                made.sets[stage.before] = self.committed_sets(stage.before)
+                state.sets[stage.before] = finished_sets(self._work.store, self._stages, stage.before)
             with self.timed(stage.name):
                 for name in stage.sets():
-                    made.sets[stage.name][name] = self._make_set(stage, name, made)
+                    state.sets[stage.name][name] = self._make_set(stage, name, state)
 
-    def _make_set(self, stage: SetStage, name: str, made: Made) -> Any:
+    def _make_set(self, stage: SetStage, name: str, state: RunState) -> Any:
         if stage.before is None:
-            corpus = made.corpora[self._work.recipe.shards[name].corpus]
+            corpus = state.corpora[self._work.recipe.shards[name].corpus]
             corpus.jobs([one.name for one in self._stages.parts if one.decides])  # complete, or an error
         shown = f"{stage.name} {name}"
         began = False
@@ -226,88 +188,48 @@ class Engine:
         def run(jobs: Sequence[Any]) -> list[Receipt]:
             nonlocal began
             began = True
-            self._watch.stage(shown, len(jobs), 0)
-            return self.run_tasks(stage.name, functools.partial(do_set_job, stage), jobs, done)
+            self._progress.stage(shown, len(jobs), 0)
+            return self.run_tasks(stage.name, functools.partial(run_set_job, stage), jobs, done)
 
-        def done(one: Done) -> None:
+        def done(one: TaskResult) -> None:
             counts = stage.counts(one.result)
-            self.speeds.note(stage.name, one.result, one.seconds, counts)
-            self._watch.advance(shown, counts["samples"])
+            self.speeds.add(stage.name, one.result, one.seconds, counts)
+            self._progress.advance(shown, counts["samples"])
 
-        finished = make_set(stage, self._work.store, name, made, run)
+        finished = make_set(stage, self._work.store, name, state, run)
         if not began:
-            self._watch.stage(shown, 0, 0)
+            self._progress.stage(shown, 0, 0)
         return finished
-
-    def committed_sets(self, stage_name: str) -> dict[str, Any]:
-        """The finished sets of a stage, of whatever inputs.
-
-        Raises:
-            UsageError: one is missing.
-        """
-        stage = next(one for one in self._stages.sets if one.name == stage_name)
-        found = {name: stage.found(self._work.store, name) for name in stage.sets()}
-        missing = [name for name, finished in found.items() if finished is None]
-        if missing:
-            raise UsageError(f"sets {', '.join(missing)}: not there yet: run --only {stage_name} first")
-        return found
-
-    def find_standing_sets(self, made: Made) -> None:
-        """Put in `made` the sets that stand, of every stage: what run.json tells after a launch of one stage alone."""
-        for stage in self._stages.sets:
-            made.sets[stage.name] = {}
-            if not self._work.store.exists(stage.folder) or (stage.before and not made.sets[stage.before]):
-                continue
-            try:
-                found = {name: standing_set(stage, self._work.store, name, made) for name in stage.sets()}
-            except VilaDataError as error:
-                warnings.warn(
-                    f"{self._work.store.url}: run.json is without {stage.folder} and blend now: {error}", stacklevel=2
-                )
-                continue
-            made.sets[stage.name] = {name: finished for name, finished in found.items() if finished is not None}
 
     # the blend
 
-    def plan_blend(self, made: Made) -> dict[str, Any] | None:
-        """One epoch of the recipe's blend, as planned.
+    def plan_blend(self, state: RunState) -> dict[str, Any] | None:
+        """The plan of one epoch of the recipe's blend.
 
         Raises:
-            UsageError: token files are not whole or of other shards.
+            UsageError: token files are incomplete, or were made from other shards.
         """
         store, recipe = self._work.store, self._work.recipe
         if recipe.blend is None:
             return None
         with self.timed("blend"):
             if not self.does("encode"):
-                self._check_fresh(made)
+                check_token_files(store, self._stages, state)
             return plan_epoch(store, recipe)
 
-    def _check_fresh(self, made: Made) -> None:
-        encode = self._stages.sets[-1]
-        made.sets["shard"] = self.committed_sets("shard")
-        names = [name for name in encode.sets() if encode.found(self._work.store, name) is not None]
-        made.sets["encode"] = {name: standing_set(encode, self._work.store, name, made) for name in names}
-        stale = [name for name, finished in made.sets["encode"].items() if finished is None]
-        if stale:
-            raise UsageError(
-                f"{self._work.store.url}: sets {', '.join(sorted(stale))}: their token files are not whole or of other "
-                "shards: run the recipe with --only encode first"
-            )
-
-    def told_blend(self) -> dict[str, Any] | None:
-        """The blend of the launch before, planned again from what stands; a warning says why it cannot be."""
+    def replan_blend(self) -> dict[str, Any] | None:
+        """Plan the blend of the previous invocation again from valid sets; warns if that is impossible."""
         if self._work.recipe.blend is None or not self._earlier.get("blend"):
             return None
         try:
             with self.timed("blend"):
                 return plan_epoch(self._work.store, self._work.recipe)
         except VilaDataError as error:
-            warnings.warn(f"{self._work.store.url}: run.json is without a blend now: {error}", stacklevel=2)
+            warnings.warn(f"{self._work.store.url}: run.json no longer contains a blend: {error}", stacklevel=2)
             return None
 
-    def _note(self, stage: PartStage, done: Done) -> None:
-        self.speeds.note(stage.verb, done.result, done.seconds, stage.counts(done.result))
+    def _note(self, stage: PartStage, done: TaskResult) -> None:
+        self.speeds.add(stage.verb, done.result, done.seconds, stage.counts(done.result))
 
     def _step(self, name: str, verb: str, function: Callable[..., Any]) -> Step:
         resources = self._work.recipe.resources
@@ -315,7 +237,7 @@ class Engine:
 
 
 def _chains(stages: Sequence[PartStage]) -> list[list[PartStage]]:
-    """Neighbors that need nothing of other parts together, a gathering stage alone."""
+    """Group neighboring stages that need nothing from other parts; a gathering stage is a group of its own."""
     chains: list[list[PartStage]] = []
     for stage in stages:
         if chains and stage.gather is None and chains[-1][0].gather is None:

@@ -1,4 +1,4 @@
-"""Recipe and metadata to parts: what is to be done, before anything is done."""
+"""Split each corpus's metadata into parts, the units of work of a run."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from vila_data.recipe.recipe import Recipe
 
 READER_VERSION = 1
 READER_VERSIONS = {"llava": 2, "text": 2, "vflan": 2}
-"""Raised, for one kind where it is one kind's, when records read from the same metadata would differ."""
+"""Increment when records read from the same metadata change; per corpus kind if only one kind is affected."""
 
 Scan = Callable[[str, CorpusFiles, list[str], int | None, float], list[FileScan]]
-"""(corpus, config, files, max_rows, expected share) -> one FileScan a file; a runner's, or `scan_here`."""
+"""(corpus, config, files, max_rows, expected share) -> one FileScan per file; with a runner's tasks, or `scan_here`."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ def corpus_inputs(recipe: Recipe) -> dict[str, list[str]]:
 def plan_corpus(
     store: Store, name: str, config: CorpusFiles, inputs: list[str], limit: int | None, scan: Scan
 ) -> CorpusPlan:
-    """The corpus's parts: as committed by an earlier launch, or laid out afresh.
+    """The corpus's parts: as written by an earlier invocation, or newly planned.
 
-    limit: only the first `limit` rows of the metadata, as if it ended there.
+    limit: use only the first `limit` rows of the metadata.
 
     Raises:
         DataError: the corpus has no rows, or a file cannot be read.
@@ -61,7 +61,7 @@ def plan_corpus(
     scans = _scan(name, config, limit, scan)
     rows = sum(found.rows for found in scans)
     if not rows:
-        raise DataError(f"corpus {name!r}: its files ({len(config.files)}) hold no records")
+        raise DataError(f"corpus {name!r}: its files ({len(config.files)}) contain no records")
     cuts = _cuts(config, scans)
     expected = [_expected(found, config, cut) for found, cut in zip(scans, cuts, strict=True)]
     parts: list[Part] = []
@@ -74,7 +74,7 @@ def plan_corpus(
 
 
 def commit_parts(store: Store, plan: CorpusPlan, config: CorpusFiles, inputs: list[str], limit: int | None) -> None:
-    """Write the corpus's parts, so that relaunching need not scan."""
+    """Write the corpus's parts, so that rerunning does not need to scan."""
     value = {"inputs": _identity(config, inputs, limit), **asdict(plan)}
     data = json.dumps(value, indent=1).encode() + b"\n"
     path = parts_list(plan.name)
@@ -101,7 +101,7 @@ def _identity(config: CorpusFiles, inputs: list[str], limit: int | None) -> str:
 
 
 def committed_plan(store: Store, name: str) -> CorpusPlan | None:
-    """The corpus's parts as a run has committed them, whatever its metadata is by now; None where there are none."""
+    """The corpus's parts as recorded by a run, even if its metadata has changed since; None if there are none."""
     return _committed(store, name, None)
 
 
@@ -147,7 +147,7 @@ def _cuts(config: CorpusFiles, scans: list[FileScan]) -> list[selection.Cut | No
         return [None] * len(scans)
     source, rule = CoyoSource(config), config.preselect
 
-    def again(found: list[FileScan]) -> Callable[[int, int], selection.Scores]:
+    def again(found: list[FileScan]) -> Callable[[int, int], selection.FileScores]:
         return lambda index, bin_index: source.scores_at(found[index].file, found[index].rows, bin_index)
 
     groups = [scans] if rule.scope == "corpus" else [[found] for found in scans]

@@ -1,4 +1,4 @@
-"""Progress of long work: bars on a terminal, a plain line now and then elsewhere."""
+"""Progress of long operations: bars on a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -10,51 +10,53 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import (
+    Progress as Bars,
+)
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-class Watch(Protocol):
-    """Told by a run how far it is. `items` are images, or shards."""
+class Progress(Protocol):
+    """Receives the progress of an operation. `items` are images, or shards."""
 
     def stage(self, name: str, total: int, done: int) -> None:
-        """A stage begins: `total` tasks, `done` of them committed by an earlier launch."""
+        """A stage begins: `total` tasks, `done` of them already complete."""
         ...
 
     def advance(self, name: str, items: int) -> None:
-        """One task of the stage is done, with `items` in it."""
+        """One task of the stage is done; it processed `items`."""
         ...
 
 
-class Silence:
-    """Nothing is shown."""
+class NoProgress:
+    """Shows nothing."""
 
     def stage(self, name: str, total: int, done: int) -> None:
-        """See `Watch`."""
+        """See `Progress`."""
 
     def advance(self, name: str, items: int) -> None:
-        """See `Watch`."""
+        """See `Progress`."""
 
 
-class ConsoleWatch:
-    """Bars on a terminal; elsewhere a line when a stage begins, ends, and every ten seconds."""
+class ConsoleProgress:
+    """Shows bars on a terminal; elsewhere a line when a stage begins, when it ends, and every ten seconds."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._totals: dict[str, list[int]] = {}
         self._last_line = 0.0
-        self._bars: Progress | None = None
+        self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
 
-    def __enter__(self) -> ConsoleWatch:
+    def __enter__(self) -> ConsoleProgress:
         if self._console.is_terminal:
-            self._bars = Progress(
+            self._bars = Bars(
                 TextColumn("{task.description:<10}"),
                 BarColumn(),
                 MofNCompleteColumn(),
@@ -73,16 +75,16 @@ class ConsoleWatch:
             self._bars.stop()
 
     def stage(self, name: str, total: int, done: int) -> None:
-        """See `Watch`."""
+        """See `Progress`."""
         self._totals[name] = [done, total, 0]
         if self._bars is None:
-            earlier = f", {done} committed already" if done else ""
+            earlier = f", {done} already complete" if done else ""
             self._console.print(f"{name}: {total} {_tasks(total)}{earlier}", highlight=False)
         else:
             self._tasks[name] = self._bars.add_task(name, completed=done, total=total, note="")
 
     def advance(self, name: str, items: int) -> None:
-        """See `Watch`."""
+        """See `Progress`."""
         entry = self._totals[name]
         entry[0] += 1
         entry[2] += items

@@ -1,7 +1,7 @@
-"""Tasks on Ray: the only file that imports it.
+"""Run tasks on Ray; the only module that imports it.
 
 Placement, retries of lost workers, the dashboard and metrics are Ray's. A step that
-asks for a GPU runs on actors, one a GPU share, so that its model is loaded once; all
+requests a GPU runs on actors, one per GPU share, so that its model is loaded once; all
 other steps are tasks. Counters appear as Ray metrics named vila_data_<counter>_total.
 """
 
@@ -21,15 +21,15 @@ from ray.util.metrics import Counter
 
 from vila_data.core.errors import RunError, VilaDataError
 from vila_data.recipe.recipe import StageResources
-from vila_data.runs.runner import Done, Step
+from vila_data.runs.runner import Step, TaskResult
 from vila_data.runs.stage import Report, Work
 
 _RETRIES = 3
-_TASKS_AHEAD = 2
+_TASKS_PER_CORE = 2
 
 
 class RayRunner:
-    """On the cluster at RAY_ADDRESS, or on one of this machine's own for the time of the run."""
+    """Runs tasks on the cluster at RAY_ADDRESS, or on a local Ray instance for the duration of the run."""
 
     def __init__(self, address: str | None = None) -> None:
         self._address = address or os.environ.get("RAY_ADDRESS") or "local"
@@ -41,7 +41,9 @@ class RayRunner:
         try:
             ray.init(address=self._address, ignore_reinit_error=True, **quiet)
         except (ConnectionError, TimeoutError) as error:
-            hint = "is it up, and does it ask for a token (then set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN)?"
+            hint = (
+                "check that the cluster is running; if it requires a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+            )
             raise RunError(f"Ray at {self._address}: {error}; {hint}") from error
         return self
 
@@ -50,13 +52,13 @@ class RayRunner:
     ) -> None:
         ray.shutdown()
 
-    def run(self, work: Work, steps: list[Step], jobs: Iterable[Any], report: Report) -> Iterator[Done]:
-        """See `Runner.run`. Only some tasks a core are submitted ahead; Ray places them."""
+    def run(self, work: Work, steps: list[Step], jobs: Iterable[Any], report: Report) -> Iterator[TaskResult]:
+        """See `Runner.run`. Submits only a few tasks per core in advance; Ray places them."""
         shared = ray.put(work)
         flow = _Flow(_pools(steps, shared))
-        ahead = max(1, int(_cluster("CPU"))) * _TASKS_AHEAD + 2
+        in_flight = max(1, int(_cluster("CPU"))) * _TASKS_PER_CORE + 2
         todo = enumerate(jobs)
-        for number, job in itertools.islice(todo, ahead):
+        for number, job in itertools.islice(todo, in_flight):
             flow.start(number, job)
         while flow.running:
             done = flow.next()
@@ -67,7 +69,7 @@ class RayRunner:
 
 
 def _pools(steps: list[Step], work: Any) -> list[_Tasks | _Actors]:
-    """What runs each step; the scorers share actors, since each set of them takes all GPUs."""
+    """A pool for each step; scorers share their actors, because each pool of actors takes all GPUs."""
     pools: list[_Tasks | _Actors] = []
     actors: dict[str, _Actors] = {}
     for step in steps:
@@ -81,7 +83,7 @@ def _pools(steps: list[Step], work: Any) -> list[_Tasks | _Actors]:
 
 
 class _Flow:
-    """Jobs on their way through the steps; a step with `max_tasks` holds back what is above it."""
+    """Moves jobs through the steps; a step with `max_tasks` holds back jobs beyond that number."""
 
     def __init__(self, pools: list[_Tasks | _Actors]) -> None:
         self._pools = pools
@@ -90,12 +92,12 @@ class _Flow:
         self.running: dict[Any, tuple[int, int]] = {}
 
     def start(self, number: int, job: Any) -> None:
-        """Let a job in."""
+        """Submit the first step of a job."""
         self._jobs[number] = (job, [])
         self._submit(number, 0)
 
-    def next(self) -> Done:
-        """Wait for any task, and send its job on."""
+    def next(self) -> TaskResult:
+        """Wait for any task to finish, and submit the next step of its job."""
         ready, _ = ray.wait(list(self.running), num_returns=1)
         number, at = self.running.pop(ready[0])
         pool = self._pools[at]
@@ -109,7 +111,7 @@ class _Flow:
             self._submit(number, at + 1)
         else:
             del self._jobs[number]
-        return Done(number, pool.step.stage, value, seconds)
+        return TaskResult(number, pool.step.stage, value, seconds)
 
     def _submit(self, number: int, at: int) -> None:
         pool = self._pools[at]
@@ -135,7 +137,7 @@ class _Tasks:
 
 
 class _Actors:
-    """A step as calls of actors that keep what they have loaded."""
+    """A step as calls of actors that keep their models loaded."""
 
     def __init__(self, step: Step, work: Any, shared: _Actors | None) -> None:
         self.step, self._work = step, work
@@ -146,7 +148,9 @@ class _Actors:
         gpus = _cluster("GPU")
         count = step.resources.max_tasks or int(gpus / step.resources.num_gpus)
         if count < 1 or gpus < step.resources.num_gpus:
-            raise RunError(f"resources.{step.verb}: asks for {step.resources.num_gpus} GPU; the cluster has {gpus:g}")
+            raise RunError(
+                f"resources.{step.verb} requests {step.resources.num_gpus:g} GPUs, but the cluster has {gpus:g}"
+            )
         remote: Any = ray.remote(_Caller).options(
             max_restarts=-1, max_task_retries=_RETRIES, **_options(step.resources)
         )
@@ -164,14 +168,14 @@ class _Actors:
 
 
 class _Caller:
-    """A process that runs calls; the model is cached by the task's own module."""
+    """An actor that runs calls; the task's own module caches the model."""
 
     def call(self, step: Step, work: Work, job: Any, results: list[Any]) -> Any:
         return _call(step, work, job, results)
 
 
 def _call(step: Step, work: Work, job: Any, results: list[Any]) -> tuple[Any, float]:
-    """The task's result and the seconds that it took, the wait for a place not among them."""
+    """The task's result and its duration in seconds, without the time in the queue."""
     counters: dict[str, Counter] = {}
 
     def report(counter: str, count: int) -> None:
@@ -208,4 +212,4 @@ def _get(ref: Any, stage: str) -> Any:
             raise error.cause from error
         raise
     except ray.exceptions.RayError as error:
-        raise RunError(f"{stage}: lost a worker {_RETRIES + 1} times: {error}") from error
+        raise RunError(f"{stage}: a task lost its worker {_RETRIES + 1} times: {error}") from error

@@ -1,4 +1,4 @@
-"""An opened run directory: its recipe, parts, receipts, tables, shard sets, token files and totals, by name."""
+"""An opened run directory: access its recipe, parts, receipts, tables, shard sets, token files and totals by name."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from vila_data.core.tables import read_table
 from vila_data.encode.tokenizer import TextTokenizer
 from vila_data.encode.tokens import TokenSet, open_tokens
 from vila_data.recipe.lock import LOCK, read_lock
-from vila_data.recipe.marked_yaml import nearest
 from vila_data.recipe.recipe import Recipe, checked
-from vila_data.runs.encoding import ready_tokenizer
+from vila_data.recipe.yaml_lines import suggestion
 from vila_data.runs.plan import CorpusPlan, committed_plan
 from vila_data.runs.report import RUN_JSON, corpus_funnel, read_run_json
-from vila_data.runs.stages import stages_of
-from vila_data.shard.evidence import Evidence
+from vila_data.runs.set_stages import ready_tokenizer
+from vila_data.runs.stages import Stages, stages_of
+from vila_data.shard.downloaded_records import DownloadedRecords
 from vila_data.shard.manifest import Manifest, read_manifest
 from vila_data.shard.read import ShardSetReader
 
 PartTable = Literal["images", "records", "fates"]
 _RECEIPT: Final = re.compile(r"/part-(\d+)\.json$")
-_LEVELS: Final = 5
-"""Directories above a path in which its run is looked for: tokens/<tokenizer>/<set>/<encoding>/<file>."""
+_MAX_LEVELS: Final = 5
+"""Number of parent directories searched for the run of a path: tokens/<tokenizer>/<set>/<encoding>/<file>."""
 
 
 class Run:
-    """A run directory, opened. Opening reads recipe.lock.yaml; everything else is read when it is asked for.
+    """An opened run directory. Opening reads recipe.lock.yaml; everything else is read on demand.
 
     store:  where the run is.
-    recipe: what the run was made from, as the last launch resolved it.
+    recipe: what the run was built from, as resolved by the last invocation.
     lock:   the whole content of recipe.lock.yaml.
 
     Raises:
-        UsageError: there is no run at the path; says what is there.
+        UsageError: there is no run at the path; says what was found.
         DataError: recipe.lock.yaml is damaged, or was written by another version.
     """
 
@@ -54,7 +54,7 @@ class Run:
         self.store = store
         self.lock = found.value
         self.recipe = found.recipe
-        self._marked = found.marked
+        self._lines = found.lines
         self._plans: dict[str, CorpusPlan | None] = {}
 
     def __repr__(self) -> str:
@@ -67,13 +67,13 @@ class Run:
 
     @property
     def scorer_fingerprints(self) -> dict[str, str]:
-        """{scorer: fingerprint of its model and settings}, as the last launch found them."""
+        """{scorer: fingerprint of its model and settings}, as of the last invocation."""
         found: dict[str, str] = self.lock["scorers"]
         return found
 
     @property
     def totals(self) -> dict[str, Any] | None:
-        """The content of run.json; None before the first launch has ended.
+        """The content of run.json; None before the first invocation has finished.
 
         Raises:
             DataError: the file is damaged.
@@ -81,12 +81,22 @@ class Run:
         return read_run_json(self.store)
 
     def recipe_with(self, settings: Sequence[str]) -> Recipe:
-        """The recipe with ``dotted.key=value`` settings in place of its own values.
+        """The recipe with ``dotted.key=value`` overrides.
 
         Raises:
             RecipeError: a key is unknown or a value is wrong.
         """
-        return checked(self._marked.again(), settings)
+        return checked(self._lines.copy(), settings)
+
+    @cached_property
+    def stages(self) -> Stages:
+        """The stages of the recipe, in order."""
+        return stages_of(self.recipe, "")
+
+    @cached_property
+    def similarity(self) -> str | None:
+        """The scorer that `min_similarity` means; None where there is none."""
+        return self.recipe.scores().similarity
 
     def plan(self, corpus: str) -> CorpusPlan | None:
         """The parts of a corpus and its counts of rows; None before its metadata was scanned.
@@ -105,12 +115,12 @@ class Run:
         return () if plan is None else plan.parts
 
     def committed(self, stage: str, corpus: str) -> tuple[Part, ...]:
-        """The parts of a corpus that have a receipt of a stage, found by one listing.
+        """The parts of a corpus that have a receipt of a stage, found with a single listing.
 
-        Where the list of parts is gone, as in a copy without download/, they are known by name alone.
+        If the list of parts is missing, as in a copy without download/, the parts are known by name only.
         """
-        folder = Part.named(corpus, 0).receipt(stage).rpartition("/")[0]
-        there = set(self.store.files(folder))
+        directory = Part.named(corpus, 0).receipt(stage).rpartition("/")[0]
+        there = set(self.store.files(directory))
         parts: Iterable[Part] = self.parts(corpus)
         if self.plan(corpus) is None:
             numbers = sorted(int(found[1]) for path in there if (found := _RECEIPT.search(path)))
@@ -118,7 +128,7 @@ class Run:
         return tuple(part for part in parts if part.receipt(stage) in there)
 
     def receipts(self, stage: str, corpus: str) -> list[Receipt | None]:
-        """The receipts of a stage, one per part of the corpus; None for a part that is not committed."""
+        """The receipts of a stage, one per part of the corpus; None for a part that is not complete."""
         return [read_receipt(self.store, part.receipt(stage)) for part in self.parts(corpus)]
 
     def funnel(self, corpus: str) -> dict[str, dict[str, dict[str, int]]]:
@@ -130,14 +140,14 @@ class Run:
         plan = self.plan(corpus)
         if plan is None:
             return {}
-        deciding = stages_of(self.recipe, "").deciding()
+        deciding = self.stages.deciding()
         receipts = {stage: self.receipts(stage, corpus) for stage in deciding}
         return corpus_funnel(plan, receipts, deciding).as_dict()
 
     def part_table(self, part: Part, table: PartTable, columns: Sequence[str] | None = None) -> pa.Table:
-        """A table of a part, or some of its columns.
+        """Read a table of a part, or some of its columns.
 
-        images: a row per image of the metadata, what its download gave (core.schemas.DOWNLOAD_IMAGES);
+        images: a row per image of the metadata, the result of its download (core.tables.DOWNLOAD_IMAGES);
         records: a row per row of the metadata (DOWNLOAD_RECORDS); fates: a row per record and per image (FATES).
 
         Raises:
@@ -148,9 +158,9 @@ class Run:
         return read_table(self.store, paths[table](), columns)
 
     def scores(self, part: Part, columns: Sequence[str] | None = None, scorer: str | None = None) -> pa.Table | None:
-        """A scorer's table of a part, a row per image or record; None where it has none.
+        """A scorer's table of a part, one row per image or record; None if it has none.
 
-        scorer: or an entry of `stages`; None takes the one that `min_similarity` means (core.schemas.SCORE_IMAGES).
+        scorer: or an entry of `stages`; None: the one that `min_similarity` uses (core.tables.SCORE_IMAGES).
 
         Raises:
             UsageError: the recipe has no such scorer.
@@ -160,15 +170,15 @@ class Run:
         return None if path is None or self.store.size(path) is None else read_table(self.store, path, columns)
 
     def scores_path(self, part: Part, scorer: str | None = None) -> str | None:
-        """Where a scorer's table of a part is; None where no scorer gives similarities and none is named."""
+        """Where a scorer's table of a part is; None if no scorer is given and none computes similarities."""
         if scorer is not None:
             self._known("scorer", scorer, [*self.recipe.score, *self.recipe.stages])
-        name = self.recipe.scores().similarity if scorer is None else scorer
+        name = self.similarity if scorer is None else scorer
         return None if name is None else part.scores_table(name)
 
-    def evidence(self, corpus: str) -> Evidence:
-        """The records and images of a corpus as downloaded, whatever became of them."""
-        return Evidence(self.store, self.parts(corpus))
+    def evidence(self, corpus: str) -> DownloadedRecords:
+        """The records and images of a corpus as downloaded, whatever their fate."""
+        return DownloadedRecords(self.store, self.parts(corpus))
 
     def manifest(self, name: str) -> Manifest | None:
         """The manifest of a shard set; None before the set is finished.
@@ -189,7 +199,7 @@ class Run:
         """
         manifest = self.manifest(name)
         if manifest is None:
-            raise UsageError(f"{self.url}: set {name!r} is not finished: {self.finish()}")
+            raise UsageError(f"{self.url}: set {name!r} is not finished; {self.finish()}")
         return ShardSetReader(self.set_store(name), manifest)
 
     def set_store(self, name: str) -> Store:
@@ -204,7 +214,9 @@ class Run:
             UsageError: the recipe has no `pack`, or the tokenizer cannot be loaded here.
         """
         if self.recipe.pack is None:
-            raise UsageError(f"{self.url}: its recipe has no `pack:`, so it has neither tokenizer nor token files")
+            raise UsageError(
+                f"{self.url}: its recipe has no `pack:` section, so it has no tokenizer and no token files"
+            )
         return ready_tokenizer(self.recipe.pack)
 
     def tokens(self, name: str) -> TokenSet:
@@ -219,22 +231,22 @@ class Run:
         return open_tokens(self.store, name, self.recipe.pack, tokenizer)
 
     def finish(self) -> str:
-        """What to do where something of the run is missing."""
+        """What to do if something is missing from the run."""
         return f"finish the run first: vila-data run RECIPE --out {self.url}"
 
     def _known(self, what: str, name: str, names: Iterable[str]) -> None:
         if name not in names:
-            raise UsageError(f"{self.url}: the run has no {what} {name!r}{nearest(name, names)}")
+            raise UsageError(f"{self.url}: the run has no {what} {name!r}{suggestion(name, names)}")
 
 
 Kind = Literal["recipe", "run", "set", "shard", "export"]
 
 
 def kind_of(path: str) -> Kind:
-    """What lies at a path.
+    """The kind of thing at a path.
 
     Raises:
-        UsageError: nothing that this program makes or reads.
+        UsageError: nothing that vila-data reads or writes.
     """
     if path.endswith((".yaml", ".yml")):
         return "recipe"
@@ -246,8 +258,8 @@ def kind_of(path: str) -> Kind:
             return "set"
         if store.size(LOCK) is not None:
             return "run"
-    above = "; it holds shard sets: give one of them, or the run" if path.rstrip("/").endswith("/shards") else ""
-    what = f"no recipe (.yaml), run ({LOCK}), shard set (manifest.json), shard (.tar) or export ({EXPORT_JSON})"
+    above = "; it contains shard sets; pass one of them, or the run" if path.rstrip("/").endswith("/shards") else ""
+    what = f"not a recipe (.yaml), run ({LOCK}), shard set (manifest.json), shard (.tar) or export ({EXPORT_JSON})"
     raise UsageError(f"{path}: {what}{above}")
 
 
@@ -255,21 +267,21 @@ def open_run(path: str | os.PathLike[str] | Run) -> Run:
     """Open a run directory: a local path or an fsspec URL. An opened run is returned as it is.
 
     Raises:
-        UsageError: there is no run at the path; says what is there and what to do.
+        UsageError: there is no run at the path; says what was found and what to do.
         DataError: the run's recipe.lock.yaml is damaged, or was written by another version.
     """
     return path if isinstance(path, Run) else Run(Store(os.fspath(path)))
 
 
 def run_above(store: Store) -> Run | None:
-    """The run that contains a directory such as a shard set; None where none does."""
+    """The run that contains a directory such as a shard set; None if there is none."""
     url = store.url.rstrip("/")
-    for _ in range(_LEVELS):
+    for _ in range(_MAX_LEVELS):
         url, slash, _ = url.rpartition("/")
         if not slash or not url or url.endswith((":", ":/")):
             return None
         above = Store(url)
-        with suppress(StorageError):  # a directory above may be closed to the user
+        with suppress(StorageError):  # the user may not have access to a parent directory
             if above.size(LOCK) is not None:
                 return Run(above)
     return None
@@ -278,14 +290,14 @@ def run_above(store: Store) -> Run | None:
 def _no_run(store: Store) -> str:
     """Why a path is not a run, and what to do."""
     if store.url.endswith((".yaml", ".yml")):
-        return f"{store.url}: is a recipe, not a run: give the directory that vila-data run {store.url} --out made"
+        return f"{store.url} is a recipe, not a run; pass the directory that vila-data run {store.url} --out wrote"
     if (run := run_above(store)) is not None:
-        return f"{store.url}: is a part of the run {run.url}: give that directory"
+        return f"{store.url} is part of the run {run.url}; pass that directory"
     if store.size("manifest.json") is not None:
-        return f"{store.url}: is a shard set, not a run (it has no {LOCK}): give the directory of its run"
+        return f"{store.url} is a shard set, not a run (it has no {LOCK}); pass the directory of its run"
     if not store.exists(""):
-        return f"{store.url}: does not exist: make a run with vila-data run RECIPE --out {store.url}"
+        return f"{store.url} does not exist; create a run with vila-data run RECIPE --out {store.url}"
     if store.size(RUN_JSON) is not None:
-        return f"{store.url}: has lost its {LOCK}: restore that file, or make the run again with another --out"
-    make = "make one with vila-data run RECIPE --out DIRECTORY"
-    return f"{store.url}: is not a run (it has no {LOCK}): give the directory of a run, or {make}"
+        return f"{store.url} has no {LOCK}, although it has {RUN_JSON}; restore that file, or run the recipe with another --out"
+    create = "create one with vila-data run RECIPE --out DIRECTORY"
+    return f"{store.url} is not a run (it has no {LOCK}); pass the directory of a run, or {create}"

@@ -1,4 +1,4 @@
-"""Who does the work: the seam between a run and its tasks, and the runner in this process."""
+"""The Runner interface between a run and its tasks, and the single-process runner."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Done:
-    """A finished task: the job's number, the step's stage, what it returned, and the seconds that it took."""
+class TaskResult:
+    """A finished task: job number, stage, result, and duration in seconds."""
 
     job: int
     stage: str
@@ -37,15 +37,15 @@ class Done:
 
 
 class Runner(AbstractContextManager["Runner"], Protocol):
-    """Runs steps over jobs. Results come in any order; each job's steps run in theirs."""
+    """Runs steps over jobs. Results arrive in any order; the steps of a job run in sequence."""
 
-    def run(self, work: Work, steps: list[Step], jobs: Iterable[Any], report: Report) -> Iterator[Done]:
-        """Run every step of every job; the first error ends it and is raised."""
+    def run(self, work: Work, steps: list[Step], jobs: Iterable[Any], report: Report) -> Iterator[TaskResult]:
+        """Run every step of every job; stops at the first error and raises it."""
         ...
 
 
 class LocalRunner:
-    """All tasks in this process, one after another: for debugging, and for small runs."""
+    """Runs all tasks in this process, one after another: for debugging and small runs."""
 
     def __enter__(self) -> LocalRunner:
         return self
@@ -55,11 +55,11 @@ class LocalRunner:
     ) -> None:
         return None
 
-    def run(self, work: Work, steps: list[Step], jobs: Iterable[Any], report: Report) -> Iterator[Done]:
+    def run(self, work: Work, steps: list[Step], jobs: Iterable[Any], report: Report) -> Iterator[TaskResult]:
         """See `Runner.run`."""
         for number, job in enumerate(jobs):
             results: list[Any] = []
             for step in steps:
                 start = time.perf_counter()
                 results.append(step.function(work, job, *results, report))
-                yield Done(number, step.stage, results[-1], time.perf_counter() - start)
+                yield TaskResult(number, step.stage, results[-1], time.perf_counter() - start)

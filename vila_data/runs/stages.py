@@ -1,4 +1,4 @@
-"""The stages of a run, in order. A new one is its value in this list, and the function that it names."""
+"""The stages of a run, in order. To add one, add its value to `stages_of`, with the functions that it names."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ from vila_data.download.part import download_part
 from vila_data.filter.duplicates import later_copies
 from vila_data.filter.named import revisions
 from vila_data.filter.part import filter_part, part_digests, rows_worth_scoring
-from vila_data.filter.rules import asks_for, scorers_read
+from vila_data.filter.rules import FATES_VERSION, asks_for, scorers_read
 from vila_data.recipe.recipe import Recipe
-from vila_data.runs.encoding import EncodeStage
-from vila_data.runs.sharding import ShardStage
+from vila_data.runs.set_stages import EncodeStage, ShardStage
 from vila_data.runs.stage import Gather, PartJob, PartStage, Report, SetStage, Work
 from vila_data.score.part import covers, score_part
 from vila_data.score.scorer import Scorer, Task
@@ -203,7 +202,7 @@ def _always(work: Work, corpus: str) -> bool:
 def _rules(work: Work, part: Part) -> Any:
     rules = work.recipe.rules_for(part.corpus)
     added = revisions(rules.rules)
-    return rules.model_dump(mode="json") | ({"revisions": added} if added else {})
+    return rules.model_dump(mode="json") | {"fates": FATES_VERSION} | ({"revisions": added} if added else {})
 
 
 def _tables_of_the_rules(work: Work, corpus: str) -> tuple[str, ...]:

@@ -59,7 +59,7 @@ class ClipConfig(Scorer):
                 text.onnx, tokenizer.json and config.json).
     model:      hub id, or path of the folder.
     revision:   commit, tag or branch of a hub model; null is the default branch.
-    batch_size: items a call on a GPU. On a CPU each item runs alone, whatever this says.
+    batch_size: items per GPU call. On a CPU, items always run one at a time.
     embeddings: also write the vectors in clip-retrieval's layout.
     """
 
@@ -77,7 +77,7 @@ class ClipConfig(Scorer):
     embeddings: bool = False
 
     def columns(self) -> tuple[Column, ...]:
-        """The columns of core.schemas.SCORE_IMAGES."""
+        """The columns of core.tables.SCORE_IMAGES."""
         index, many = pa.int32(), pa.list_(pa.float32())
         return (
             Column("similarity", pa.float32(), "cosine", _COSINE, "to its caption, or to its published sentence"),

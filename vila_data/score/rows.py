@@ -100,7 +100,8 @@ def read_rows(
         DataError: the part's tables do not fit together.
     """
     with ExitStack() as stack:
-        images = _table(store, part.images_table(), _IMAGE_COLUMNS, stack)
+        path = part.images_table()
+        images = _table(store, path, _IMAGE_COLUMNS, stack)
         records = _table(store, part.records_table(), ("row", "record_id", "json_bytes", "offset"), stack)
         scores = _known_rows(store, known, ("row", "image_index"), stack)
         numbered = ((index, image) for index, image in enumerate(images))
@@ -108,7 +109,7 @@ def read_rows(
             record = next((record for record in records if record["row"] >= row), None)
             if record is None or record["row"] != row:
                 raise DataError(f"{store.location(part.records_table())}: no row {row}; delete the part to redo it")
-            rows = [_image_row(image, index, needed, scores, part) for index, image in group]
+            rows = [_image_row(image, index, needed, scores, path) for index, image in group]
             offset = -1 if record["offset"] is None else record["offset"]
             yield RecordRows(row, record["record_id"], offset, record["json_bytes"], rows)
 
@@ -120,8 +121,9 @@ def read_records(
     with ExitStack() as stack:
         columns = ("row", "record_id", "status", "json_bytes", "offset")
         scores = _known_rows(store, known, ("row",), stack)
-        for index, record in enumerate(_table(store, part.records_table(), columns, stack)):
-            found = _known(scores, record, ("row",), part.records_table())
+        path = part.records_table()
+        for index, record in enumerate(_table(store, path, columns, stack)):
+            found = _known(scores, record, ("row",), path)
             wanted = record["status"] == "ok" and (found is not None or needed is None or bool(needed[index]))
             offset = -1 if record["offset"] is None else record["offset"]
             yield RecordRow(record["row"], record["record_id"], offset, record["json_bytes"], wanted, found)
@@ -176,9 +178,9 @@ def _image_row(
     index: int,
     needed: NDArray[np.bool_] | None,
     scores: Iterator[dict[str, Any]] | None,
-    part: Part,
+    path: str,
 ) -> ImageRow:
-    known = _known(scores, image, ("row", "image_index"), part.images_table())
+    known = _known(scores, image, ("row", "image_index"), path)
     ok = image["status"] == "ok"
     wanted = ok and (known is not None or needed is None or bool(needed[index]))
     return ImageRow(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from vila_data.core.cpus import cpu_count
 from vila_data.core.receipts import Outputs
-from vila_data.core.schemas import SCORE_IMAGES
+from vila_data.core.tables import SCORE_IMAGES
 from vila_data.score.clip import Clip
 from vila_data.score.embeddings import EmbeddingFiles
 from vila_data.score.feed import Feed, FeedStats
@@ -60,8 +60,8 @@ def score_similarities(
     reader = Reader(store, part, rows_of, clip.prepare, 2 * clip.image_side, texts=True)
     with ExitStack() as stack:
         table = stack.enter_context(TableWriter(outputs.path(task.path), SCORE_IMAGES, metadata))
-        images = stack.enter_context(Vectors(outputs.folder / "images.f32", clip.dim))
-        texts = stack.enter_context(Vectors(outputs.folder / "texts.f32", clip.dim))
+        images = stack.enter_context(Vectors(outputs.directory / "images.f32", clip.dim))
+        texts = stack.enter_context(Vectors(outputs.directory / "texts.f32", clip.dim))
         files = None
         if getattr(task.scorer, "embeddings", False):
             scored = sum(image.wanted for record in rows_of() for image in record.images)

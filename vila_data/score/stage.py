@@ -22,10 +22,9 @@ from vila_data.core.config import StrictModel
 from vila_data.core.errors import DataError
 from vila_data.core.layout import Part, score_stage
 from vila_data.core.receipts import Receipt, committing, fingerprint
-from vila_data.core.schemas import score_schema
 from vila_data.core.scores import PartTables, Scores, ScoreTable, Unit, Values
 from vila_data.core.store import Store
-from vila_data.core.tables import read_table
+from vila_data.core.tables import read_table, score_schema
 from vila_data.score.scorer import Column
 
 

@@ -15,9 +15,8 @@ import pyarrow.compute as pc
 from vila_data.core.cpus import cpu_count
 from vila_data.core.errors import DataError
 from vila_data.core.receipts import Outputs
-from vila_data.core.schemas import score_schema
 from vila_data.core.scores import DOWNLOADED, PartTables
-from vila_data.core.tables import read_parquet
+from vila_data.core.tables import read_parquet, score_schema
 from vila_data.score.feed import Feed, FeedStats
 from vila_data.score.reading import UNUSED, Job, Reader, read_record
 from vila_data.score.rows import KnownTable, RecordRow, read_records, read_rows

@@ -1,7 +1,7 @@
-"""Are a set's bytes what its manifest says, and is each sample whole?
+"""Verify a shard set against its manifest and check that every sample is complete.
 
 Finds a missing or foreign shard, a wrong size, a flipped byte, a tar cut at a member
-boundary, a wrong count, a key twice, members that are not adjacent, and an index or
+boundary, a wrong count, a duplicate key, members that are not adjacent, and an index or
 a JSON that names what is not there.
 """
 
@@ -18,17 +18,16 @@ from vila_data.core.samples import decode_sample
 from vila_data.core.store import Store
 from vila_data.core.tables import read_table
 from vila_data.core.tarcodec import BLOCK, member_bytes, walk_file
-from vila_data.shard.energon import tar_index
-from vila_data.shard.manifest import Manifest, ShardFacts, parse_manifest, wids_meta
+from vila_data.shard.manifest import Manifest, ShardFacts, parse_manifest, tar_index, wids_meta
 
 _INDEX_CHECKED: Final = ["key", "n_images", "members", "offsets", "sizes", "crc32c", "widths", "heights"]
 
 
-def check_set(store: Store, folder: str) -> Iterator[str]:
-    """One sentence for each thing that is wrong with the set in `folder`; nothing if all is well."""
-    path = f"{folder}/manifest.json".lstrip("/")
+def check_set(store: Store, directory: str) -> Iterator[str]:
+    """One sentence for each thing that is wrong with the set in `directory`; nothing if all is well."""
+    path = f"{directory}/manifest.json".lstrip("/")
     if store.size(path) is None:
-        yield f"{store.location(path)}: missing: the set is not finished, or is none"
+        yield f"{store.location(path)}: missing: the shard set is not finished, or this is not a shard set"
         return
     try:
         data = store.read(path)
@@ -39,14 +38,14 @@ def check_set(store: Store, folder: str) -> Iterator[str]:
     totals = {name: json.loads(data).get(name) for name in ("samples", "images", "bytes")}
     for name, total in totals.items():
         if total != getattr(manifest, name):
-            yield f"{store.location(path)}: {name} is {total}; its shards sum to {getattr(manifest, name)}"
-    wids = f"{folder}/wids-meta.json".lstrip("/")
+            yield f"{store.location(path)}: {name} is {total}, but its shards add up to {getattr(manifest, name)}"
+    wids = f"{directory}/wids-meta.json".lstrip("/")
     if store.size(wids) is None or store.read(wids) != wids_meta(manifest):
-        yield f"{store.location(wids)}: missing, or not what the manifest says"
-    yield from _foreign(store, folder, manifest)
+        yield f"{store.location(wids)}: missing, or does not match the manifest"
+    yield from _unlisted(store, directory, manifest)
     keys: dict[str, str] = {}
     for shard in manifest.shards:
-        yield from _check_shard(store, f"{folder}/{shard.name}".lstrip("/"), shard, keys)
+        yield from _check_shard(store, f"{directory}/{shard.name}".lstrip("/"), shard, keys)
 
 
 def check_tar(store: Store, path: str) -> Iterator[str]:
@@ -57,12 +56,12 @@ def check_tar(store: Store, path: str) -> Iterator[str]:
     except (DataError, StorageError) as error:
         yield str(error)
         return
-    yield from _twice(samples, store.location(path), {})
+    yield from _duplicates(samples, store.location(path), {})
 
 
-def _foreign(store: Store, folder: str, manifest: Manifest) -> Iterator[str]:
+def _unlisted(store: Store, directory: str, manifest: Manifest) -> Iterator[str]:
     known = {shard.name for shard in manifest.shards}
-    for path in store.files(folder):
+    for path in store.files(directory):
         name = path.rsplit("/", 1)[-1]
         if name.endswith(".tar") and name not in known:
             yield f"{store.location(path)}: not in the manifest"
@@ -75,8 +74,8 @@ def _check_shard(store: Store, path: str, shard: ShardFacts, keys: dict[str, str
         yield f"{where}: missing"
         return
     if size != shard.bytes:
-        yield f"{where}: {size} bytes; the manifest says {shard.bytes}"
-    changed = f"{where}: sha256 is not the manifest's: bytes have changed"
+        yield f"{where}: {size} bytes, but the manifest says {shard.bytes}"
+    changed = f"{where}: sha256 does not match the manifest: bytes have changed"
     sizes: dict[str, _Sizes] = {}
     try:
         with store.open_read(path) as stream:
@@ -84,7 +83,7 @@ def _check_shard(store: Store, path: str, shard: ShardFacts, keys: dict[str, str
             sha256, checksums = _digests(stream, samples)
             if size == shard.bytes and sha256 != shard.sha256:
                 yield changed
-            yield from _twice(samples, where, keys)
+            yield from _duplicates(samples, where, keys)
             yield from _broken_json(samples, stream, where, sizes)
     except (DataError, StorageError) as error:
         if size == shard.bytes and store.sha256(path) != shard.sha256:
@@ -92,10 +91,10 @@ def _check_shard(store: Store, path: str, shard: ShardFacts, keys: dict[str, str
         yield str(error)
         return
     if len(samples) != shard.samples:
-        yield f"{where}: {len(samples)} samples; the manifest says {shard.samples}"
+        yield f"{where}: {len(samples)} samples, but the manifest says {shard.samples}"
     images = sum(map(_images, samples))
     if images != shard.images:
-        yield f"{where}: {images} images; the manifest says {shard.images}"
+        yield f"{where}: {images} images, but the manifest says {shard.images}"
     yield from _check_index(store, path, shard, samples, checksums, sizes)
     yield from _check_tar_index(store, f"{path}.idx", samples)
 
@@ -139,14 +138,14 @@ def _digests(stream: Any, samples: _Samples) -> tuple[str, list[list[int]]]:
     return sha256.hexdigest(), checksums
 
 
-def _twice(samples: _Samples, where: str, keys: dict[str, str]) -> Iterator[str]:
+def _duplicates(samples: _Samples, where: str, keys: dict[str, str]) -> Iterator[str]:
     for key, members in samples:
         if key in keys:
-            yield f"{where}: key {key} stands there twice (also in {keys[key]})"
+            yield f"{where}: duplicate key {key} (also in {keys[key]})"
         keys[key] = where
         names = [name for name, _, _ in members]
         if len(set(names)) != len(names):
-            yield f"{where}: key {key}: a member stands there twice"
+            yield f"{where}: key {key}: duplicate member"
 
 
 def _broken_json(samples: _Samples, stream: Any, where: str, sizes: dict[str, _Sizes]) -> Iterator[str]:
@@ -154,7 +153,7 @@ def _broken_json(samples: _Samples, stream: Any, where: str, sizes: dict[str, _S
     for key, members in samples:
         named = {name: (offset, size) for name, offset, size in members}
         if f"{key}.json" not in named:
-            yield f"{where}: key {key}: no {key}.json"
+            yield f"{where}: key {key}: {key}.json is missing"
             continue
         offset, size = named[f"{key}.json"]
         stream.seek(offset)
@@ -164,9 +163,9 @@ def _broken_json(samples: _Samples, stream: Any, where: str, sizes: dict[str, _S
             yield str(error)
             continue
         wanted = sorted(image.member for image in content.images)
-        pictures = sorted(name for name in named if name.endswith(".jpg"))
-        if wanted != pictures:
-            yield f"{where}: key {key}: its JSON names {len(wanted)} images, the tar has {len(pictures)}"
+        present = sorted(name for name in named if name.endswith(".jpg"))
+        if wanted != present:
+            yield f"{where}: key {key}: its JSON names {len(wanted)} images, but the tar has {len(present)}"
         sizes[key] = [image.width for image in content.images], [image.height for image in content.images]
 
 
@@ -184,7 +183,7 @@ def _check_index(
         yield f"{where}: missing"
         return
     if store.sha256(path) != shard.index_sha256:
-        yield f"{where}: sha256 is not the manifest's: bytes have changed"
+        yield f"{where}: sha256 does not match the manifest: bytes have changed"
         return
     try:
         advice = "restore it, or make the set again"
@@ -195,14 +194,14 @@ def _check_index(
     found = [(row["key"], list(zip(row["members"], row["offsets"], row["sizes"], strict=False))) for row in rows]
     counts = [(row["n_images"], len(row["crc32c"])) for row in rows]
     if found != samples or counts != [(_images(sample), len(sample[1])) for sample in samples]:
-        yield f"{where}: does not describe the members of its tar"
+        yield f"{where}: does not match the members of its tar"
         return
     for row, (key, members), of_members in zip(rows, samples, checksums, strict=True):
         for (name, _, _), said, is_now in zip(members, row["crc32c"], of_members, strict=True):
             if said != is_now:
-                yield f"{store.location(tar)}: {name}: its bytes are not those of the index (crc32c)"
+                yield f"{store.location(tar)}: {name}: crc32c does not match the index: bytes have changed"
         if key in sizes and sizes[key] != (row["widths"], row["heights"]):
-            yield f"{where}: key {key}: its widths and heights are not those of the sample's JSON"
+            yield f"{where}: key {key}: widths and heights do not match the sample's JSON"
 
 
 def _check_tar_index(store: Store, path: str, samples: _Samples) -> Iterator[str]:
@@ -211,4 +210,4 @@ def _check_tar_index(store: Store, path: str, samples: _Samples) -> Iterator[str
     if store.size(path) is None:
         yield f"{store.location(path)}: missing"
     elif store.read(path) != tar_index(starts, end):
-        yield f"{store.location(path)}: does not describe the members of its tar"
+        yield f"{store.location(path)}: does not match the members of its tar"

@@ -19,12 +19,12 @@ VIEWS: Final[dict[RecordKind, tuple[View, ...]]] = {
 
 
 class ShardSet(StrictModel):
-    """One set of shards: the kept records of a corpus, laid down in a view.
+    """A shard set: the kept records of one corpus, written in one view (sample layout).
 
     corpus: the name of one of `corpora`.
-    view:   `interleaved`, one sample a document; `pairs`, one sample an image with its
-            caption (a document's image with the sentence it stands before); `conversations`,
-            one sample a conversation, with or without images.
+    view:   `interleaved`, one sample per document; `pairs`, one sample per image with its
+            caption (a document's image with the sentence it comes before); `conversations`,
+            one sample per conversation, with or without images.
     max_mb: a shard's size is at most this many MB (10^6 bytes), unless one sample alone is larger.
     """
 

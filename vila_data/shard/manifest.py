@@ -1,19 +1,83 @@
-"""What a finished set says of itself: manifest.json, wids-meta.json, .nv-meta/."""
+"""The metadata files of a finished set: manifest.json, wids-meta.json, and Megatron-Energon's `.nv-meta/` and `.tar.idx`.
+
+With these Energon 7 reads a set as it is. `energon prepare` may be run over it, and is needed only for access by key
+(`.nv-meta/index.sqlite`, an auxiliary dataset of a metadataset).
+"""
 
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
 from vila_data.core.errors import DataError
 from vila_data.core.layout import shard_stem
 from vila_data.core.receipts import Receipt
-from vila_data.core.schemas import SCHEMA_VERSION, check_version
 from vila_data.core.store import Store
-from vila_data.shard import energon
-from vila_data.shard.config import ShardSet
+from vila_data.core.tables import SCHEMA_VERSION, check_version
+from vila_data.shard.config import ShardSet, View
+
+_SAMPLE_LOADER = '''"""How Megatron-Energon makes an InterleavedSample: texts and images in reading order."""
+
+
+def sample_loader(raw: dict) -> dict:
+    document = raw["json"]
+    return {
+        "sequence": [
+            text if image is None else raw[image.split(".", 1)[1]]
+            for text, image in zip(document["texts"], document["images"])
+        ]
+    }
+
+
+def part_filter(part: str) -> bool:
+    return part == "json" or part.endswith(".jpg")
+'''
+
+_DATASETS: dict[View, dict[str, Any]] = {
+    "pairs": {
+        "sample_type": {"__module__": "megatron.energon", "__class__": "CaptioningSample"},
+        "field_map": {"image": "jpg", "caption": "txt"},
+    },
+    "interleaved": {
+        "sample_type": {"__module__": "megatron.energon", "__class__": "InterleavedSample"},
+        "sample_loader": "sample_loader.py:sample_loader",
+        "part_filter": "sample_loader.py:part_filter",
+    },
+    "conversations": {"__module__": "megatron.energon", "__class__": "CrudeWebdataset"},  # for the user's own cooker
+}
+
+
+def write_metadata(store: Store, directory: str, view: View, shards: Sequence[tuple[str, int]]) -> None:
+    """Write `.nv-meta/` for shards given as (tar name, samples): all of them are the split `train`."""
+    for name, data in metadata_files(view, shards).items():
+        store.commit_bytes(data, f"{directory}/.nv-meta/{name}".lstrip("/"))
+
+
+def metadata_files(view: View, shards: Sequence[tuple[str, int]]) -> dict[str, bytes]:
+    """{name: content} of `.nv-meta/`, the sqlite index aside."""
+    names = [name for name, _ in shards]
+    files = {
+        "dataset.yaml": _yaml(_DATASETS[view]),
+        "split.yaml": _yaml({"split_parts": {"train": names, "val": [], "test": []}, "exclude": []}),
+        ".info.json": json.dumps({"shard_counts": dict(shards)}, indent=2).encode() + b"\n",
+    }
+    if view == "interleaved":
+        files["sample_loader.py"] = _SAMPLE_LOADER.encode()
+    return files
+
+
+def tar_index(starts: Sequence[int], end: int) -> bytes:
+    """A `.tar.idx`: where each sample's first header is, then where the last sample ends; uint64 each."""
+    return struct.pack(f"<{len(starts) + 1}Q", *starts, end)
+
+
+def _yaml(value: dict[str, Any]) -> bytes:
+    return yaml.safe_dump(value, sort_keys=False).encode()
 
 
 @dataclass(frozen=True)
@@ -58,7 +122,7 @@ class Manifest:
 
 
 def manifest_path(name: str) -> str:
-    """Where a set's manifest lies in a run."""
+    """Path of a set's manifest in a run."""
     return f"shards/{name}/manifest.json"
 
 
@@ -93,10 +157,10 @@ def finish_set(
     """Write what makes a set readable, the manifest last, and delete shards of an earlier layout."""
     shards = tuple(_facts(name, index, receipt) for index, receipt in enumerate(receipts))
     manifest = Manifest(name, config.corpus, config.view, recipe, inputs, shards)
-    _remove_strangers(store, name, len(shards))
-    folder = f"shards/{name}"
-    store.commit_bytes(wids_meta(manifest), f"{folder}/wids-meta.json")
-    energon.write_metadata(store, folder, config.view, [(shard.name, shard.samples) for shard in shards])
+    _remove_stale_shards(store, name, len(shards))
+    directory = f"shards/{name}"
+    store.commit_bytes(wids_meta(manifest), f"{directory}/wids-meta.json")
+    write_metadata(store, directory, config.view, [(shard.name, shard.samples) for shard in shards])
     store.commit_bytes(_json(_manifest_json(manifest)), manifest_path(name))
     return manifest
 
@@ -143,7 +207,7 @@ def wids_meta(manifest: Manifest) -> bytes:
     return _json(value)
 
 
-def _remove_strangers(store: Store, name: str, shards: int) -> None:
+def _remove_stale_shards(store: Store, name: str, shards: int) -> None:
     stems = {shard_stem(name, index) for index in range(shards)}
     for path in store.files(f"shards/{name}"):
         stem = path.replace("/.receipts/", "/").removesuffix(".idx").rsplit(".", 1)[0]

@@ -1,4 +1,4 @@
-"""Open a shard set: samples by number, through the index, without reading what is not asked for."""
+"""Open a shard set: samples by number, through the index, reading only what is requested."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Sample:
 
     @cached_property
     def json(self) -> dict[str, Any]:
-        """The sample's JSON, parsed when it is first asked for.
+        """The sample's JSON, parsed on first access.
 
         Raises:
-            DataError: the member is no JSON.
+            DataError: the member is not JSON.
         """
         try:
             value: dict[str, Any] = json.loads(self.members["json"])
@@ -92,7 +92,7 @@ class ShardSetReader(Sequence[Sample]):
             first = end
 
     def webdataset(self, *, shuffle: int = 0, seed: int = 0, epoch: int = 0, decode: str | None = None) -> Any:
-        """A webdataset pipeline over the set, to go on with: `.map`, `.to_tuple`, `.batched`, `webdataset.WebLoader`.
+        """A webdataset pipeline over the set, to extend with: `.map`, `.to_tuple`, `.batched`, `webdataset.WebLoader`.
 
         Samples are dicts of `__key__`, `__url__` and the members' bytes by suffix (`json`, `0.jpg`, `jpg`, `txt`), the
         same as webdataset reads from the tars, in the set's order; they are read by the index, from any store.
@@ -121,7 +121,7 @@ class ShardSetReader(Sequence[Sample]):
         if len(opened.keys) != facts.samples:
             where = self._store.location(facts.name.replace(".tar", ".parquet"))
             raise DataError(
-                f"{where}: {len(opened.keys)} samples, the manifest has {facts.samples}: run check on the set"
+                f"{where}: {len(opened.keys)} samples, but the manifest says {facts.samples}: run check on the set"
             )
         return opened
 
@@ -141,7 +141,7 @@ class _Members:
                 yield {"__key__": sample.key, "__url__": shard["url"], **sample.members}
         if number < 0:
             raise UsageError(
-                f"webdataset: the set has {len(self.order)} shards, too few for each worker of each rank to have one: "
+                f"webdataset: the set has {len(self.order)} shards, fewer than one per worker of each rank: "
                 "use fewer workers, or write smaller shards (max_mb of the set in the recipe)"
             )
 
@@ -150,7 +150,7 @@ class _Shard:
     """A shard's index as columns, and its tar, open where it is local.
 
     Row r has the members firsts[r] to firsts[r + 1]. Members are read one by one from a local tar: no copy is made
-    beside the one that is given, and a tar that is cut is an error, where a mapped one would end the process.
+    besides the one that is returned, and a tar that is truncated is an error, where a mapped one would end the process.
     """
 
     def __init__(self, store: Store, name: str) -> None:
@@ -200,12 +200,14 @@ def read_index(store: Store, path: str, columns: Sequence[str]) -> pa.Table:
 
 
 def open_shards(path: str | os.PathLike[str]) -> ShardSetReader:
-    """The shard set in a folder or at an fsspec URL.
+    """The shard set in a directory or at an fsspec URL.
 
     Raises:
         DataError: there is no manifest: not a set, or one that is not finished.
     """
     store = Store(os.fspath(path))
     if store.size("manifest.json") is None:
-        raise DataError(f"{store.url}: no manifest.json: not a finished shard set")
+        raise DataError(
+            f"{store.url}: manifest.json is missing: the shard set is not finished, or this is not a shard set"
+        )
     return ShardSetReader(store, parse_manifest(store.read("manifest.json"), store.location("manifest.json")))

@@ -18,11 +18,11 @@ from random import Random
 
 import pytest
 
-from vila_data.core.claims import temporary
 from vila_data.core.errors import StorageError
 from vila_data.core.ranges import cache
-from vila_data.core.ranges.cache import FileCache, RangeCache, cache_folder, digest
+from vila_data.core.ranges.cache import FileCache, RangeCache, cache_directory, digest
 from vila_data.core.ranges.reader import ReadOptions, Span, open_ranges
+from vila_data.core.scratch_locks import temporary_directory
 from vila_data.core.store import Store
 
 KIB = 1024
@@ -141,10 +141,10 @@ def test_many_processes_stay_right_and_within_the_bound(tmp_path: Path) -> None:
 HOLDER = """
 import sys
 from pathlib import Path
-from vila_data.core.claims import locked
+from vila_data.core.scratch_locks import locked_file
 from vila_data.core.ranges import cache
-folder = cache._BoundedFolder(Path(sys.argv[1]), 100_000)
-with locked(folder.path / ".total") as total:
+folder = cache._BoundedDirectory(Path(sys.argv[1]), 100_000)
+with locked_file(folder.path / ".total") as total:
     folder._make_room(total, 4096)
     (folder.path / "half.part").write_bytes(b"half")
     print("held", flush=True)
@@ -193,7 +193,7 @@ def test_a_cache_dir_that_cannot_be_used_is_named(store: Store, tmp_path: Path) 
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="file/vila-data-1: cannot be used as cache_dir"):
         open_ranges(store, ReadOptions(cache_dir=str(tmp_path / "file")))
-    assert cache_folder(str(tmp_path / "new" / "folder")).is_dir()
+    assert cache_directory(str(tmp_path / "new" / "folder")).is_dir()
 
 
 # Whole files.
@@ -297,8 +297,8 @@ def test_without_a_cache_copies_are_private_and_go_with_the_reader(
 
 PRIVATE = """
 import sys
-from vila_data.core.claims import temporary
-with temporary() as folder:
+from vila_data.core.scratch_locks import temporary_directory
+with temporary_directory() as folder:
     (folder / "copy").write_bytes(b"x")
     print(folder, flush=True)
     sys.stdin.read()
@@ -317,12 +317,12 @@ def test_the_private_folder_of_a_killed_process_is_deleted_by_the_next(
     )
     assert other.stdout
     left = Path(other.stdout.readline().decode().strip())
-    with temporary() as mine:
+    with temporary_directory() as mine:
         assert mine.is_dir() and (left / "copy").exists(), "the folder of a living process was deleted"
     other.send_signal(signal.SIGKILL)
     other.communicate()
     assert left.exists()
-    with temporary():
+    with temporary_directory():
         assert not left.exists()
 
 

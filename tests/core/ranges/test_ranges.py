@@ -23,10 +23,9 @@ from moto.server import ThreadedMotoServer
 
 from tests.core.ranges.faulty_proxy import ERRORS, TRANSIENT, FaultyProxy
 from vila_data.core.errors import StorageError
-from vila_data.core.ranges.ahead import FetchError
-from vila_data.core.ranges.fetch import RangeFetch
+from vila_data.core.ranges.prefetch import RangeCounters, RangeError
 from vila_data.core.ranges.reader import RangeReader, ReadOptions, Span, open_ranges
-from vila_data.core.ranges.spans import RangeCounters
+from vila_data.core.ranges.remote import RangeFetch
 from vila_data.core.store import Store
 
 CONTENT = {"a.tar": Random(1).randbytes(300_000), "b.tar": Random(2).randbytes(70_001), "empty.tar": b""}
@@ -421,11 +420,10 @@ def test_what_begins_while_the_fetcher_closes_is_broken_off(proxied: Any, monkey
         closing.join(0.2)  # without a lock it is through by now, and has not seen what begins here
         return begin(*call)
 
-    monkeypatch.setattr("vila_data.core.ranges.fetch.asyncio.run_coroutine_threadsafe", begun_late)
-    future = fetch.start("a.tar", 0, 9)
+    monkeypatch.setattr("vila_data.core.ranges.remote.asyncio.run_coroutine_threadsafe", begun_late)
+    with pytest.raises(RangeError, match="closed"):
+        fetch.get("a.tar", 0, 9)
     closing.join()
-    with pytest.raises(FetchError, match="closed"):
-        fetch.wait(future)
 
 
 def test_closing_frees_a_reader_that_waits(proxied: Any) -> None:

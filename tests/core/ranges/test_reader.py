@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vila_data.core.errors import StorageError
-from vila_data.core.ranges import ahead, reader
+from vila_data.core.ranges import prefetch, reader
+from vila_data.core.ranges.prefetch import Span, merged
 from vila_data.core.ranges.reader import Blocks, read_shuffled, read_spans
-from vila_data.core.ranges.spans import Span, merged
 from vila_data.core.store import Store
 
 CONTENT = {"a.tar": Random(1).randbytes(9_000), "b.tar": Random(2).randbytes(4_000)}
@@ -50,10 +50,10 @@ def small_bounds() -> Iterator[None]:
         for module, name, value in (
             (reader, "GAP", 64),
             (reader, "LARGEST", 1_000),
-            (ahead, "LARGEST", 1_000),
+            (prefetch, "LARGEST", 1_000),
             (reader, "_AHEAD", 6_000),
-            (ahead, "_WINDOW", 2_000),
-            (ahead, "_WINDOW_SPANS", 9),
+            (prefetch, "_WINDOW", 2_000),
+            (prefetch, "_WINDOW_SPANS", 9),
         ):
             patch.setattr(module, name, value)
         yield
@@ -144,7 +144,7 @@ def test_who_takes_slowly_is_not_read_ahead_for_without_bound(remote: Counting) 
 def test_what_is_not_there_is_an_error(remote: Counting, read: Read, wrong: Span) -> None:
     with pytest.raises(StorageError, match=rf"{wrong.path}: "):
         list(read(remote, iter([Span("a.tar", 8_900, 10), Span("a.tar", 8_950, 10), wrong])))
-    with pytest.raises(StorageError, match="no such range"):
+    with pytest.raises(StorageError, match="not a valid range"):
         list(read(remote, iter([Span("a.tar", -5, 5)])))
 
 

@@ -1,7 +1,7 @@
-"""A bounded folder on a local disk for what was read from a remote store, shared by all processes of a machine.
+"""A bounded directory on a local disk for what was read from a remote store, shared by all processes of a machine.
 
-Entries are plain files that appear by a rename. How many bytes a folder holds is kept in one of its files, under a
-lock that the kernel gives back when its holder dies, and is counted again when the folder is full. (The library
+Entries are plain files that appear by a rename. How many bytes a directory holds is kept in one of its files, under a
+lock that the kernel gives back when its holder dies, and is counted again when the directory is full. (The library
 `diskcache` was measured and left: no release since 2023, entries that its database marks as pickles are loaded
 as such, CVE-2025-69872, and writers of all processes wait for one database.)
 """
@@ -18,21 +18,21 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
-from vila_data.core.claims import locked
 from vila_data.core.errors import StorageError
+from vila_data.core.scratch_locks import locked_file
 
 _LOG = logging.getLogger(__name__)
-_FOLDERS: Final = 64
+_DIRECTORIES: Final = 64
 _LOCKS: Final = 256
 _CHECK: Final = 4
-"""Bytes of the CRC-32 behind a range's own bytes."""
+"""Bytes of the CRC-32 after a range's own bytes."""
 _KEPT_WHEN_FULL: Final = 0.9
 _PAUSE: Final = 1000
 """Entries not stored after a write failed."""
 _TOTAL: Final = ".total"
 _PART: Final = ".part"
 GRACE_S: Final = 60.0
-"""A whole file is not evicted so soon after it was asked for: whoever asked must have time to open it."""
+"""A whole file is not evicted this soon after it was requested: its reader must have time to open it."""
 _DEAD_PART_S: Final = 86_400.0
 
 
@@ -44,8 +44,10 @@ def digest(*parts: object) -> str:
 class RangeCache:
     """Byte strings by key, `bound` bytes at most in all, the least recently used given up first."""
 
-    def __init__(self, folder: Path, bound: int) -> None:
-        self._folders = [_BoundedFolder(folder / f"{index:02x}", bound // _FOLDERS) for index in range(_FOLDERS)]
+    def __init__(self, directory: Path, bound: int) -> None:
+        self._directories = [
+            _BoundedDirectory(directory / f"{index:02x}", bound // _DIRECTORIES) for index in range(_DIRECTORIES)
+        ]
         self._pause = 0
         self._warned = False
 
@@ -72,7 +74,7 @@ class RangeCache:
         return None
 
     def put(self, key: str, data: bytes | memoryview) -> None:
-        """Store bytes under a key; a disk that refuses them is warned of once, and the run goes on without."""
+        """Store bytes under a key; if the disk refuses them, warn once and continue without the cache."""
         if self._pause:
             self._pause -= 1
             return
@@ -86,21 +88,21 @@ class RangeCache:
             if not self._warned:
                 self._warned = True
                 _LOG.warning(
-                    "%s: the cache cannot be written (%s): ranges are read from the store each time", home.path, error
+                    "%s: the cache cannot be written (%s): every range is read from the store", home.path, error
                 )
 
-    def _home(self, key: str) -> _BoundedFolder:
-        return self._folders[int(key[:2], 16) % _FOLDERS]
+    def _home(self, key: str) -> _BoundedDirectory:
+        return self._directories[int(key[:2], 16) % _DIRECTORIES]
 
 
 class FileCache:
-    """Whole files by key, `bound` bytes in all, besides those asked for in the last minute.
+    """Whole files by key, `bound` bytes in all, besides those requested in the last minute.
 
     A file that is evicted while a process maps it stays readable there.
     """
 
-    def __init__(self, folder: Path, bound: int) -> None:
-        self._files = _BoundedFolder(folder, bound, grace_s=GRACE_S, dead_part_s=_DEAD_PART_S)
+    def __init__(self, directory: Path, bound: int) -> None:
+        self._files = _BoundedDirectory(directory, bound, grace_s=GRACE_S, dead_part_s=_DEAD_PART_S)
 
     def get(self, key: str, name: str, fetch: Callable[[int], None]) -> Path:
         """The file stored under a key (of `digest`) and a readable name.
@@ -114,7 +116,7 @@ class FileCache:
         path = self._files.path / f"{key}-{name}"
         if _is_used(path):
             return path
-        with locked(self._files.path / f".lock-{int(key[:2], 16) % _LOCKS:02x}"):
+        with locked_file(self._files.path / f".lock-{int(key[:2], 16) % _LOCKS:02x}"):
             if _is_used(path):
                 return path
             part = path.with_name(path.name + _PART)
@@ -130,11 +132,11 @@ class FileCache:
         return path
 
 
-class _BoundedFolder:
-    """Files of one folder, whose sizes in whole disk blocks stay within a bound, whoever writes there.
+class _BoundedDirectory:
+    """Files of one directory, whose sizes in whole disk blocks stay within a bound, regardless of which process writes there.
 
     grace_s: a file used so recently is not evicted. dead_part_s: a part not written for so long has no writer;
-    0 where parts are written under the folder's lock, so that one found by its holder never has.
+    0 where parts are written under the directory's lock, so that one found by its holder never has.
     """
 
     def __init__(self, path: Path, bound: int, *, grace_s: float = 0.0, dead_part_s: float = 0.0) -> None:
@@ -147,7 +149,7 @@ class _BoundedFolder:
     def write(self, name: str, *pieces: bytes | memoryview) -> None:
         """Write a small file, under the lock, unless it is there."""
         target, part = self.path / name, self.path / (name + _PART)
-        with locked(self.path / _TOTAL) as total:
+        with locked_file(self.path / _TOTAL) as total:
             if target.exists():
                 return
             self._make_room(total, _on_disk(sum(map(len, pieces))))
@@ -162,14 +164,14 @@ class _BoundedFolder:
                 raise
 
     def adopt(self, part: Path, name: str) -> None:
-        """Give a finished file of this folder its name; it is kept even where it alone exceeds the bound."""
-        with locked(self.path / _TOTAL) as total:
+        """Give a finished file of this directory its name; it is kept even where it alone exceeds the bound."""
+        with locked_file(self.path / _TOTAL) as total:
             self._make_room(total, _on_disk(part.stat().st_size))
             os.replace(part, self.path / name)
 
     def _make_room(self, total: int, size: int) -> None:
         """Count `size` bytes more, before they are written: a process killed in between leaves the count too high,
-        and a full folder is counted again.
+        and a full directory is counted again.
         """
         held = int.from_bytes(os.pread(total, 8, 0), "little")
         if held + size > self.bound:
@@ -197,20 +199,22 @@ class _BoundedFolder:
         return held
 
 
-def cache_folder(path: str) -> Path:
-    """The folder of `path` that holds this version's entries.
+def cache_directory(path: str) -> Path:
+    """The directory of `path` that holds this version's entries.
 
     Raises:
         StorageError: it cannot be made or written.
     """
-    folder = Path(path).expanduser().absolute() / "vila-data-1"
+    directory = Path(path).expanduser().absolute() / "vila-data-1"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"{folder}: cannot be used as cache_dir: {error.strerror}; name another folder") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise StorageError(f"{folder}: cannot be used as cache_dir: it is not writable; name another folder")
-    return folder
+        raise StorageError(
+            f"{directory}: cannot be used as cache_dir: {error.strerror}; name another directory"
+        ) from error
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise StorageError(f"{directory}: cannot be used as cache_dir: it is not writable; name another directory")
+    return directory
 
 
 def _is_used(path: Path) -> bool:

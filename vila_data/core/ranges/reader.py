@@ -2,22 +2,129 @@
 
 `open_ranges` is for a loader, which wants spans long before it reads them, through a cache and with attempts of its own.
 `read_spans`, `read_shuffled` and `Blocks` are for all others. At an object store each request costs a round trip and money,
-so what is between two ranges is read along where it is short.
-"""
+so what is between two ranges is read along where it is short."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import os
+import resource
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 from vila_data.core.errors import StorageError
-from vila_data.core.ranges.ahead import AheadReader, read_ahead
-from vila_data.core.ranges.local import LocalReader
-from vila_data.core.ranges.spans import LARGEST, RangeCounters, RangeReader, ReadOptions, Span, merged
+from vila_data.core.ranges.prefetch import (
+    LARGEST,
+    PrefetchReader,
+    RangeCounters,
+    RangeReader,
+    ReadOptions,
+    Span,
+    merged,
+    read_prefetched,
+)
 from vila_data.core.store import Store
+
+_ADVISED: Final = 256
+"""Spans that one call of `want` may announce to the kernel: each one is a system call."""
+_LARGE: Final = 4 << 20
+"""Bytes from which on a span's size is compared with the file's before memory is taken for it."""
+
+
+class _File:
+    """A descriptor, closed after its last use."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = -1
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+            raise StorageError(f"{path}: {reason}") from error
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        if self.descriptor >= 0:
+            close(self.descriptor)
+
+
+def _size(file: _File) -> int:
+    return os.fstat(file.descriptor).st_size
+
+
+class LocalReader:
+    """Spans of local files; of the open ones, those least recently used are let go.
+
+    open_files: at most, and never more than a quarter of the process's limit of descriptors.
+    """
+
+    def __init__(self, root: Path, open_files: int) -> None:
+        self.counters = RangeCounters()
+        self._root = root
+        self._files: OrderedDict[str, _File] = OrderedDict()
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._bound = open_files if limit == resource.RLIM_INFINITY else max(1, min(open_files, limit // 4))
+        self._lock = threading.Lock()
+
+    def want(self, spans: Sequence[Span]) -> None:
+        """Ask the kernel to read these spans ahead."""
+        for path, offset, size in spans[:_ADVISED]:
+            if offset < 0 or size <= 0:
+                continue
+            try:
+                os.posix_fadvise(self._file(path).descriptor, offset, size, os.POSIX_FADV_WILLNEED)
+            except (StorageError, OSError):
+                continue  # reading it will say what is wrong
+
+    def read(self, span: Span) -> memoryview | bytes:
+        """See prefetch.RangeReader."""
+        start = time.perf_counter()
+        path, offset, size = span
+        file = self._file(path)
+        try:
+            plausible = offset >= 0 and size >= 0 and (size < _LARGE or offset + size <= _size(file))
+            data = os.pread(file.descriptor, size, offset) if plausible else b""
+            if len(data) != size:
+                there = _size(file)
+                raise StorageError(
+                    f"{self._root / path}: {size} bytes at offset {offset} were requested, but the file has {there} "
+                    "bytes: it was truncated or rewritten after its manifest; check the run with `vila-data check`"
+                )
+        except OSError as error:
+            raise StorageError(f"{self._root / path}: {size} bytes at offset {offset}: {error.strerror}") from error
+        counters = self.counters
+        counters.reads += 1
+        counters.bytes += size
+        counters.spent(path, time.perf_counter() - start)
+        return data
+
+    def local_copy(self, path: str) -> Path:
+        """The file itself."""
+        found = self._root / path
+        if not found.is_file():
+            raise StorageError(f"{found}: no such file")
+        return found
+
+    def close(self) -> None:
+        """Let go of all files."""
+        with self._lock:
+            self._files.clear()
+
+    def _file(self, path: str) -> _File:
+        with self._lock:
+            file = self._files.get(path)
+            if file is not None:
+                self._files.move_to_end(path)
+                return file
+            file = self._files[path] = _File(self._root / path)
+            if len(self._files) > self._bound:
+                self._files.popitem(last=False)
+            return file
+
 
 __all__ = [
     "Blocks",
@@ -45,7 +152,7 @@ def open_ranges(store: Store, options: ReadOptions, version_of: Callable[[str], 
     sha256 of it); it is part of the cache's keys, and several threads call it. None: the store is asked, once per path.
 
     Raises:
-        StorageError: the cache's folder cannot be made or written.
+        StorageError: the cache's directory cannot be made or written.
     """
     if not store.is_local:
         from vila_data.core.ranges.remote import RemoteReader
@@ -66,8 +173,8 @@ def read_spans(store: Store, spans: Iterable[Span]) -> Iterator[bytes]:
         for span in spans:
             yield store.read_range(*span)
         return
-    with closing(AheadReader(store.read_range, store.location, gap=GAP, ahead_bytes=_AHEAD)) as reader:
-        yield from read_ahead(reader, spans)
+    with closing(PrefetchReader(store.read_range, store.location, gap=GAP, ahead_bytes=_AHEAD)) as reader:
+        yield from read_prefetched(reader, spans)
 
 
 def read_shuffled(store: Store, spans: Iterable[Span]) -> Iterator[bytes]:
@@ -87,7 +194,7 @@ def read_shuffled(store: Store, spans: Iterable[Span]) -> Iterator[bytes]:
     if len(merged(wanted, GAP, LARGEST)) > _WORTH_IT * len(wanted):
         yield from read_spans(store, wanted)
         return
-    with store.scratch() as folder, open(folder / "spans", "w+b") as spool:
+    with store.scratch() as directory, open(directory / "spans", "w+b") as spool:
         places: dict[Span, int] = {}
         path, stop, shift = "", 0, 0
         ordered = sorted(set(wanted))
@@ -105,7 +212,7 @@ def read_shuffled(store: Store, spans: Iterable[Span]) -> Iterator[bytes]:
 
 
 class Blocks:
-    """Reads spans of which the next one will be of the same block, such as the pictures of a record.
+    """Reads spans of which the next one will be of the same block, such as the images of a record.
 
     At an object store a block is read whole, and some are held.
     """
@@ -115,7 +222,7 @@ class Blocks:
         self._block = lru_cache(maxsize=held)(self._read_block)
 
     def read(self, span: Span, block: Span) -> bytes:
-        """The bytes of a span that lies in a block.
+        """The bytes of a span within a block.
 
         Raises:
             StorageError: the file is missing or shorter than the span, or cannot be read.

@@ -1,6 +1,6 @@
-"""`preview`: what is chosen of a run, a set or a shard, read, and made one page."""
+"""Preview records of a run, a shard set or a shard: select, read, and render one HTML page."""
 
 from vila_data.explore.preview.build import PreviewReport, preview
-from vila_data.explore.preview.choice import Choice, Listed
+from vila_data.explore.preview.select import Choice, ListedRecord
 
-__all__ = ["Choice", "Listed", "PreviewReport", "preview"]
+__all__ = ["Choice", "ListedRecord", "PreviewReport", "preview"]

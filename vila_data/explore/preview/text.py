@@ -1,14 +1,15 @@
-"""Text from the web as something that can stand in a page: nothing in it acts, nothing in it hides.
+"""Make untrusted text safe and visible in HTML: escape markup and show invisible characters.
 
-Escaping makes markup harmless. What is left are characters that cannot be seen, or that change how what stands beside
-them is seen: controls, bidirectional overrides, zero-width characters, lone surrogates, towers of combining marks,
-megabytes without a space. They are named in place (`U+202E`), and what is too long is cut, with a note of how much.
+Escaping makes markup harmless. What remains are characters that are invisible or change how their neighbors look:
+controls, bidirectional overrides, zero-width characters, lone surrogates, stacks of combining marks. They are shown by
+code point (`U+202E`). Long texts are cut, with a note of how much is missing.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,8 +21,8 @@ from markupsafe import Markup, escape
 from vila_data.explore.page import web_address
 
 NOTE_BYTES: Final = 160
-"""Room for the note of a cut."""
-_MOST_MARKS: Final = 6  # combining marks on one character; what is written in earnest has up to four
+"""At most this long is the note of a cut."""
+_MOST_MARKS: Final = 6  # combining marks per character; real text has up to four
 _MOST_BREAKS: Final = 3
 _BREAKS: Final = re.compile(r"\n[\n \t]{3,}")
 _LINK_CHARS: Final = 2_000
@@ -33,12 +34,12 @@ _JOINED: Final = frozenset({"So", "Sk", "Lo", "Mn", "Mc"})
 _INVISIBLE: Final = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\u2065\ufffe\uffff"  # without a shape
 _ONE_LINE: Final = str.maketrans("\n\t\r", "   ")
 _PLAIN: Final = re.compile(r"[^\x20-\x7e\n\u00a1-\u00ac\u00ae-\u02ff\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fff]")
-"""Whatever may need a look; the rest, which is most of most texts, is passed over at the speed of `re`."""
+"""Characters to examine; the others, which are most of most texts, are skipped at the speed of `re`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """A text for a page, escaped; `cut`: characters of it that are not shown."""
+class SafeText:
+    """A text for a page, escaped. cut: number of its characters that are not shown."""
 
     markup: Markup
     cut: int
@@ -47,94 +48,73 @@ class Shown:
         return str(self.markup)
 
 
-def shown(text: str, max_bytes: int, length: int | None = None) -> Shown:
-    """A text as markup of at most `max_bytes` bytes of UTF-8, and a note where it is cut.
-
-    length: of the whole text in characters, where `text` is only its beginning.
-    """
-    length = len(text) if length is None else length
-    pieces: list[str] = []
-    room, read = max_bytes, 0
-    for raw, markup in _markups(text):
+def safe_text(text: str, max_bytes: int) -> SafeText:
+    """A text as markup of at most `max_bytes` bytes of UTF-8, with a note if it is cut."""
+    markups: list[str] = []
+    free, read = max_bytes, 0
+    for raw, label in _pieces(text):
+        markup = f'<span class="odd">{label}</span>' if label else str(escape(raw))
         size = len(markup.encode())
-        if size > room:
-            head, kept = _head(raw, markup, room)
-            pieces.append(head)
+        if size > free:
+            kept = 0 if label else _fitting(raw, free)
+            markups.append(str(escape(raw[:kept])))
             read += kept
             break
-        pieces.append(markup)
-        room -= size
+        markups.append(markup)
+        free -= size
         read += len(raw)
-    cut = length - read
+    cut = len(text) - read
     if cut:
-        pieces.append(f'<span class="cut"> … {cut:,} of {length:,} characters not shown</span>')
-    return Shown(Markup("".join(pieces)), cut)
+        markups.append(f'<span class="cut"> … {cut:,} of {len(text):,} characters not shown</span>')
+    return SafeText(Markup("".join(markups)), cut)
 
 
-def plain(text: str, max_chars: int) -> str:
-    """A text of at most about `max_chars` characters for an attribute or a title: one line, unescaped."""
+def _fitting(raw: str, max_bytes: int) -> int:
+    """How many characters fit, escaped."""
+    return bisect_right(range(1, min(len(raw), max_bytes) + 1), max_bytes, key=lambda n: len(escape(raw[:n]).encode()))
+
+
+def one_line(text: str, max_chars: int) -> str:
+    """A text of about `max_chars` characters at most for an attribute or a title: one line, not escaped."""
     pieces: list[str] = []
-    room = max_chars
+    free = max_chars
     for raw, label in _pieces(text[: 4 * max_chars + 1]):
         piece = (f"[{label}]" if label else raw).translate(_ONE_LINE)
-        if len(piece) > room:
-            return "".join([*pieces, piece[:room] if not label else "", "…"])
+        if len(piece) > free:
+            return "".join([*pieces, piece[:free] if not label else "", "…"])
         pieces.append(piece)
-        room -= len(piece)
+        free -= len(piece)
     return "".join(pieces) + ("…" if len(text) > 4 * max_chars + 1 else "")
 
 
-def link(url: str | None) -> str | None:
-    """The address where it may become a link: http or https, a host, no user name, in visible ASCII alone; else None."""
+def safe_link(url: str | None) -> str | None:
+    """The URL if it can become a link: http or https, a host, no user name, visible ASCII only; else None."""
     if url is None or len(url) > _LINK_CHARS or not _LINK.fullmatch(url) or web_address(url) is None:
         return None
     parts = urlsplit(url)
     try:
-        parts.port  # noqa: B018  raises where it is none
+        parts.port  # noqa: B018  raises if it is invalid
     except ValueError:
         return None
     return None if "@" in parts.netloc else url
 
 
-def _markups(text: str) -> Iterator[tuple[str, str]]:
-    """(characters, their markup), in order."""
-    for raw, label in _pieces(text):
-        if not label:
-            yield raw, str(escape(raw))
-        else:
-            yield raw, f'<span class="odd">{label}</span>'
-
-
-def _head(raw: str, markup: str, room: int) -> tuple[str, int]:
-    """As much of plain characters as there is room for, and how many they are; nothing of a label."""
-    if markup.startswith("<span"):
-        return "", 0
-    low, high = 0, min(len(raw), room)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if len(escape(raw[:middle]).encode()) <= room:
-            low = middle
-        else:
-            high = middle - 1
-    return str(escape(raw[:low])), low
-
-
 def _pieces(text: str) -> Iterator[tuple[str, str]]:
-    """(characters, the label they are shown as; "" where they are shown as they are), in order; all of the text."""
+    """(characters, the label shown in their place or ""), in order; covers the whole text."""
     at = done = 0
     while found := _PLAIN.search(text, at):
-        place = found.start()
-        stop, label = _odd(text, place)
+        start = found.start()
+        stop, label = _label_at(text, start)
         if label:
-            yield from _calm(text[done:place])
-            yield text[place:stop], label
+            yield from _visible(text[done:start])
+            yield text[start:stop], label
             done = stop
         at = stop
-    yield from _calm(text[done:])
+    yield from _visible(text[done:])
 
 
-def _calm(text: str) -> Iterator[tuple[str, str]]:
-    """Visible characters; more line breaks than a reader needs are named."""
+def _visible(text: str) -> Iterator[tuple[str, str]]:
+    """Visible characters; long runs of line breaks get a label."""
     at = 0
     for found in _BREAKS.finditer(text):
         breaks = found.group().count("\n")
@@ -146,8 +126,8 @@ def _calm(text: str) -> Iterator[tuple[str, str]]:
         yield text[at:], ""
 
 
-def _odd(text: str, at: int) -> tuple[int, str]:
-    """Where what stands at `at` ends, and its label if it is not to be shown as it is."""
+def _label_at(text: str, at: int) -> tuple[int, str]:
+    """The end of the character or run that begins at `at`, and its label if it must not be shown as it is."""
     char = text[at]
     if text.startswith("\r\n", at):
         return at + 1, "" if at + 1 < len(text) else "U+000D"
@@ -172,7 +152,7 @@ def _odd(text: str, at: int) -> tuple[int, str]:
 
 
 def _joins(text: str, at: int) -> bool:
-    """Whether a joiner stands where writing needs it: inside an emoji, or a script that joins its letters."""
+    """Whether a joiner is where writing needs it: inside an emoji, or in a script that joins its letters."""
     if not 0 < at < len(text) - 1:
         return False
     before, after = text[at - 1], text[at + 1]

@@ -1,1 +1,1 @@
-"""A run's embeddings, searched: exactly by streaming over them, or through an index of large sets."""
+"""Search a run's images by text or by example image: exactly, or through an index of large corpora."""

@@ -1,1 +1,0 @@
-"""`whatif`: what other rules would give, from columns alone; one setting, or a sweep over many."""
