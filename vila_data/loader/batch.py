@@ -122,7 +122,7 @@ class PackedBatch:
 
     @property
     def fill(self) -> float:
-        """RankShare of the B * L columns that are not padding."""
+        """Share of the B * L columns that are not padding."""
         return self.tokens / max(1, self.rows * self.length)
 
     def __repr__(self) -> str:

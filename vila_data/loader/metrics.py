@@ -60,12 +60,12 @@ class StreamMetrics:
 
     @property
     def wait_share(self) -> float:
-        """RankShare of the time in which the consumer waited."""
+        """Share of the time in which the consumer waited."""
         return self.waited_s / self.seconds if self.seconds else 0.0
 
     @property
     def fill(self) -> float:
-        """RankShare of the columns that are not padding."""
+        """Share of the columns that are not padding."""
         return self.tokens / self.columns if self.columns else 0.0
 
     @property
