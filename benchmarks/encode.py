@@ -48,8 +48,8 @@ from vila_data.core.store import Store
 from vila_data.core.tarcodec import TarWriter
 from vila_data.encode.chat_answers import Unwritable
 from vila_data.encode.config import PackConfig
-from vila_data.encode.fit import as_encoded, draft_of, encode_samples
 from vila_data.encode.part import EncodeJob, encode_shard
+from vila_data.encode.samples import as_encoded, chunk_sample, encode_samples
 from vila_data.encode.tokenizer import TextTokenizer, load_tokenizer
 from vila_data.encode.tokenizer_files import read_tokenizer_files
 
@@ -165,10 +165,10 @@ def stream_of(values: list[Value], config: PackConfig, tokenizer: TextTokenizer)
 
     def texts_of(one: SampleContent) -> list[str]:
         try:
-            draft = draft_of(as_encoded(one), config, tokenizer)
+            chunked = chunk_sample(as_encoded(one), config, tokenizer)
         except Unwritable:
             return []
-        return [chunk.text for chunk in draft.chunks if chunk.text]
+        return [chunk.text for chunk in chunked.chunks if chunk.text]
 
     front = " " if read_tokenizer_files(config.tokenizer).prefix == "first" else ""
     batches = [contents[first : first + BATCH] for first in range(0, len(values), BATCH)]

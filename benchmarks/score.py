@@ -44,8 +44,8 @@ from vila_data.core.store import Store
 from vila_data.core.tables import DOWNLOAD_IMAGES, DOWNLOAD_RECORDS
 from vila_data.core.tarcodec import TarWriter
 from vila_data.score.clip import Clip, ClipConfig, load_clip
-from vila_data.score.feed import FeedStats
 from vila_data.score.part import score_part
+from vila_data.score.reading import FeedStats
 from vila_data.score.scorer import Task
 
 SAMPLE = Path(__file__).resolve().parent.parent / "shards/sample/clip"

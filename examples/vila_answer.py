@@ -11,9 +11,9 @@ from torch.nn.utils.rnn import pad_sequence
 from vila_model import Vila
 
 from vila_data.encode.config import PackConfig
-from vila_data.encode.conversation import Conversation
-from vila_data.encode.fit import encode_samples
+from vila_data.encode.samples import encode_samples
 from vila_data.encode.sequence import IMAGE_ID
+from vila_data.encode.templates import Conversation
 from vila_data.encode.tokenizer import TextTokenizer
 
 

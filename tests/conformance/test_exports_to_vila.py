@@ -84,7 +84,7 @@ def test_vila_ranks_share_all_shards(opened: OpenedSet, tmp_path: Path) -> None:
 def test_vila_reads_every_pair(opened: OpenedSet, tmp_path: Path, table: Table) -> None:
     case = opened.case
     folder, report = exported(opened, "vila-pickle", tmp_path)
-    left_out = report.left_out.get("under_four_at_the_end", 0)
+    left_out = report.left_out.get("incomplete_group_of_four", 0)
     expected = opened.manifest.samples // 4 * 4
     assert report.exported == expected and left_out == opened.manifest.samples - expected
     with table.reading(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from vila_data.core.records import ImageRef, Record
 from vila_data.core.samples import KeptImage, View, decode_sample, encode_sample
 from vila_data.encode.config import PackConfig
-from vila_data.encode.fit import Sample, as_encoded, encode_samples
+from vila_data.encode.samples import Sample, as_encoded, encode_samples
 from vila_data.encode.sequence import IGNORED, TokenSequence
 from vila_data.encode.tokenizer import TextTokenizer
 

@@ -20,9 +20,9 @@ from tests.encode import chat_templates
 from vila_data.encode.chat import ChatTemplate
 from vila_data.encode.chat_answers import ANSWER_NOT_FOUND, IMAGE_NOT_PLACED, TEMPLATE_REFUSED
 from vila_data.encode.config import PackConfig
-from vila_data.encode.conversation import Conversation
-from vila_data.encode.fit import encode_samples
+from vila_data.encode.samples import encode_samples
 from vila_data.encode.sequence import IMAGE_ID, OK, TokenSequence
+from vila_data.encode.templates import Conversation
 from vila_data.encode.tokenizer import TextTokenizer, load_tokenizer
 
 CONFIG = PackConfig(tokenizer="made", sequence_length=100_000, tokens_per_image=7, template="chat")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,6 @@ from vila_data.core.layout import shard_stem
 from vila_data.core.receipts import read_receipt, valid_receipt
 from vila_data.core.store import Store
 from vila_data.core.tables import LENGTHS, SHARD_INDEX, TOKENS, read_arrow
-from vila_data.encode.check import check_tokens
 from vila_data.encode.config import PackConfig
 from vila_data.encode.part import COUNTS, EncodeJob, encode_shard
 from vila_data.encode.sequence import OK
@@ -39,6 +39,7 @@ from vila_data.encode.token_set import TokenSet, row_crc32c
 from vila_data.encode.tokenizer import TextTokenizer
 from vila_data.encode.tokens import (
     TokenManifest,
+    check_tokens,
     encoding_fingerprint,
     finish_tokens,
     open_tokens,
@@ -244,13 +245,13 @@ def test_a_truncated_token_file(copied: Encoded, kept: float) -> None:
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
-        ("trained", [3, 10_000], "trained places"),
-        ("trained", [9, 3], "trained places"),
-        ("trained", [-1, 3], "trained places"),
+        ("trained", [3, 10_000], "trained spans"),
+        ("trained", [9, 3], "trained spans"),
+        ("trained", [-1, 3], "trained spans"),
         ("trained", [1, 2, 3], "reshape"),
-        ("images", [0] * 40, "not equally many"),
-        ("offsets", [], "not equally many"),
-        ("ids", [5, 6], "not equally many"),
+        ("images", [0] * 40, "differ in number"),
+        ("offsets", [], "differ in number"),
+        ("ids", [5, 6], "differ in number"),
     ],
 )
 def test_a_damaged_row(copied: Encoded, column: str, value: list[int], message: str) -> None:
@@ -286,7 +287,7 @@ def test_a_row_with_another_value_in_it(copied: Encoded, column: str) -> None:
     tokens = open_tokens(copied.run.store, "docs", CONFIG, copied.tokenizer)
     assert len(tokens.sample(0, 0).ids) > 0
     with pytest.raises(
-        DataError, match=rf"docs-000000\.arrow: row {at}: .*another checksum.*delete it and run the recipe"
+        DataError, match=rf"docs-000000\.arrow: row {at}: .*its checksum does not match.*delete it and run the recipe"
     ):
         tokens.sample(0, at)
     assert any("docs-000000.arrow: " in problem for problem in check_tokens(copied.run.store, copied.folders["docs"]))
@@ -352,7 +353,7 @@ def test_files_of_an_earlier_version(copied: Encoded) -> None:
     with pytest.raises(DataError, match=r"not a token file: 1 batches with columns key, ids, trained"):
         open_tokens(copied.run.store, "docs", CONFIG, copied.tokenizer).sample(0, 0)
     (problem,) = check_tokens(copied.run.store, copied.folders["docs"])
-    assert "docs-000000.arrow: has not the columns of this version" in problem
+    assert "docs-000000.arrow: has different columns from this version" in problem
 
 
 def test_a_copy_is_mapped_where_the_store_is_remote(copied: Encoded, tmp_path: Path) -> None:
@@ -458,16 +459,18 @@ def test_a_check_of_places(copied: Encoded, column: str) -> None:
     rewritten(copied, swap)
     *lengths, problem = check_tokens(copied.run.store, copied.folders["docs"])
     assert len(lengths) == (column in ("widths", "heights"))  # lengths.parquet has them too
-    assert "docs-000000.arrow: " in problem and problem.endswith("delete it and run the recipe again")
-    assert ("not those of the shard's index" in problem) == (column in ("key", "record_id"))
+    assert "docs-000000.arrow: " in problem and problem.endswith(
+        ("; delete it and run the recipe again", "; delete the file and rerun the recipe")
+    )
+    assert ("do not match the shard's index" in problem) == (column in ("key", "record_id"))
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"name": "docs"}'])
 def test_a_broken_manifest(copied: Encoded, text: str) -> None:
     copied.run.store.commit_bytes(text.encode(), f"{copied.folders['docs']}/manifest.json")
     (problem,) = check_tokens(copied.run.store, copied.folders["docs"])
-    assert "manifest.json: not a manifest of token files" in problem
-    with pytest.raises(DataError, match=r"manifest\.json: not a manifest of token files"):
+    assert "manifest.json: is not a manifest of token files" in problem
+    with pytest.raises(DataError, match=r"manifest\.json: is not a manifest of token files"):
         open_tokens(copied.run.store, "docs", CONFIG, copied.tokenizer)
 
 
@@ -483,7 +486,7 @@ def test_broken_lengths(copied: Encoded) -> None:
     for broken in (data[:-9], stream.getvalue()):
         copied.run.store.commit_bytes(broken, path)
         (problem,) = check_tokens(copied.run.store, copied.folders["docs"])
-        assert "lengths.parquet: not the lengths" in problem
+        assert re.search(r"lengths\.parquet: (not the lengths|does not match its token files)", problem)
     copied.run.store.commit_bytes(data[:-9], path)
     with pytest.raises(DataError, match=r"lengths\.parquet: not the lengths.*delete it and run the recipe again"):
         tokens.lengths()
@@ -513,7 +516,7 @@ def test_a_shard_whose_json_is_broken(copied: Encoded, change: Any, sign: bool) 
         row["crc32c"][0] = crc32c(broken)
         pq.write_table(pa.Table.from_pylist(rows, SHARD_INDEX), store.location(f"{stem}.parquet"))
     job = jobs_of(copied.run, "docs", CONFIG, copied.tokenizer)[0]
-    why = "not a sample of shards/FORMAT.md" if sign else "its bytes are not those of the index"
+    why = "not a sample of shards/FORMAT.md" if sign else "its bytes differ from the index"
     with pytest.raises(DataError, match=rf"{row['members'][0]}: {why}.*run check"):
         encode_shard(store, job, CONFIG, copied.tokenizer)
 
@@ -532,7 +535,7 @@ def test_a_truncated_shard(copied: Encoded) -> None:
     store, stem = copied.run.store, shard_stem("docs", 0)
     store.commit_bytes(store.read(f"{stem}.tar")[:2000], f"{stem}.tar")
     job = jobs_of(copied.run, "docs", CONFIG, copied.tokenizer)[0]
-    with pytest.raises(DataError, match="its bytes are not those of the index"):
+    with pytest.raises(DataError, match="its bytes differ from the index"):
         encode_shard(store, job, CONFIG, copied.tokenizer)
 
 

@@ -93,7 +93,7 @@ def test_only_special_added_tokens_are_kept_from_texts(made: Made, tmp_path: Pat
 
 def test_without_an_end_token(tmp_path: Path) -> None:
     folder = made_tokenizers.write(tmp_path, "llama_first", without="eos_token")
-    with pytest.raises(UsageError, match="has no end-of-sequence token: set eos_token"):
+    with pytest.raises(UsageError, match="has no end-of-sequence token; set eos_token"):
         load_tokenizer(folder)
 
 
@@ -105,7 +105,7 @@ def test_without_a_first_token(made: Made) -> None:
         assert encoded(TALK, config_of(template), tokenizer).fate == OK
     with pytest.raises(UsageError, match="no beginning-of-sequence token, which template llama_2"):
         check_tokenizer(config_of("llama_2"), tokenizer)
-    with pytest.raises(UsageError, match="no beginning-of-sequence token, with which VILA begins"):
+    with pytest.raises(UsageError, match="no beginning-of-sequence token, which VILA puts at the start"):
         check_tokenizer(config_of(semantics="paper"), tokenizer)
 
 
@@ -134,7 +134,7 @@ BROKEN: dict[str, tuple[dict[str, str], str]] = {
     "empty": ({}, r"a directory with nothing in it\): has neither tokenizer\.json nor tokenizer\.model"),
     "config alone": ({"tokenizer_config.json": "{}"}, r"a directory with tokenizer_config\.json\): has neither"),
     "not JSON": ({"tokenizer.json": "{"}, "tokenizer.json cannot be read"),
-    "JSON of another kind": ({"tokenizer.json": "[]"}, "must hold an object, found a list"),
+    "JSON of another kind": ({"tokenizer.json": "[]"}, "must contain an object, found a list"),
     "merges of nothing": (
         {"tokenizer.json": '{"added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}}'},
         "cannot be loaded",
@@ -169,7 +169,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     [
         ({"template": "vicuna_v2"}, "template"),
         ({"semantics": "best"}, "semantics"),
-        ({"tokens_per_image": 199}, "does not fit"),
+        ({"tokens_per_image": 199}, "do not fit"),
         ({"micro_batch": 8}, "micro_batch"),
         ({"max_images_per_pack": 0}, "max_images_per_pack"),
         ({"sequence_length": 1}, "sequence_length"),

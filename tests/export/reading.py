@@ -18,8 +18,8 @@ from vila_data.core.records import ImageRef, Record
 from vila_data.core.store import Store
 from vila_data.corpora.config import CorpusFiles
 from vila_data.corpora.kinds import open_corpus
-from vila_data.export.content import Content, read_content
 from vila_data.export.exporting import ExportReport, export
+from vila_data.export.format import Content, read_content
 from vila_data.export.formats import FORMATS
 from vila_data.filter.config import DocumentRules, Rules
 from vila_data.shard.config import ShardSet, View
@@ -140,7 +140,7 @@ def _item(number: int, view: View, small: Small) -> Item:
 
 def published(content: Content) -> tuple[ImageRef, ...]:
     """A sample's pictures as a record's images, in their published order."""
-    pictures = sorted(content.pictures, key=lambda picture: picture.image_index)
+    pictures = sorted(content.images, key=lambda picture: picture.image_index)
     return tuple(ImageRef(one.url, one.text_index, one.similarity, one.member, one.jpeg) for one in pictures)
 
 

@@ -20,9 +20,9 @@ from vila_data.cli.result_tables import print_export
 from vila_data.core.errors import UsageError
 from vila_data.core.store import Store
 from vila_data.explore.inspection import check
+from vila_data.export.energon import NotExpressible, SetTotals, metadataset_yaml, sample_blend
 from vila_data.export.exporting import export
 from vila_data.export.formats import FORMATS
-from vila_data.export.metadataset import NotExpressible, SetTotals, metadataset_yaml, sample_blend
 from vila_data.mix.config import BlendConfig
 from vila_data.recipe.lock import LOCK
 from vila_data.recipe.recipe import Recipe
@@ -59,7 +59,7 @@ def test_all_sets_of_a_run_that_fit(run: MadeRun, tmp_path: Path, to: str) -> No
     assert {one.name for one in report.sets} == fitting
     assert set(report.not_exported) == set(SETS) - fitting
     for name, reason in report.not_exported.items():
-        assert f"its view is {SETS[name].view}; {to} takes" in reason
+        assert f"its view is {SETS[name].view}, but {to} supports" in reason
         assert all(SETS[name].view in FORMATS[other][1] for other in reason.rsplit(": ", 1)[1].split(", "))
     for one in report.sets:
         assert one.samples == run.sets[one.name].samples == one.exported + sum(one.left_out.values())
@@ -72,7 +72,7 @@ def test_only(run: MadeRun, tmp_path: Path) -> None:
     report = export(run.store.url, "obelics", tmp_path, only=["pairs"])
     assert [one.name for one in report.sets] == ["pairs"]
     assert report.not_exported["docs"] == "not chosen by --only"
-    with pytest.raises(UsageError, match="holds another export"):
+    with pytest.raises(UsageError, match="contains a different export"):
         export(run.store.url, "obelics", tmp_path, only=["docs"])
 
 
@@ -86,19 +86,19 @@ def test_wrong_calls(run: MadeRun, tmp_path: Path) -> None:
             whole,
             "wids",
             {"only": ["docs"]},
-            r"--only docs: its view is interleaved; wids takes pairs; formats for inter",
+            r"--only docs: its view is interleaved, but wids supports pairs; formats for inter",
         ),
         (
             one,
             "wids",
             {},
-            r"docs: its view is interleaved; wids takes pairs; formats for interleaved: vila-pickle, ener",
+            r"docs: its view is interleaved, but wids supports pairs; formats for interleaved: vila-pickle, ener",
         ),
         (one, "energon", {"only": ["docs"]}, r"docs: is a single shard set; --only selects sets of a run"),
         (one, "energon", {"shards": 0}, r"--shards must be at least 1, found 0"),
-        (one, "energon", {"shards": 1000}, r"--shards 1000: the set docs has \d+ samples, at most \d+ files"),
+        (one, "energon", {"shards": 1000}, r"--shards 1000: set docs has \d+ samples, enough for at most \d+ files"),
         (f"{one}/docs-000000.tar", "wids", {}, r"is a shard; export takes a run or a shard set"),
-        (str(tmp_path), "wids", {}, r"no recipe \(.yaml\), run"),
+        (str(tmp_path), "wids", {}, r"not a recipe \(.yaml\), run"),
     ]
     for path, to, options, message in calls:
         with pytest.raises(UsageError, match=message):
@@ -111,7 +111,7 @@ def test_command(run: MadeRun, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vila_data.cli", "export", run.store.url, "--to", "vila-pickle"]
     command += ["--out", str(tmp_path / "out"), "--only", "docs", "--only", "docs_pairs", "--shards", "4"]
     first = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "docs_pairs: left out: under_four_at_the_end: 2" in first.stdout
+    assert "docs_pairs: left out: incomplete_group_of_four: 2" in first.stdout
     assert "not exported: pairs, chat: not chosen by --only" in first.stdout
     assert "docs: 4 tasks" in first.stderr
     before = tree(tmp_path / "out")
@@ -229,13 +229,13 @@ def test_blend_inside_a_blend() -> None:
     assert (tokens["docs"] + tokens["pairs"]) / tokens["text"] == pytest.approx(4)
     head = metadataset_yaml(found, TOTALS).decode()
     assert "images and tokens" in head
-    assert "docs: 4 images, 600 tokens a sample" in head
+    assert "docs: 4 images, 600 tokens per sample" in head
 
 
 @pytest.mark.parametrize(
     ("sources", "unit", "reason"),
     [
-        ([{"shards": "docs", "weight": 1, "subset": {"where": "n_images > 2"}}], "samples", r"docs is taken in part"),
+        ([{"shards": "docs", "weight": 1, "subset": {"where": "n_images > 2"}}], "samples", r"docs is used in part"),
         ([{"shards": "docs", "weight": {0.0: 1, 0.5: 2}}], "samples", r"the weight of docs changes over the steps"),
         ([{"shards": "text", "weight": 1}], "images", r"weights count images, and text has none"),
         ([{"shards": "new", "weight": 1}], "tokens", r"new has no count of tokens: run its recipe to the end"),

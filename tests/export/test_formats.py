@@ -30,8 +30,7 @@ from vila_data.core.records import Record
 from vila_data.core.store import Store
 from vila_data.corpora.config import Mmc4Config
 from vila_data.corpora.kinds import open_corpus
-from vila_data.export.content import read_content
-from vila_data.export.format import DonePart, Part, Tally, Whole
+from vila_data.export.format import DonePart, ExportCounts, ExportedSet, Part, read_content
 from vila_data.export.formats import open_format
 from vila_data.export.img2dataset import Img2dataset
 from vila_data.shard.config import View
@@ -67,7 +66,7 @@ def test_wids(made: MadeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(dataset) == len(everything)
     for number, content in enumerate(everything):
         sample = dataset[number]
-        (picture,) = content.pictures
+        (picture,) = content.images
         assert (sample["__key__"], sample[".txt"], sample[".json"]["url"]) == (
             content.key,
             content.texts[0],
@@ -92,7 +91,7 @@ def test_open_flamingo(made: MadeRun, tmp_path: Path) -> None:
         stem, suffix = name.split(".")
         assert uuid.UUID(stem).version == 5
         assert suffix == "json"
-        pictures = {picture.member: picture.jpeg for picture in content.pictures}
+        pictures = {picture.member: picture.jpeg for picture in content.images}
         for info in row["image_info"]:
             assert base64.b64decode(info["image_base64"], validate=True) == pictures.pop(info["image_name"])
         assert not pictures
@@ -122,16 +121,16 @@ def test_llava_rows(made: MadeRun, tmp_path: Path) -> None:
         paths = [paths] if isinstance(paths, str) else paths
         seen[type(row.get("image"))] += 1
         assert isinstance(row.get("image"), (type(None), str, list)[min(len(paths), 2)])
-        assert len(paths) == len(content.pictures) == sum(t["value"].count("<image>") for t in row["conversations"])
+        assert len(paths) == len(content.images) == sum(t["value"].count("<image>") for t in row["conversations"])
         assert [turn["from"] for turn in row["conversations"]] == ["human", "gpt"] * (len(content.texts) // 2)
         assert row.get("system") == content.system
-        for path, picture in zip(paths, content.pictures, strict=True):
+        for path, picture in zip(paths, content.images, strict=True):
             assert (tmp_path / "chat" / "images" / path).read_bytes() == picture.jpeg
     assert set(seen) == {str, list, type(None)}
     prompts = sum(content.system is not None for content in contents(folder_of(made, "chat")))
     assert report.sets[0].adapted == {
         "several_images_as_a_list": seen[list],
-        "system_prompt_beside_the_turns": prompts,
+        "system_prompt_in_separate_field": prompts,
     }
     assert prompts
     pictures = [path for path in (tmp_path / "chat" / "images").rglob("*") if path.is_file()]
@@ -149,19 +148,19 @@ def test_rows_with_one_image_or_none_are_what_v1_reads(made: MadeRun, tmp_path: 
     rows = json.loads((tmp_path / name / f"{name}.json").read_text())
     refused = 0
     for row, content in zip(rows, contents(folder_of(made, name)), strict=True):
-        if len(content.pictures) > 1:  # v1 has one image per row: the export counts the others
+        if len(content.images) > 1:  # v1 has one image per row: the export counts the others
             with pytest.raises(TypeError):
                 opened_by_v1(row, tmp_path / name / "images")
             refused += 1
             continue
         image = opened_by_v1(row, tmp_path / name / "images")
-        assert (image is None) == (not content.pictures)
-        assert image is None or image.size == (content.pictures[0].width, content.pictures[0].height)
+        assert (image is None) == (not content.images)
+        assert image is None or image.size == (content.images[0].width, content.images[0].height)
     assert report.sets[0].adapted.get("several_images_as_a_list", 0) == refused
     assert (refused > 0) == (name == "chat")
 
 
-def write(to: str, view: View, sample: dict[str, Any], images: Sequence[bytes], out: Path) -> Tally:
+def write(to: str, view: View, sample: dict[str, Any], images: Sequence[bytes], out: Path) -> ExportCounts:
     """Export one sample, given by its JSON, as the only part of a set called small."""
     infos = [
         {"url": f"https://pictures.test/{n}", "width": 8, "height": 8, "sha256": hashlib.sha256(image).hexdigest(),
@@ -177,12 +176,12 @@ def write(to: str, view: View, sample: dict[str, Any], images: Sequence[bytes], 
     made, part = open_format(to, view), Part("small", 0, 1, 0, 1)
     assert made is not None
     with committing(Store(str(out)), part.receipt, "test") as files:
-        tally = made.write_part(part, iter([content]), files)
-        files.counts = tally.counts()
-    done = DonePart(part, tally.counts(), 0, 0, {f"small/small-{0:06d}.tar": 0})
+        counts = made.write_part(part, iter([content]), files)
+        files.counts = counts.counts()
+    done = DonePart(part, counts.counts(), 0, 0, {f"small/small-{0:06d}.tar": 0})
     with committing(Store(str(out)), "set.json", "test") as files:
-        made.finish(Whole("small", view, "test", [done], Store(str(out))), files)
-    return tally
+        made.finish(ExportedSet("small", view, "test", [done], Store(str(out))), files)
+    return counts
 
 
 def turns(*said: tuple[str, str]) -> list[dict[str, str]]:
@@ -192,32 +191,32 @@ def turns(*said: tuple[str, str]) -> list[dict[str, str]]:
 def test_a_literal_mark_in_a_conversation_without_images(tmp_path: Path) -> None:
     """LLaVA's plain and mpt templates, and VILA's main branch, read it as an image token; there is no image for it."""
     said = turns(("human", "what is <image> in HTML?"), ("gpt", "<image> is no tag: <img> is."))
-    tally = write("llava", "conversations", {"conversations": said}, [], tmp_path)
+    counts = write("llava", "conversations", {"conversations": said}, [], tmp_path)
     (row,) = json.loads((tmp_path / "small" / "small.json").read_text())
     assert [turn["value"] for turn in row["conversations"]] == [
         "what is <IMAGE> in HTML?",
         "<IMAGE> is no tag: <img> is.",
     ]
-    assert "image" not in row and tally.adapted == {"image_mark_in_text": 1}
+    assert "image" not in row and counts.adapted == {"image_placeholder_in_text": 1}
     with_image = turns(("human", "<image> what is it?"), ("gpt", "a dog"))
-    tally = write("llava", "conversations", {"conversations": with_image}, [jpeg(1)], tmp_path / "one")
+    counts = write("llava", "conversations", {"conversations": with_image}, [jpeg(1)], tmp_path / "one")
     (row,) = json.loads((tmp_path / "one" / "small" / "small.json").read_text())
-    assert row["conversations"] == with_image and row["image"] == "00000/small-0.0.jpg" and not tally.adapted
-    tally = write("energon", "conversations", {"conversations": said}, [], tmp_path / "energon")
+    assert row["conversations"] == with_image and row["image"] == "00000/small-0.0.jpg" and not counts.adapted
+    counts = write("energon", "conversations", {"conversations": said}, [], tmp_path / "energon")
     (data,) = members(tmp_path / "energon" / "small" / "small-000000.tar").values()
-    assert json.loads(data)["conversations"] == said and not tally.adapted, "the sample as it is, for a cooker"
+    assert json.loads(data)["conversations"] == said and not counts.adapted, "the sample as it is, for a cooker"
 
 
 def test_a_literal_mark_in_a_document(tmp_path: Path) -> None:
     """OpenFlamingo reads it as an image token; VILA's readers of pickles replace it themselves."""
     texts = {"texts": [None, "an <image> tag", "the end"], "images": ["small-0.0.jpg", None, None]}
-    tally = write("open-flamingo", "interleaved", texts, [jpeg(1)], tmp_path)
+    counts = write("open-flamingo", "interleaved", texts, [jpeg(1)], tmp_path)
     (line,) = members(tmp_path / "small" / "000000000.tar").values()
     assert json.loads(line)["text_list"] == ["an <IMAGE> tag", "the end"]
-    assert tally.adapted == {"not_scored": 1, "image_mark_in_text": 1}
-    tally = write("vila-pickle", "interleaved", texts, [jpeg(1)], tmp_path / "pickle")
+    assert counts.adapted == {"not_scored": 1, "image_placeholder_in_text": 1}
+    counts = write("vila-pickle", "interleaved", texts, [jpeg(1)], tmp_path / "pickle")
     ((document,),) = [load(path) for path in (tmp_path / "pickle" / "small").glob("*.pkl")]
-    assert document["text_list"] == ["an <image> tag", "the end"] and tally.adapted == {"not_scored": 1}
+    assert document["text_list"] == ["an <image> tag", "the end"] and counts.adapted == {"not_scored": 1}
 
 
 @pytest.mark.parametrize("to", ["llava", "energon"])
@@ -230,8 +229,8 @@ def test_conversations_of_any_first_and_last_turn_and_with_messages(
     said[0]["value"] += " <image>"
     chat = {"messages": [{"role": "user", "content": [{"type": "image"}] * 2}], "tools": [{"type": "function"}]}
     images = [jpeg(number) for number in range(2)]
-    tally = write(to, "conversations", {"conversations": said, **chat}, images, tmp_path)
-    assert (tally.exported, tally.images) == (1, 2)
+    counts = write(to, "conversations", {"conversations": said, **chat}, images, tmp_path)
+    assert (counts.exported, counts.images) == (1, 2)
     if to == "llava":
         (row,) = json.loads((tmp_path / "small" / "small.json").read_text())
         assert row["conversations"] == said and len(row["image"]) == 2 and set(row) == {"id", "image", "conversations"}
@@ -245,7 +244,7 @@ def test_a_literal_mark_in_a_caption(tmp_path: Path) -> None:
     report = exported(folder, "llava", tmp_path / "out")
     (row,) = json.loads((tmp_path / "out" / "small" / "small.json").read_text())
     assert [turn["value"] for turn in row["conversations"]] == ["<image>", "an <IMAGE> of a dog"]
-    assert report.sets[0].adapted == {"image_mark_in_caption": 1}
+    assert report.sets[0].adapted == {"image_placeholder_in_caption": 1}
 
 
 @pytest.mark.parametrize("name", ["docs", "pairs"])
@@ -261,7 +260,7 @@ def test_datasets_gives_pictures(made: MadeRun, tmp_path: Path, name: str) -> No
             assert [text for text in row["texts"] if text is not None] == list(content.texts)
             assert json.loads(row["general_metadata"])["record_id"] == content.record_id
         given = [one for one in row["pictures"] if one is not None] if name == "docs" else [row["image"]]
-        for picture, wanted in zip(given, content.pictures, strict=True):
+        for picture, wanted in zip(given, content.images, strict=True):
             assert picture.convert("RGB").tobytes() == Image.open(io.BytesIO(wanted.jpeg)).tobytes()
 
 

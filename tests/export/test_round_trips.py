@@ -29,7 +29,7 @@ from tests.made_run import MadeRun
 from vila_data.core.records import ImageRef, Record
 from vila_data.corpora.config import Img2datasetConfig, LlavaConfig, Mmc4Config, ObelicsConfig
 from vila_data.corpora.images import read_image
-from vila_data.export.content import Content
+from vila_data.export.format import Content
 
 EXAMPLES = settings(max_examples=12, deadline=None)
 
@@ -41,7 +41,7 @@ def pages(folder: Path) -> tuple[str, ...]:
 def document(content: Content, *, behind_the_last: bool) -> Record:
     """The record that a reader should give. behind_the_last: the format can say that a picture stands there."""
     texts = content.texts
-    if not behind_the_last and any(picture.text_index == len(texts) for picture in content.pictures):
+    if not behind_the_last and any(picture.text_index == len(texts) for picture in content.images):
         texts = (*texts, "")
     return Record("", "document", texts, published(content), content.source_url)
 
@@ -51,7 +51,7 @@ def check_open_flamingo(folder: str, out: Path) -> int:
     exported(folder, "open-flamingo", out)
     (made,) = [path for path in out.iterdir() if path.is_dir() and path.name != ".receipts"]
     found = read_back(Mmc4Config(kind="mmc4", files=pages(made)))
-    wanted = [document(one, behind_the_last=False) for one in contents(folder) if one.pictures]
+    wanted = [document(one, behind_the_last=False) for one in contents(folder) if one.images]
     assert [bare(record) for record in found] == wanted
     return len(found)
 
@@ -64,7 +64,7 @@ def check_obelics(folder: str, out: Path) -> int:
     for content in contents(folder):
         record = document(content, behind_the_last=True)
         reading = tuple(
-            ImageRef(one.url, one.text_index, data=one.jpeg) for one in content.pictures
+            ImageRef(one.url, one.text_index, data=one.jpeg) for one in content.images
         )  # OBELICS has neither names nor similarities, and its order is that of the page
         wanted.append(replace(record, images=reading))
     assert [bare(record) for record in found] == wanted
@@ -88,10 +88,10 @@ def check_llava(folder: str, out: Path) -> int:
         else:
             assert record.texts == ("<image>", content.texts[0].replace("<image>", "<IMAGE>"))
             assert record.roles == ("human", "gpt")
-        wanted = [picture.text_index for picture in content.pictures] if content.roles else [0]
+        wanted = [picture.text_index for picture in content.images] if content.roles else [0]
         assert [image.matched_text_index for image in record.images] == wanted
         assert [read_image(image.file or "", 1 << 20) for image in record.images] == [
-            picture.jpeg for picture in content.pictures
+            picture.jpeg for picture in content.images
         ]
     return len(found)
 
@@ -117,7 +117,7 @@ def read_back_pairs(made: Path, wanted: Sequence[Content]) -> list[Record]:
     assert [bare(record) for record in found] == [
         Record("", "pair", one.texts, (ImageRef(picture.url, 0, data=picture.jpeg),))
         for one in wanted
-        for picture in one.pictures
+        for picture in one.images
     ]
     return found
 

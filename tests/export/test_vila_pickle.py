@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from tests.export.reading import Small, captions, contents, documents, exported, folder_of, jpeg, small_set
 from tests.made_run import MadeRun
 from vila_data.core.errors import UsageError
-from vila_data.export.mmc4_line import NOT_KNOWN, PLACED
+from vila_data.export.open_flamingo import NOT_KNOWN, PLACED
 
 
 class Plain(pickle.Unpickler):
@@ -51,8 +51,8 @@ def test_documents(made: MadeRun, tmp_path: Path) -> None:
     for row, content in zip(rows, contents(folder_of(made, "docs")), strict=True):
         assert row["text_list"] == list(content.texts)
         assert row["url"] == content.source_url
-        assert len(row["similarity_matrix"]) == len(row["image_info"]) == len(content.pictures)
-        by_index = {picture.image_index: picture for picture in content.pictures}
+        assert len(row["similarity_matrix"]) == len(row["image_info"]) == len(content.images)
+        by_index = {picture.image_index: picture for picture in content.images}
         for info, sims, index in zip(row["image_info"], row["similarity_matrix"], sorted(by_index), strict=True):
             picture = by_index[index]
             at = info["matched_text_index"]
@@ -74,13 +74,13 @@ def test_pairs_by_four(made: MadeRun, tmp_path: Path, name: str, over: int) -> N
     everything = contents(folder_of(made, name))
     assert len(everything) % 4 == over, "with no pair over this proves nothing"
     report = exported(folder_of(made, name), "vila-pickle", tmp_path)
-    assert report.sets[0].left_out == ({"under_four_at_the_end": over} if over else {})
+    assert report.sets[0].left_out == ({"incomplete_group_of_four": over} if over else {})
     parts = folder_files(tmp_path / name)
     assert list(parts) == [f"part-{index:05d}" for index in range(len(made.sets[name].shards))]
     assert all(rows and len(rows) % 4 == 0 for rows in parts.values())
     rows = [row for part in parts.values() for row in part]
     for row, content in zip(rows, everything[: len(rows)], strict=True):
-        (picture,) = content.pictures
+        (picture,) = content.images
         assert base64.b64decode(row["image"], validate=True) == picture.jpeg
         assert (row["id"], row["url"], row["text"]) == (content.key, picture.url, content.texts[0])
         assert row["clip_sim"] == picture.similarity
@@ -98,7 +98,7 @@ def test_as_many_files_as_there_are_processes(made: MadeRun, tmp_path: Path, nam
 
 def test_more_files_than_samples(made: MadeRun, tmp_path: Path) -> None:
     with pytest.raises(
-        UsageError, match=r"--shards 17: the set pairs has \d+ samples in groups of 4, at most 1\d files"
+        UsageError, match=r"--shards 17: set pairs has \d+ samples in groups of 4, enough for at most 1\d files"
     ):
         exported(folder_of(made, "pairs"), "vila-pickle", tmp_path / "out", shards=17)
     assert not (tmp_path / "out").exists(), "the folder is taken before the call is known to be right"

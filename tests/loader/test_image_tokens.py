@@ -234,7 +234,7 @@ def test_not_both_keys_and_not_in_a_fidelity_mode(tmp_path: Path) -> None:
             load_recipe(path, find_corpora=False)
 
 
-@pytest.mark.parametrize(("found", "said"), [(0, "must give a whole number from 1 on, found 0"), (2.5, "found 2.5")])
+@pytest.mark.parametrize(("found", "said"), [(0, "must return an integer of at least 1, found 0"), (2.5, "found 2.5")])
 def test_a_policy_that_gives_nonsense(found: Any, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tiles, "count", lambda *_: found)
     with pytest.raises(DataError, match=said):

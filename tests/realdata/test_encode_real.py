@@ -18,7 +18,7 @@ from tests.encode.trained import assert_answers_alone_are_trained
 from tests.realdata import mistral, real_samples
 from vila_data.core.errors import UsageError
 from vila_data.encode.config import PackConfig
-from vila_data.encode.fit import encode_samples
+from vila_data.encode.samples import encode_samples
 from vila_data.encode.sequence import OK
 from vila_data.encode.tokenizer import TextTokenizer, load_tokenizer
 

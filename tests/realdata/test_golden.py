@@ -23,7 +23,7 @@ from vila_data.corpora.llava import llava_rows
 from vila_data.corpora.mmc4 import _document
 from vila_data.corpora.vflan import vflan_rows
 from vila_data.encode.config import PackConfig
-from vila_data.encode.fit import Sample, as_encoded, encode_samples
+from vila_data.encode.samples import Sample, as_encoded, encode_samples
 from vila_data.encode.sequence import IMAGE_ID, TokenSequence
 from vila_data.encode.tokenizer import TextTokenizer, load_tokenizer
 

@@ -276,9 +276,12 @@ def test_a_lost_table_is_made_again(out: Path, finished: Path, sample_recipe: Pa
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        (["stages.clip={kind: widest}"], "'clip' is the name of a scorer too"),
+        (["stages.clip={kind: widest}"], "'clip' is also the name of a scorer"),
         (["stages.filter={kind: widest}"], "stages.filter: 'filter' is reserved"),
-        (["stages.ahead={kind: lead, of: rank.percentile}"], "reads 'rank.percentile', which is not there before it"),
+        (
+            ["stages.ahead={kind: lead, of: rank.percentile}"],
+            "reads 'rank.percentile', which does not exist at this point",
+        ),
         (["stages.ahead={kind: led, of: width}"], "found 'led'; did you mean lead"),
         (["stages.ahead={kind: lead, off: width}"], "unknown key 'off'; did you mean of"),
         (["stages.rank={kind: percentile, of: url}"], "url is not a column of numbers"),

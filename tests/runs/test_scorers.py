@@ -202,7 +202,7 @@ def test_what_may_not_change_of_a_scorer(sample_recipe: Path, tmp_path: Path, mo
         (["score.shade={modle: m}"], r"score\.shade\.modle: unknown key 'modle'; did you mean model"),
         (["score.shade={model: 3}"], r"score\.shade\.model: input should be a valid string"),
         (["score.shade={model: nothing.onnx}"], r"score\.shade\.model: 'nothing\.onnx' does not exist"),
-        (["score.x-y={kind: words}"], r"'x-y': the name of a scorer is 1 to 48 letters"),
+        (["score.x-y={kind: words}"], r"'x-y': the name of a scorer must be 1 to 48 letters"),
         (["score.not={kind: words}"], r"'not': the name of a scorer"),
         (["score.clip.backnd=onnx"], r"score\.clip\.backnd: unknown key 'backnd'; did you mean backend"),
         (["score.clip=null"], r"filter\.images\.min_similarity: needs score\.clip, which is not set"),

@@ -14,7 +14,7 @@ from vila_data.core.receipts import Receipt
 from vila_data.core.store import Store
 from vila_data.score import part as task
 from vila_data.score.clip import ClipConfig
-from vila_data.score.feed import FeedStats
+from vila_data.score.reading import FeedStats
 from vila_data.score.scorer import Task
 
 

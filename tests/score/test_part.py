@@ -10,10 +10,10 @@ from vila_data.core.layout import Part
 from vila_data.core.receipts import read_receipt, valid_receipt
 from vila_data.core.store import Store
 from vila_data.core.tables import SCORE_IMAGES
-from vila_data.score.assignment import assign
 from vila_data.score.clip import ClipConfig
 from vila_data.score.embeddings import embedding_paths
-from vila_data.score.feed import FeedStats
+from vila_data.score.reading import FeedStats
+from vila_data.score.similarities import assign
 
 from .fake_clip import FakeClip, covers, score_part
 from .parts import Item, document, jpeg, pair, read_table, write_part
@@ -115,7 +115,7 @@ def test_only_needed_images_are_read(store: Store, mixed: Items) -> None:
     assert receipt.counts == {"images_scored": 1, "images_skipped": 11, "distinct_images": 1, "distinct_texts": 2}
     assert sum(clip.images.values()) == 1
     assert [row["record_id"] for row in read_table(store, part.scores_table("clip")) if row["scored"]] == ["d6"]
-    with pytest.raises(DataError, match="12 images, but 5 were judged"):
+    with pytest.raises(DataError, match="has 12 images, but the filter decided 5"):
         score_part(store, part, needed[:5], clip, CONFIG, "in")
 
 
@@ -201,7 +201,7 @@ def test_more_images_in_a_record_than_are_decoded_ahead(store: Store) -> None:
 
 @pytest.mark.parametrize(
     ("where", "message"),
-    [("image", "an image has other bytes"), ("json", "not a record"), ("end", "ends before byte")],
+    [("image", "an image's bytes differ"), ("json", "not a record"), ("end", "ends before byte")],
 )
 def test_damaged_tar(store: Store, mixed: Items, where: str, message: str) -> None:
     part = write_part(store, mixed)

@@ -140,7 +140,7 @@ def test_values_that_are_not_of_the_columns(store: Store, mixed: Items, scorers:
     assert {row["dark"] for row in rows} == {None}
 
 
-@pytest.mark.parametrize(("name", "message"), [("shade", "an image has other bytes"), ("words", "not a record")])
+@pytest.mark.parametrize(("name", "message"), [("shade", "an image's bytes differ"), ("words", "not a record")])
 def test_damaged_tar(store: Store, mixed: Items, scorers: dict[str, Scorer], name: str, message: str) -> None:
     part = write_part(store, mixed)
     data = bytearray(store.read(part.images_tar()))

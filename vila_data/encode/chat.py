@@ -13,12 +13,16 @@ from typing import Any, Final
 import jinja2
 
 from vila_data.core.errors import UsageError
-from vila_data.encode.chat_answers import IMAGE_NOT_PLACED, TEMPLATE_REFUSED, Answers, Span, Unwritable
-from vila_data.encode.chat_messages import (
+from vila_data.encode.chat_answers import (
     ANSWER,
+    IMAGE_NOT_PLACED,
     MARK_ORIGIN,
     QUESTION,
+    TEMPLATE_REFUSED,
+    Answers,
     Message,
+    Span,
+    Unwritable,
     blank,
     marked,
     normal,
@@ -28,10 +32,10 @@ from vila_data.encode.chat_messages import (
     probe,
     said,
 )
-from vila_data.encode.conversation import Conversation
 from vila_data.encode.rendering import REFUSALS, Rendering, compiled, render
-from vila_data.encode.templates import IMAGE, Piece
+from vila_data.encode.templates import IMAGE, Conversation, Piece
 from vila_data.encode.tokenizer import TextTokenizer
+from vila_data.encode.traced_text import TracedText
 
 _MOST_WORDS: Final = 200
 _DUMPED: Final = re.compile(r"""['"]type['"]""")
@@ -39,8 +43,8 @@ _DUMPED: Final = re.compile(r"""['"]type['"]""")
 
 
 @dataclass(frozen=True, slots=True)
-class WrittenChat:
-    """What a template wrote.
+class RenderedChat:
+    """The output of a template.
 
     text:    the whole of it; trained: (start, stop) characters of the answers, in order.
     images:  (start, stop) characters that stand for the images, in order.
@@ -120,7 +124,7 @@ class ChatTemplate:
         if not new and with_image.count(IMAGE) > without.count(IMAGE):
             return IMAGE
         self._why_no_images = (
-            f"which token of the template stands for an image is not clear ({', '.join(new) or 'none'}): name it as "
+            f"it is not clear which token of the template is the image placeholder ({', '.join(new) or 'none'}): name it as "
             "image_token in tokenizer_config.json"
         )
         return IMAGE
@@ -137,7 +141,7 @@ class ChatTemplate:
             generation_prompt=prompt,
         )
 
-    def write(self, conversation: Conversation) -> WrittenChat:
+    def write(self, conversation: Conversation) -> RenderedChat:
         """A conversation as the template writes it.
 
         Raises:
@@ -150,7 +154,7 @@ class ChatTemplate:
         except REFUSALS as error:
             raise Unwritable(TEMPLATE_REFUSED, _words(error)) from error
         images = self._images(found, conversation)
-        return WrittenChat(
+        return RenderedChat(
             found.text, tuple(spans), tuple(images), self._pieces(found, messages, conversation.tools, spans, images)
         )
 
@@ -249,7 +253,7 @@ class ChatTemplate:
 def _words(error: Exception) -> str:
     """A refusal in the template's own words, on one line."""
     text = " ".join(str(error).split()) or type(error).__name__
-    text = text.replace("vila_data.encode.rendering.Traced", "str")
+    text = text.replace(f"{TracedText.__module__}.{TracedText.__qualname__}", "str")
     return text if len(text) <= _MOST_WORDS else text[: _MOST_WORDS - 1] + "…"
 
 

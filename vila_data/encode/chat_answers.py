@@ -15,19 +15,90 @@ from hashlib import sha256
 from itertools import pairwise
 from typing import Any, Final, Protocol
 
-from vila_data.encode.chat_messages import (
-    ANSWER,
-    MARK_ORIGIN,
-    OTHER_ANSWER,
-    QUESTION,
-    Message,
-    has_text,
-    part,
-    probe,
-    said,
-)
-from vila_data.encode.rendering import REFUSALS, Rendering
+from vila_data.core.records import IMAGE_PLACEHOLDER
+from vila_data.encode.rendering import NAMES, REFUSALS, Rendering
 from vila_data.encode.tokenizer import TextTokenizer
+from vila_data.encode.traced_text import TracedText, joined
+
+Message = dict[str, Any]
+
+QUESTION, ANSWER, OTHER_ANSWER = "Qzjv7", "Wxkp3", "Yhmb8"
+"""Texts of the messages that probe a template."""
+MARK_ORIGIN: Final = 1 << 30
+"""Origins of characters from here on are placeholders of images, not text."""
+_BLANK: Final = "\ue000"
+_THOUGHT: Final = re.compile(r"<think>.*?</think>", re.DOTALL)
+
+
+def said(role: str, text: str) -> Message:
+    """A message that says a text."""
+    return {"role": role, "content": text}
+
+
+def probe(question: str, answer: str) -> list[Message]:
+    """A question and an answer."""
+    return [said("user", question), said("assistant", answer)]
+
+
+def part(text: str) -> dict[str, str]:
+    """A text as a part of a message."""
+    return {"type": "text", "text": text}
+
+
+def parted(message: Message) -> Message:
+    """A message with its text as a list of one part."""
+    return {**message, "content": [part(message["content"])]}
+
+
+def marked(parts: Sequence[str | None]) -> TracedText:
+    """Texts and, for None, placeholders that are known to stand for an image."""
+    return joined(TracedText.whole(IMAGE_PLACEHOLDER, MARK_ORIGIN) if part is None else part for part in parts)
+
+
+def parts_of(text: str) -> Iterator[dict[str, str]]:
+    """Text and images of a turn in order; a placeholder takes the line break with it that LLaVA's rows have next to it."""
+    for number, chunk in enumerate(text.split(IMAGE_PLACEHOLDER)):
+        if number:
+            yield {"type": "image"}
+        if number:
+            chunk = chunk.removeprefix("\n")
+        if chunk and number < text.count(IMAGE_PLACEHOLDER):
+            chunk = chunk.removesuffix("\n")
+        if chunk:
+            yield part(chunk)
+
+
+def normal(message: Mapping[str, Any]) -> Message:
+    """The message without what is null, its thoughts under each name that templates read."""
+    made = {key: value for key, value in message.items() if value is not None}
+    thoughts = next((made[key] for key in ("reasoning_content", "thinking", "reasoning") if key in made), None)
+    return made if thoughts is None else {"thinking": thoughts, **made, "reasoning_content": thoughts}
+
+
+def has_text(message: Mapping[str, Any]) -> bool:
+    """Whether a message says anything besides thoughts."""
+    content = message.get("content") or ""
+    if not isinstance(content, str):
+        content = "".join(part.get("text", "") for part in content)
+    return bool(_THOUGHT.sub("", content).strip())
+
+
+def blank(value: Any, spans: Callable[[str], Sequence[tuple[int, int]]]) -> Any:
+    """A message in which each stretch that `spans` finds in a text is characters that mean nothing; names are kept."""
+    if isinstance(value, dict):
+        return {key: item if key in NAMES else blank(item, spans) for key, item in value.items()}
+    if isinstance(value, list):
+        return [blank(item, spans) for item in value]
+    if not isinstance(value, str):
+        return value
+    found = spans(value)
+    if not found:
+        return value
+    edges = [0, *(at for place in found for at in place), len(value)]
+    parts = [value[start:stop] for start, stop in zip(edges[::2], edges[1::2], strict=True)]
+    blanks = [_BLANK * (stop - start) for start, stop in found]
+    return joined([part for pair in zip(parts, [*blanks, ""], strict=True) for part in pair])
+
 
 Span = tuple[int, int]
 
@@ -48,11 +119,11 @@ publishes for it (trl 1.16, chat_templates/) trains more of the header than the 
 
 
 _RESULT: Final = re.compile(r"<[^<>]*(?:response|result|output|observation)[^<>]*>", re.IGNORECASE)
-"""What begins a tool's result, where a template writes it in an answer's turn."""
+"""Start of a tool's result, if a template writes it inside an answer's turn."""
 
 
 class Unwritable(Exception):
-    """A conversation that its template cannot write; `reason` is a fate, the message the template's own words."""
+    """A conversation that its template cannot write; `reason` is a fate, the message is the template's own text."""
 
     def __init__(self, reason: str, words: str) -> None:
         self.reason = reason
@@ -60,8 +131,8 @@ class Unwritable(Exception):
 
 
 @dataclass(frozen=True)
-class _Written:
-    """What a template wrote, by message.
+class _MessageSpans:
+    """The output of a template, by message.
 
     turns: its turns; runs: the characters that came from it, in order. begins: the message whose turn begins at a place.
     answers: messages that are answers.
@@ -73,7 +144,7 @@ class _Written:
     answers: frozenset[int]
 
     @staticmethod
-    def of(found: Rendering, answers: Collection[int]) -> _Written:
+    def of(found: Rendering, answers: Collection[int]) -> _MessageSpans:
         turns: dict[int, list[Span]] = {}
         runs: dict[int, list[Span]] = {}
         for number, start, stop in found.turns:
@@ -81,20 +152,20 @@ class _Written:
         for start, stop, origin in found.runs:
             runs.setdefault(origin, []).append((start, stop))
         begins = {start: number for number, start, _ in found.turns}
-        return _Written(turns, runs, begins, frozenset(answers))
+        return _MessageSpans(turns, runs, begins, frozenset(answers))
 
     def own(self, number: int, start: int, stop: int) -> list[Span]:
         """The message's characters between two places."""
         return [run for run in self.runs.get(number, ()) if start <= run[0] and run[1] <= stop]
 
 
-class Writes(Protocol):
+class TemplateFunction(Protocol):
     """A chat template: messages to what it writes of them."""
 
     def __call__(
         self, messages: Sequence[Mapping[str, Any]], tools: Any = None, source: str | None = None, prompt: bool = False
     ) -> Rendering:
-        """What the template, or another `source`, writes; prompt: with a generation prompt at the end."""
+        """Render with the template, or with another `source`; prompt: with a generation prompt at the end."""
 
 
 class Answers:
@@ -109,7 +180,7 @@ class Answers:
         source: str,
         training: str | None,
         tokenizer: TextTokenizer,
-        render: Writes,
+        render: TemplateFunction,
         in_form: Callable[[Message], Message],
     ) -> None:
         self._source, self._training, self._tokenizer = source, training, tokenizer
@@ -130,7 +201,7 @@ class Answers:
             twin = self._render(messages, tools, self._training)
             if twin.text == found.text:
                 return _checked(twin.generations, answers)
-        written = _Written.of(found, answers)
+        written = _MessageSpans.of(found, answers)
         spans: list[Span] = []
         before = 0
         for number in answers:
@@ -139,7 +210,7 @@ class Answers:
             )
             if span is None:
                 raise Unwritable(
-                    ANSWER_NOT_FOUND, f"message {number}: where this answer is in the template's text is not clear"
+                    ANSWER_NOT_FOUND, f"message {number}: this answer was not found in the template's output"
                 )
             if span[1] > span[0]:
                 spans.append(span)
@@ -152,14 +223,14 @@ class Answers:
         return [part for span in spans for part in self._without_others(found, span, written.answers)]
 
     def _is_ending(self, text: str) -> bool:
-        """Whether a text behind the last answer, after the loop, is special tokens alone."""
+        """Whether the text after the last answer, after the loop, is special tokens alone."""
         special = self._tokenizer.special_spans(text)
         edges = [0, *(at for place in special for at in place), len(text)]
         return bool(special) and not any(
             text[start:stop].strip() for start, stop in zip(edges[::2], edges[1::2], strict=True)
         )
 
-    def _turn_span(self, found: Rendering, written: _Written, number: int, messages: list[Message]) -> Span | None:
+    def _turn_span(self, found: Rendering, written: _MessageSpans, number: int, messages: list[Message]) -> Span | None:
         """The answer's turn without its header; None where the template does not write one turn after another."""
         turns = written.turns.get(number, [])
         if len(turns) > 1:
@@ -182,10 +253,10 @@ class Answers:
         bare = found.text[begin:stop].rstrip(" ")
         return begin, begin + len(bare) if self._ending and bare.endswith(self._ending) else stop
 
-    def _with_end(self, found: Rendering, written: _Written, own: int, stop: int) -> int:
+    def _with_end(self, found: Rendering, written: _MessageSpans, own: int, stop: int) -> int:
         """Where an answer ends whose own characters end at `own` and whose turn ends at `stop`.
 
-        That is with its turn; or with what the template puts behind a last answer, where more follows in the turn; or
+        That is with its turn; or with what the template puts after a last answer, where more follows in the turn; or
         with the token that begins the next turn, where no token ends this one.
         """
         ending = self._ending
@@ -197,7 +268,7 @@ class Answers:
         return stop
 
     def _after_header(self, text: str, start: int, first: int, stop: int) -> int | None:
-        """Where an answer begins in its turn: behind what a generation prompt would have given."""
+        """Where an answer begins in its turn: after what a generation prompt would have given."""
         header = self._header
         same = len(header) if text.startswith(header, start, stop) else 0
         while same < len(header) and start + same < stop and text[start + same] == header[same]:
@@ -211,7 +282,7 @@ class Answers:
 
     @cached_property
     def _header(self) -> str:
-        """What comes before an answer: the generation prompt, up to a block of thoughts that it opens.
+        """The header before an answer: the generation prompt, up to a block of thoughts that it opens.
 
         Where the template has no generation prompt: what two different answers begin with.
         """
@@ -240,7 +311,7 @@ class Answers:
 
     @cached_property
     def _ending(self) -> str:
-        """What the template puts behind a last answer in its turn; without spaces at its end."""
+        """The text that the template puts after a last answer in its turn, without trailing spaces."""
         found = self._render([self._in_form(message) for message in probe(QUESTION, ANSWER)])
         own = max([stop for _, stop, origin in found.runs if origin == 1], default=None)
         if own is None:
@@ -271,7 +342,7 @@ class Answers:
 
         return any(self._render(said_more(*more)).text != found.text for more in (("", ANSWER), (ANSWER, "")))
 
-    def _traced_span(self, found: Rendering, written: _Written, number: int, before: int) -> Span | None:
+    def _traced_span(self, found: Rendering, written: _MessageSpans, number: int, before: int) -> Span | None:
         """The characters that came from the answer, the space before them, and the token that ends them.
 
         None where there are none, or others' between them.

@@ -12,7 +12,7 @@ from vila_data.core.config import StrictModel
 from vila_data.encode.image_tokens import AnyImageTokens, Fixed, ImageTokens
 
 VILA_IMAGES: Final = 6
-"""Images of a document that VILA v1.0 takes."""
+"""Images per document in VILA v1.0."""
 MICRO_BATCH: Final = 8
 
 Template = Literal["plain", "vicuna_v1", "llama_2", "chat"]
@@ -20,26 +20,26 @@ Semantics = Literal["paper", "released_code", "improved"]
 
 
 class PackConfig(StrictModel):
-    """How samples become token sequences of one length.
+    """How samples become token sequences.
 
     tokenizer:               hub id or directory of a Hugging Face tokenizer: tokenizer.json, or tokenizer.model alone.
     sequence_length:         sequence length in tokens, including image tokens.
     tokens_per_image:        256 (224 px, patch 14), 576 (336 px), 144 (336 px, 2 x 2 down-sampled) … Short for
                              `image_tokens: {policy: fixed, tokens: …}`; one of the two is required.
-    image_tokens:            how many tokens an image takes, by a policy that knows its width and height; one other than
-                             `fixed` goes with semantics `improved`.
-    max_images_per_document: a document's further images are left out; without it `paper` and `released_code`
-                             take 6, as VILA does (docs/sources.md), and `improved` all that fit.
+    image_tokens:            number of tokens per image, by a policy that sees its width and height; policies other than
+                             `fixed` need semantics `improved`.
+    max_images_per_document: further images of a document are omitted. Default: `paper` and `released_code`
+                             use 6, as VILA does (docs/sources.md), and `improved` uses all that fit.
     max_images_per_pack:     maximum images per sequence, in addition to the token limit.
     template:                conversation template; `chat` uses the tokenizer's own chat template (docs/conversations.md).
     semantics:               `paper` and `released_code` as VILA does (docs/sources.md); `improved` chooses images by
                              similarity, keeps their places in a conversation and the end token, and never cuts
                              through an image. `released_code` alone trains the first token of each sample.
     images_first:            all images before the text: the paper's ablation.
-    micro_batch:             items that `released_code` packs together: what a device took per step, 8 by default. An item
-                             is a sample, or four pairs.
-    date:                    what a chat template that writes today's date writes; by default the day on which
-                             encoding began.
+    micro_batch:             with `released_code`: items packed together (VILA's per-device batch size). Default: 8.
+                             An item is a sample, or four pairs.
+    date:                    the date that a chat template writes if it writes today's date. Default: the day on
+                             which encoding began.
     """
 
     tokenizer: str
@@ -76,7 +76,7 @@ class PackConfig(StrictModel):
 
     @model_serializer(mode="wrap")
     def _as_it_is_set(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without that one of `tokens_per_image` and `image_tokens` that is not set."""
+        """Omit whichever of `tokens_per_image` and `image_tokens` is not set."""
         unset = {key for key in ("tokens_per_image", "image_tokens") if getattr(self, key) is None}
         return {key: value for key, value in dump(self).items() if key not in unset}
 
@@ -87,16 +87,16 @@ class PackConfig(StrictModel):
 
     @property
     def faithful(self) -> bool:
-        """Whether published behaviour is kept, flaws included."""
+        """Whether published behavior is kept, flaws included."""
         return self.semantics != "improved"
 
     @property
-    def samples_a_micro_batch(self) -> int:
+    def samples_per_micro_batch(self) -> int:
         """Items that `released_code` packs together."""
         return self.micro_batch or MICRO_BATCH
 
     def document_images(self) -> int | None:
-        """Images of a document at most: what both limits allow; None: no limit. Fidelity modes know no limit of packs."""
+        """Maximum images per document under both limits; None: no limit. Fidelity modes ignore the limit per pack."""
         if self.faithful:
             return self.max_images_per_document or VILA_IMAGES
         limits = [limit for limit in (self.max_images_per_document, self.max_images_per_pack) if limit is not None]
@@ -105,5 +105,5 @@ class PackConfig(StrictModel):
 
 @lru_cache(maxsize=16)
 def _fixed(tokens: int) -> Fixed:
-    """Made once, since encoding asks for it with every sample."""
+    """Cached, since encoding needs it for every sample."""
     return Fixed(tokens=tokens)

@@ -50,7 +50,7 @@ class ImageTokens(StrictModel):
             tokens = self.count(width, height)
             if not isinstance(tokens, int) or tokens < 1:
                 raise DataError(
-                    f"image of {width} x {height} pixels: policy {self.policy} must give a whole number from 1 on, "
+                    f"image of {width} x {height} pixels: policy {self.policy} must return an integer of at least 1, "
                     f"found {tokens!r}"
                 )
             found.append(tokens)
@@ -58,7 +58,7 @@ class ImageTokens(StrictModel):
 
 
 class Fixed(ImageTokens):
-    """As many tokens for every image, whatever its size.
+    """The same number of tokens for every image, whatever its size.
 
     policy: fixed.
     tokens: 256 (224 px, patch 14), 576 (336 px), 144 (336 px, 2 x 2 down-sampled) …

@@ -1,4 +1,4 @@
-"""The stage for one shard: its samples' JSON to one token file."""
+"""Encode one shard: its samples' JSON to one token file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vila_data.core.samples import decode_sample
 from vila_data.core.store import Store
 from vila_data.core.tables import TOKENS, read_parquet
 from vila_data.encode.config import PackConfig
-from vila_data.encode.fit import Sample, as_encoded, encode_samples
+from vila_data.encode.samples import Sample, as_encoded, encode_samples
 from vila_data.encode.sequence import OK, TokenSequence
 from vila_data.encode.token_set import row_crc32c
 from vila_data.encode.tokenizer import TextTokenizer
@@ -49,7 +49,7 @@ class EncodeJob:
 
     @property
     def folder(self) -> str:
-        """Where the set's token files lie."""
+        """Directory of the set's token files."""
         return tokens_folder(self.tokenizer, self.name, self.encoding)
 
     def path(self) -> str:
@@ -82,7 +82,9 @@ def encode_shard(store: Store, job: EncodeJob, config: PackConfig, tokenizer: Te
             except DataError as error:
                 raise DataError(f"{index.where(row)}: {error}") from error
             if sequence.images and max(sequence.images) >= index.counts[row]:
-                raise DataError(f"{index.where(row)}: its JSON names an image that is no member; run check on the set")
+                raise DataError(
+                    f"{index.where(row)}: its JSON names an image that is not in the tar; run check on the set"
+                )
             _add(columns, lists, sequence)
     lists |= index.of_images(lists["images"])
     columns["row_crc32c"] = _row_checksums(columns, lists)
@@ -222,7 +224,7 @@ class _Index:
                 data = tar.read(size)
                 where = f"{self._location}: {member}"
                 if crc32c(data) != checksum:
-                    raise DataError(f"{where}: its bytes are not those of the index; run check on the set")
+                    raise DataError(f"{where}: its bytes differ from the index; run check on the set")
                 yield as_encoded(decode_sample(data, where), tuple(islice(sides, count)))
 
     def of_images(self, images: _ListColumn) -> dict[str, _ListColumn]:

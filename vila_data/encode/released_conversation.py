@@ -1,4 +1,4 @@
-"""Conversations as VILA v1.0 rewrites and labels them, token by token, whatever that masks.
+"""Conversations as VILA v1.0 rewrites and labels them, token by token, including what that masks.
 
 v1.0 writes a prompt, tokenizes it, and finds the answers by counting the tokens of each round and of its question,
 tokenized once more by themselves. Where the counts do not add up it trains nothing of the conversation: an answer that
@@ -13,14 +13,13 @@ from dataclasses import dataclass
 
 from vila_data.core.tables import IMAGE_ID
 from vila_data.encode.config import PackConfig
-from vila_data.encode.conversation import Conversation, Turn
-from vila_data.encode.templates import IMAGE, LLAMA_2_SYSTEM, VICUNA_SYSTEM
+from vila_data.encode.templates import IMAGE, LLAMA_2_SYSTEM, VICUNA_SYSTEM, Conversation, Turn
 from vila_data.encode.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True, slots=True)
-class Counted:
-    """A conversation's ids, IMAGE_ID for an image, and its trained (start, stop) places; images: how many it has left."""
+class LabeledConversation:
+    """A conversation's ids, IMAGE_ID for an image, and its trained (start, stop) spans; images: how many it has left."""
 
     ids: list[int]
     trained: list[tuple[int, int]]
@@ -47,7 +46,7 @@ def _rewritten(text: str) -> str:
 
 def count_conversations(
     conversations: Sequence[Conversation], config: PackConfig, tokenizer: TextTokenizer
-) -> list[Counted]:
+) -> list[LabeledConversation]:
     """Conversations in template vicuna_v1 or llama_2, all their texts tokenized in one batch."""
     prompts = [_Prompt.of(conversation, config, tokenizer) for conversation in conversations]
     texts = sorted({chunk for prompt in prompts for text in prompt.texts() for chunk in prompt.chunks(text) if chunk})
@@ -89,7 +88,7 @@ class _Prompt:
     def texts(self) -> list[str]:
         return [self.text, *(text for pair in self._parts() for text in pair)]
 
-    def counted(self, known: dict[str, list[int]], config: PackConfig, tokenizer: TextTokenizer) -> Counted:
+    def counted(self, known: dict[str, list[int]], config: PackConfig, tokenizer: TextTokenizer) -> LabeledConversation:
         def ids_of(text: str) -> list[int]:
             ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
             for number, chunk in enumerate(self.chunks(text)):
@@ -107,7 +106,7 @@ class _Prompt:
         whole = sum(token != tokenizer.unk_id for token in ids)  # v1.0 pads with <unk>, so it does not count one
         if at < config.sequence_length and at != whole:
             trained = []
-        return Counted(ids, list(_without_images(ids, trained)), ids.count(IMAGE_ID))
+        return LabeledConversation(ids, list(_without_images(ids, trained)), ids.count(IMAGE_ID))
 
 
 def _without_images(ids: Sequence[int], trained: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -26,15 +26,15 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from vila_data.encode.traced import Run, Traced, join, joined, origins_in
+from vila_data.encode.traced_text import Run, TracedText, join, joined, origins_in
 
 REFUSALS: Final = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
-"""What a template raises that refuses its messages."""
+"""Errors that a template raises when it refuses its messages."""
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """What a template wrote.
+    """The output of a template.
 
     text:        the whole of it.
     runs:        characters that came from a message, in order: (start, stop, origin).
@@ -64,7 +64,7 @@ class Rendering:
 
 @dataclass
 class _Watch:
-    """What is noted while a template is rendered."""
+    """Positions recorded while a template is rendered."""
 
     messages: dict[int, int] = field(default_factory=dict)
     written: int = 0
@@ -77,7 +77,7 @@ _watching: ContextVar[_Watch] = ContextVar("watch")
 _ENTER, _LEAVE = "enter a pass", "leave a loop"
 """Names of filters that no template can spell; a filter is called without the sandbox's checks."""
 _OF_DICTS: Final = frozenset(dir(dict))
-_PLAIN: Final = frozenset((bool, int, str, Traced))
+_PLAIN: Final = frozenset((bool, int, str, TracedText))
 NAMES: Final = frozenset(("role", "type", "name", "id", "tool_call_id"))
 """Keys whose texts are names: a template may repeat them in another message's turn."""
 
@@ -186,7 +186,7 @@ def _tojson(
 ) -> str:
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     origins = origins_in(value)
-    return Traced.whole(text, origins.pop()) if len(origins) == 1 and origins != {-1} else text
+    return TracedText.whole(text, origins.pop()) if len(origins) == 1 and origins != {-1} else text
 
 
 def _raise_exception(message: str) -> str:
@@ -202,19 +202,19 @@ def _do_join(values: Iterable[Any], d: str = "", attribute: Any = None) -> str:
 def _tracing(filtering: Callable[..., Any]) -> Callable[..., Any]:
     """A filter whose text comes from where the text that it was given came from."""
 
-    at = int(hasattr(filtering, "jinja_pass_arg"))  # behind the context that some filters are given
+    at = int(hasattr(filtering, "jinja_pass_arg"))  # after the context that some filters are given
 
     @wraps(filtering)
     def traced(*values: Any, **named: Any) -> Any:
         found = filtering(*values, **named)
         given = values[at] if at < len(values) else None
-        return given.like(found) if isinstance(given, Traced) and type(found) is str else found
+        return given.like(found) if isinstance(given, TracedText) and type(found) is str else found
 
     return traced
 
 
 def _do_replace(text: str, old: str, new: str, count: int | None = None) -> str:
-    given = text if isinstance(text, Traced) else Traced(str(text))
+    given = text if isinstance(text, TracedText) else TracedText(str(text))
     return given.replace(str(old), str(new), -1 if count is None else count)
 
 
@@ -257,7 +257,7 @@ def render(
 
     Args:
         messages: {"role", "content", …}; texts of the i-th message come out with origin i, but for its role and those
-            that are Traced already.
+            that are TracedText already.
         variables: spelling of special tokens by name, and whatever else the template reads.
         date: what `strftime_now` gives; None: today.
 
@@ -294,10 +294,10 @@ def _traced_message(message: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 
 def _traced(value: Any, number: int) -> Any:
-    if isinstance(value, Traced):
+    if isinstance(value, TracedText):
         return value
     if isinstance(value, str):
-        return Traced.whole(value, number)
+        return TracedText.whole(value, number)
     if isinstance(value, Mapping):
         return {key: item if key in NAMES else _traced(item, number) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -20,7 +20,7 @@ _NEVER: Final = -1e9
 
 
 class UnreadableModel(ValueError):
-    """A file that is no SentencePiece model, or one of a kind that cannot be read; the message says which."""
+    """The file is not a SentencePiece model, or its type is not supported; the message says which."""
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,92 @@
-"""The prompt formats of LLaVA: text around the turns, and which characters are trained.
+"""Conversations, and the prompt formats of LLaVA: text around the turns, and which characters are trained.
 
 A format gives pieces; joined they are the prompt. Trained are the answers, the space that a model must emit before
 one, and the token that ends it, as spans of characters: no prefix is ever tokenized to find out how long it is.
-Formats and their system prompts: docs/sources.md.
-"""
+Formats and their system prompts: docs/sources.md."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 from vila_data.core.errors import UsageError
-from vila_data.core.records import PLACEHOLDER_AS_TEXT
+from vila_data.core.records import IMAGE_PLACEHOLDER, PLACEHOLDER_AS_TEXT, Role
+from vila_data.core.samples import SampleContent
 from vila_data.encode.config import PackConfig, Template
-from vila_data.encode.conversation import Conversation
 from vila_data.encode.tokenizer import TextTokenizer
+
+Turn = tuple[Role, str]
+Sides = tuple[tuple[int, int], ...]
+"""(width, height) of each image of a sample, pixels."""
+
+
+class Conversation(NamedTuple):
+    """Turns in order; they alternate, and may begin with gpt or end with human.
+
+    system:   None: the template's own; "": none.
+    images:   how many; 0: an `<image>` in a turn is text. Otherwise there is one `<image>` for each.
+    messages: the same as chat messages, where a turn's text does not say it all (shards/FORMAT.md).
+    tools:    JSON schemas of the tools that a chat template describes.
+    verbatim: VILA v1.0 leaves its placeholders where they are (rows of VFLAN).
+    sides:    (width, height) of each image, pixels.
+    """
+
+    turns: tuple[Turn, ...]
+    system: str | None = None
+    images: int = 0
+    messages: tuple[Mapping[str, Any], ...] | None = None
+    tools: tuple[Mapping[str, Any], ...] | None = None
+    verbatim: bool = False
+    sides: Sides = ()
+
+    @staticmethod
+    def of(sample: SampleContent, sides: Sides) -> Conversation:
+        """The conversation of a sample."""
+        return Conversation(
+            turns=tuple(zip(sample.roles, sample.texts, strict=True)),
+            system=sample.system,
+            images=len(sample.images),
+            messages=sample.messages,
+            tools=sample.tools,
+            verbatim=sample.verbatim,
+            sides=sides,
+        )
+
+    def exchanges(self) -> list[tuple[str, str | None]]:
+        """(question, answer) in order; the last answer may be None. A first turn from gpt is omitted, as VILA does."""
+        texts = [text for _, text in self.turns[self.turns[0][0] == "gpt" :]] if self.turns else []
+        return [(texts[at], texts[at + 1] if at + 1 < len(texts) else None) for at in range(0, len(texts), 2)]
+
+    def ends(self) -> list[int]:
+        """Where the conversation may be cut, as counts of turns: after each answer, and at its end."""
+        found = [at + 1 for at, (role, _) in enumerate(self.turns) if role == "gpt"]
+        return found if found and found[-1] == len(self.turns) else [*found, len(self.turns)]
+
+    def first(self, turns: int) -> Conversation:
+        """The conversation that ends after so many turns."""
+        kept = self.turns[:turns]
+        images = sum(text.count(IMAGE_PLACEHOLDER) for _, text in kept) if self.images else 0
+        messages = self.messages
+        if messages is not None:
+            messages = messages[: _messages_of_turns(messages, turns)]
+        return self._replace(turns=kept, images=images, messages=messages)
+
+
+def _messages_of_turns(messages: Sequence[Mapping[str, Any]], turns: int) -> int:
+    """How many messages make the first `turns` turns: neighbors of one side are one turn, a system prompt in front none."""
+    at = 0
+    while at < len(messages) and messages[at]["role"] in ("system", "developer"):
+        at += 1
+    side: bool | None = None
+    while at < len(messages):
+        says = messages[at]["role"] == "assistant"
+        if says is not side:
+            if turns == 0:
+                break
+            side, turns = says, turns - 1
+        at += 1
+    return at
+
 
 IMAGE: Final = "<image>"
 VICUNA_SYSTEM: Final = (
@@ -58,7 +130,7 @@ def check_tokenizer(config: PackConfig, tokenizer: TextTokenizer) -> None:
     """
     if config.faithful and tokenizer.bos_id is None:
         raise UsageError(
-            f"tokenizer {tokenizer.name}: has no beginning-of-sequence token, with which VILA begins each sample: "
+            f"tokenizer {tokenizer.name}: has no beginning-of-sequence token, which VILA puts at the start of each sample: "
             "choose pack.semantics: improved, or another tokenizer"
         )
     if config.template == "llama_2" and tokenizer.bos is None:
@@ -69,7 +141,7 @@ def check_tokenizer(config: PackConfig, tokenizer: TextTokenizer) -> None:
 
 
 def _plain(conversation: Conversation, tokenizer: TextTokenizer) -> Iterator[Piece]:
-    """Images, then the caption and a line break: the text of the question is left out."""
+    """Images, then the caption and a line break: the text of the question is omitted."""
     for question, answer in conversation.exchanges():
         yield Piece(IMAGE * (question.count(IMAGE) if conversation.images else 0))
         if answer is not None:

@@ -32,7 +32,7 @@ _MADVISE: Final = ctypes.CDLL(None).madvise
 
 @dataclass(frozen=True)
 class TokenManifest:
-    """What a set's token files hold: tokens/…/manifest.json, written last.
+    """The manifest of a set's token files: tokens/…/manifest.json, written last.
 
     counts: of encode.part.COUNTS, `samples`, and failed:<fate>; shards: how many token files.
     """
@@ -46,24 +46,24 @@ class TokenManifest:
 
 
 def read_token_manifest(store: Store, folder: str) -> TokenManifest | None:
-    """The manifest of the token files in a folder; None where they are not finished."""
+    """The manifest of the token files in a directory; None where they are not finished."""
     path = f"{folder}/manifest.json"
     if store.size(path) is None:
         return None
     try:
         return TokenManifest(**json.loads(store.read(path)))
     except (ValueError, TypeError) as error:
-        raise DataError(f"{store.location(path)}: not a manifest of token files: {error}") from error
+        raise DataError(f"{store.location(path)}: is not a manifest of token files: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
 class TokenSample:
-    """All that is needed to read one sample; the arrays are read-only views of its token file.
+    """Everything needed to read one sample; the arrays are read-only views of its token file.
 
-    ids int32[n]: IMAGE_ID stands once for each image; trained int32[m, 2]: (start, stop) places in `ids` that are
+    ids int32[n]: one IMAGE_ID per image; trained int32[m, 2]: (start, stop) spans of `ids` that are
     labels. images int32[k]: number of the sample's image for each IMAGE_ID; offsets, sizes int64[k]: bytes of its JPEG
     in the shard's tar; crc32c uint32[k], widths, heights int32[k]: its checksum and pixels. tokens: length with images expanded; in the fidelity modes the last image may be cut by it.
-    marks: places of IMAGE_ID in `ids`.
+    placeholders: positions of IMAGE_ID in `ids`.
     """
 
     key: str
@@ -77,11 +77,11 @@ class TokenSample:
     widths: NDArray[np.int32]
     heights: NDArray[np.int32]
     tokens: int
-    marks: list[int]
+    placeholders: list[int]
 
     @property
     def labels(self) -> NDArray[np.int32]:
-        """int32[n], made anew: the id where a place is trained, else IGNORED."""
+        """int32[n], a new array: the id where a place is trained, else IGNORED."""
         labels = np.full(len(self.ids), IGNORED, np.int32)
         for first, last in self.trained.tolist():
             labels[first:last] = self.ids[first:last]
@@ -128,7 +128,7 @@ class TokenSet:
         """One sample.
 
         Raises:
-            DataError: its token file is missing, is none, or holds nothing sensible in this row.
+            DataError: its token file is missing or damaged.
         """
         file = self._file(shard)
         try:
@@ -139,7 +139,7 @@ class TokenSet:
             ) from error
 
     def let_pages_go(self) -> None:
-        """Take the pages of mapped files out of this process's memory; the kernel keeps them as it sees fit."""
+        """Drop the pages of mapped files from this process's memory; the kernel may keep them cached."""
         for file in self._mapped:
             _MADVISE(ctypes.c_void_p(file.source.address), ctypes.c_size_t(file.source.size), mmap.MADV_DONTNEED)
 
@@ -195,14 +195,14 @@ class _TokenFile:
                 raise ValueError(f"a list from {first} to {last} of {count} values")
             lists.append(values[first:last])
         if row_crc32c(key, record_id, tokens, *lists) != self._row_crc32c[row]:
-            raise ValueError("its bytes have changed: they have another checksum")
+            raise ValueError("its checksum does not match: the bytes have changed")
         ids, trained, images, offsets, sizes, checksums, widths, heights = lists
-        marks: list[int] = (ids == IMAGE_ID).nonzero()[0].tolist()
-        if {*map(len, lists[2:])} != {len(marks)}:
-            raise ValueError("the columns of images and the marks in ids are not equally many")
+        placeholders: list[int] = (ids == IMAGE_ID).nonzero()[0].tolist()
+        if {*map(len, lists[2:])} != {len(placeholders)}:
+            raise ValueError("the image columns and the placeholders in ids differ in number")
         places = trained.tolist()
         if places and (places[0] < 0 or places[-1] > len(ids) or places != sorted(places)):
-            raise ValueError(f"trained places {places} of {len(ids)} ids")
+            raise ValueError(f"trained spans {places} of {len(ids)} ids")
         return TokenSample(
             str(key, "utf-8"),
             str(record_id, "utf-8"),
@@ -215,7 +215,7 @@ class _TokenFile:
             widths,
             heights,
             tokens,
-            marks,
+            placeholders,
         )
 
 

@@ -24,7 +24,7 @@ _FEW: Final = 4
 _FLAGS: Final = ("single_word", "lstrip", "rstrip", "normalized")
 
 
-class Encoded:
+class EncodedText:
     """A text as ids, with the place of each character.
 
     ids: the tokens. The text may have been given a space in front (`shift` 1), whose own token may have been removed
@@ -123,7 +123,7 @@ class TextTokenizer:
         self._special = re.compile("|".join(map(re.escape, spellings))) if spellings else None
         if not set(self._armed.get_vocab(with_added_tokens=False)) - set(self.added):
             raise UsageError(
-                f"tokenizer {name}{holds(name)}: has no vocabulary besides its special tokens: its tokenizer.json or "
+                f"tokenizer {name}{holds(name)}: has no vocabulary apart from its special tokens: its tokenizer.json or "
                 "tokenizer.model is missing or broken"
             )
         self.fingerprint = fingerprint([self._rules, self.bos_id, self.eos_id, self.pad_id, self._has_prefix])
@@ -134,12 +134,12 @@ class TextTokenizer:
             return self.templates["tool_use"]
         return self.templates.get("default")
 
-    def encode(self, texts: Sequence[str]) -> list[Encoded]:
+    def encode(self, texts: Sequence[str]) -> list[EncodedText]:
         """Each text as it begins a sequence; spellings of special tokens in it become those tokens."""
         given = [self._with_prefix(text) for text in texts]
         encodings = self._armed.encode_batch(given, add_special_tokens=False)
         return [
-            Encoded(encoding, len(prefixed) - len(text), self._dropped(encoding.ids, text))
+            EncodedText(encoding, len(prefixed) - len(text), self._dropped(encoding.ids, text))
             for encoding, prefixed, text in zip(encodings, given, texts, strict=True)
         ]
 
@@ -155,12 +155,12 @@ class TextTokenizer:
             for ids, text in zip(found, texts, strict=True)
         ]
 
-    def encode_as_text(self, text: str, *, begins: bool) -> Encoded:
+    def encode_as_text(self, text: str, *, begins: bool) -> EncodedText:
         """As `encode`, but spellings of special tokens stay text. begins: no text precedes it."""
         if self._has_prefix and begins and text:
-            return Encoded(self._disarmed.encode(_SPACE + text, add_special_tokens=False), 1)
+            return EncodedText(self._disarmed.encode(_SPACE + text, add_special_tokens=False), 1)
         disarmed = self._disarmed if begins else self._disarmed_inside
-        return Encoded(disarmed.encode(text, add_special_tokens=False))
+        return EncodedText(disarmed.encode(text, add_special_tokens=False))
 
     def _with_prefix(self, text: str) -> str:
         return _SPACE + text if self._has_prefix and text else text

@@ -1,7 +1,7 @@
 """The files of a Hugging Face tokenizer, read without transformers: rules, special tokens and chat templates.
 
 Which ids a text gets must not depend on the installed release of transformers: its 4.x and 5.x build different
-tokenizers from the same Llama folder. So tokenizer.json, or tokenizer.model alone, is read here.
+tokenizers from the same Llama directory. So tokenizer.json, or tokenizer.model alone, is read here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NAMED_FILES: Final = 8
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What a tokenizer's files say.
+    """The content of a tokenizer's files.
 
     rules:     content of tokenizer.json, or the same made from tokenizer.model.
     prefix:    "first": the first text of a sequence gets one space in front, whatever it begins with, and a text after
@@ -46,7 +46,7 @@ def read_tokenizer_files(name: str) -> TokenizerFiles:
     """The tokenizer files of a hub id or directory.
 
     Raises:
-        UsageError: there is none, it has neither tokenizer.json nor tokenizer.model, or a file is damaged.
+        UsageError: the tokenizer does not exist, it has neither tokenizer.json nor tokenizer.model, or a file is damaged.
     """
     folder = _folder(name)
     config = _json(folder, "tokenizer_config.json", name) or {}
@@ -75,7 +75,7 @@ def read_tokenizer_files(name: str) -> TokenizerFiles:
 
 
 def holds(name: str) -> str:
-    """What a directory has in it, for a message; nothing for a hub id."""
+    """The files of a directory, for a message; empty for a hub id."""
     if not Path(name).is_dir():
         return ""
     found = sorted(path.name for path in Path(name).iterdir())
@@ -106,7 +106,7 @@ def _json(folder: Path, file: str, name: str) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise UsageError(f"tokenizer {name}: {file} cannot be read: {error}") from error
     if not isinstance(value, dict):
-        raise UsageError(f"tokenizer {name}: {file} must hold an object, found a {type(value).__name__}")
+        raise UsageError(f"tokenizer {name}: {file} must contain an object, found a {type(value).__name__}")
     return value
 
 
@@ -135,7 +135,7 @@ def _named(values: dict[str, Any]) -> dict[str, str]:
 
 
 def _added(config: dict[str, Any], special: dict[str, Any]) -> list[dict[str, Any]]:
-    """Tokens to add, by number where they have one; named ones that nobody listed are special."""
+    """Tokens to add, by number where they have one; named tokens that are not listed are special."""
     decoder = config.get("added_tokens_decoder") or {}
     found = [dict(value) for _, value in sorted(decoder.items(), key=lambda entry: int(entry[0]))]
     listed = {token.get("content") for token in found}

@@ -14,7 +14,7 @@ from vila_data.core.receipts import read_receipt
 from vila_data.core.samples import SampleContent, decode_foreign
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import TarFault, sample_key, walk_foreign
-from vila_data.encode.check import check_tokens
+from vila_data.encode.tokens import check_tokens
 from vila_data.export.format import RECEIPTS
 from vila_data.runs.plan_summary import summarize_plan
 from vila_data.runs.run import Kind, Run, kind_of, open_run

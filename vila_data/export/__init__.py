@@ -1,1 +1,1 @@
-"""Shard sets in the formats that other programs read: one file a format, one frame around them."""
+"""Shard sets in the formats that other programs read: one file per format; exporting.py runs them."""

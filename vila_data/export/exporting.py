@@ -1,4 +1,7 @@
-"""`export`: shard sets in the form that other programs read, resumed where an earlier launch was killed."""
+"""`export`: shard sets in the formats that other programs read.
+
+Each set is written part by part, and each part has a receipt (core.receipts): a rerun skips finished parts and ends
+with the same bytes. Memory: one sample, and the index of one shard."""
 
 from __future__ import annotations
 
@@ -6,22 +9,155 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Final
 
 from vila_data.core.errors import DataError, UsageError
 from vila_data.core.layout import EXPORT_JSON, RUN_DIRECTORIES
-from vila_data.core.receipts import committing, fingerprint
+from vila_data.core.receipts import Receipt, committing, fingerprint, read_receipt, valid_receipt
 from vila_data.core.store import Store
-from vila_data.export.energon import Energon
-from vila_data.export.format import RECEIPTS
+from vila_data.export.energon import Energon, NotExpressible, SetTotals, metadataset_yaml, sample_blend
+from vila_data.export.format import RECEIPTS, Content, DonePart, ExportedSet, Format, Part, read_content
 from vila_data.export.formats import formats_for, open_format, views_of
-from vila_data.export.frame import SetExport
-from vila_data.export.metadataset import NotExpressible, SetTotals, metadataset_yaml, sample_blend
 from vila_data.runs.progress import NoProgress, Progress
 from vila_data.runs.run import Run, kind_of, open_run
-from vila_data.shard.manifest import parse_manifest
+from vila_data.shard.config import View
+from vila_data.shard.manifest import Manifest, parse_manifest
+from vila_data.shard.read import ShardSetReader
+
+
+@dataclass(frozen=True)
+class SetExport:
+    """The export of one set. source: the set's directory; fingerprint: of its manifest; out: the export's directory."""
+
+    source: Store
+    manifest: Manifest
+    fingerprint: str
+    out: Store
+    format: Format
+    shards: int | None = None
+
+    @property
+    def view(self) -> View:
+        """The set's view."""
+        view: View = self.manifest.view  # type: ignore[assignment]
+        return view
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """The parts, in the order of the set's samples."""
+        samples = [shard.samples for shard in self.manifest.shards]
+        parts = self.format.cut(self.manifest.name, samples, self.shards)
+        edges = [0, *(part.stop for part in parts)]
+        assert [part.start for part in parts] == edges[:-1] and edges[-1] == sum(samples)
+        return parts
+
+    @property
+    def receipt_path(self) -> str:
+        """The set's receipt, written last."""
+        return f"{RECEIPTS}/{self.manifest.name}/set.json"
+
+    def finished(self) -> Receipt | None:
+        """The set's receipt, if all its files exist with their sizes."""
+        receipt = valid_receipt(self.out, self.receipt_path, self._inputs())
+        if receipt is None:
+            return None
+        for part in self.parts:
+            found = read_receipt(self.out, part.receipt)
+            if found is None or found.inputs != self._part_inputs(part):
+                return None
+            for path, facts in found.outputs.items():
+                if path != part.rows and self.out.size(path) != facts["bytes"]:
+                    return None
+        return receipt
+
+    def written(self, part: Part) -> DonePart | None:
+        """The part as an earlier run wrote it; None if it must be written."""
+        receipt = valid_receipt(self.out, part.receipt, self._part_inputs(part))
+        return _done(part, receipt) if receipt is not None else None
+
+    def write(self, part: Part) -> DonePart:
+        """Write one part.
+
+        Raises:
+            DataError: a sample cannot be read.
+        """
+        with committing(self.out, part.receipt, self._part_inputs(part)) as files:
+            counts = self.format.write_part(part, self._contents(part), files)
+            counted = counts.exported + sum(counts.left_out.values())
+            if counted != part.stop - part.start:
+                raise DataError(
+                    f"{self.source.url}: samples {part.start} to {part.stop}: {counted} of {part.stop - part.start} "
+                    "exported or omitted: the shards do not match the manifest; run check on the set"
+                )
+            files.counts = counts.counts()
+        assert files.receipt is not None
+        return _done(part, files.receipt)
+
+    def finish(self, done: Sequence[DonePart]) -> Receipt:
+        """Write the set's own files and its receipt, and remove what was needed only for them; done: every part.
+
+        Raises:
+            DataError: a run has rewritten the set meanwhile, so parts may be of two orders.
+        """
+        assert [one.part for one in done] == self.parts
+        there = self.source.size("manifest.json") is not None
+        if not there or hashlib.sha256(self.source.read("manifest.json")).hexdigest() != self.fingerprint:
+            raise DataError(
+                f"{self.source.url}: the set changed during the export; delete {self.out.url} and export again"
+            )
+        with committing(self.out, self.receipt_path, self._inputs()) as files:
+            self.format.finish(ExportedSet(self.manifest.name, self.view, self.fingerprint, done, self.out), files)
+            files.counts = self._totals(done)
+        self.remove_rows()
+        assert files.receipt is not None
+        return files.receipt
+
+    def remove_rows(self) -> None:
+        """Remove the rows that were needed only for the set's own files, or what is left of them after a kill."""
+        for path in self.out.files(f"{RECEIPTS}/{self.manifest.name}"):
+            if path.endswith(".rows"):
+                self.out.remove(path)
+
+    def _totals(self, done: Sequence[DonePart]) -> dict[str, Any]:
+        left_out, adapted = Counter[str](), Counter[str]()
+        for one in done:
+            left_out.update(one.counts["left_out"])
+            adapted.update(one.counts["adapted"])
+        return {
+            "samples": self.manifest.samples,
+            "exported": sum(one.counts["exported"] for one in done),
+            "images": sum(one.counts["images"] for one in done),
+            "left_out": dict(sorted(left_out.items())),
+            "adapted": dict(sorted(adapted.items())),
+            "parts": len(done),
+            "files": sum(one.files for one in done),
+            "bytes": sum(one.bytes for one in done),
+        }
+
+    def _contents(self, part: Part) -> Iterator[Content]:
+        reader = ShardSetReader(self.source, self.manifest)
+        for sample in reader.between(part.start, part.stop):
+            yield read_content(sample, self.view)
+
+    def _inputs(self) -> str:
+        spans = [(part.start, part.stop) for part in self.parts]
+        return fingerprint([self.format.name, self.format.revision, self.fingerprint, spans])
+
+    def _part_inputs(self, part: Part) -> str:
+        where = [part.index, part.of, part.start, part.stop]
+        return fingerprint([self.format.name, self.format.revision, self.fingerprint, *where])
+
+
+def _done(part: Part, receipt: Receipt) -> DonePart:
+    """Summarize a part's receipt, which has an entry per image where images are files."""
+    sizes = {path: facts["bytes"] for path, facts in receipt.outputs.items() if path != part.rows}
+    flat = {path: size for path, size in sizes.items() if path.count("/") == 1}
+    return DonePart(part, receipt.counts, len(sizes), sum(sizes.values()), flat)
+
 
 BLEND_YAML: Final = "blend.yaml"
 _BLEND_RECEIPT: Final = f"{RECEIPTS}/blend.json"
@@ -32,8 +168,8 @@ _SCHEMA: Final = 1
 class SetReport:
     """One exported set.
 
-    samples = exported + those of left_out, by reason; adapted: what was written in another way than it lies in the
-    set, by what was done. bytes: of all its files. Of this launch: samples and seconds.
+    samples = exported + those of left_out, by reason; adapted: what was written differently from
+    the set, by the change. bytes: of all its files. launch_samples, launch_seconds: of this invocation.
     """
 
     name: str
@@ -53,7 +189,7 @@ class SetReport:
 
 @dataclass(frozen=True)
 class BlendReport:
-    """A run's blend for Energon: its file and the sets' shares of the samples, or why it is not written."""
+    """A run's blend for Energon: its file and each set's share of the samples, or the reason why it is not written."""
 
     file: str | None
     shares: tuple[tuple[str, float], ...] = ()
@@ -62,9 +198,9 @@ class BlendReport:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export gave.
+    """The result of an export.
 
-    not_exported: sets of the run that it does not hold, with the reason; blend: None where the format or the path has none.
+    not_exported: sets of the run that are not exported, with the reason; blend: None if the format or the path has none.
     """
 
     to: str
@@ -80,7 +216,7 @@ class ExportReport:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """The sets to export, those that are not, and the run that they are of, if any."""
+    """The sets to export, those that are not, and their run, if any."""
 
     sets: tuple[SetExport, ...]
     not_exported: dict[str, str]
@@ -96,19 +232,19 @@ def export(
     shards: int | None = None,
     watch: Progress | None = None,
 ) -> ExportReport:
-    """Write a shard set, or those of a run that the format takes, below `out`; the same call resumes.
+    """Write a shard set, or every set of a run whose view the format supports, to `out`; the same call resumes.
 
     Args:
-        path: folder or URL of a shard set or of a run.
+        path: directory or URL of a shard set or of a run.
         to: the format's name.
-        out: folder or URL: empty, or that of this export.
-        only: of a run, these sets alone.
-        shards: files a set; None: the format's own choice.
+        out: directory or URL: empty, or that of this export.
+        only: only these sets of the run.
+        shards: number of files per set; None: the format's own choice.
 
     Raises:
-        UsageError: no such format or set; a set's view is not the format's; `out` holds something else, or another
-            export is writing there.
-        DataError: a shard is not what its manifest says.
+        UsageError: the format or set does not exist; the format does not support a set's view; `out` contains something else,
+            or another export is writing there.
+        DataError: a shard does not match its manifest.
     """
     watch = watch or NoProgress()
     store = Store(os.fspath(out))
@@ -152,8 +288,8 @@ def _choose(path: str, to: str, out: Store, only: Sequence[str], shards: int | N
 
 def _choose_of_run(path: str, to: str, out: Store, only: Sequence[str], shards: int | None) -> _Chosen:
     run = open_run(path)
-    for folder in RUN_DIRECTORIES:
-        _refuse_inside(out, run.store, folder)
+    for directory in RUN_DIRECTORIES:
+        _refuse_inside(out, run.store, directory)
     names = list(run.recipe.shards)
     for name in only:
         if name not in names:
@@ -177,22 +313,22 @@ def _choose_of_run(path: str, to: str, out: Store, only: Sequence[str], shards: 
     return _Chosen(tuple(sets), not_exported, run)
 
 
-def _refuse_inside(out: Store, source: Store, folder: str) -> None:
-    """Raise where the export would lie among the files that it is made of."""
-    if f"{out.url}/".startswith(f"{source.location(folder)}/"):
+def _refuse_inside(out: Store, source: Store, directory: str) -> None:
+    """Raise if the export would be inside the directory that it reads."""
+    if f"{out.url}/".startswith(f"{source.location(directory)}/"):
         raise UsageError(
-            f"{out.url}: is inside {source.location(folder)}, which belongs to the run; choose another --out"
+            f"{out.url}: is inside {source.location(directory)}, which belongs to the run; choose another --out"
         )
 
 
 def _open(source: Store, to: str, out: Store, shards: int | None) -> SetExport | str:
-    """The export of a set, or why there is none."""
+    """The export of a set, or the reason why there is none."""
     if source.size("manifest.json") is None:
-        return "not finished: it has no manifest.json; run the recipe again"
+        return "not finished: manifest.json is missing; run the recipe again"
     data = source.read("manifest.json")
     manifest = parse_manifest(data, source.location("manifest.json"))
     if not manifest.samples:
-        return "empty: no record of it was kept; the run's funnel says why"
+        return "empty: none of its records were kept; see the run's funnel"
     made = open_format(to, manifest.view)  # type: ignore[arg-type]
     if made is None:
         fitting = ", ".join(formats_for(manifest.view))  # type: ignore[arg-type]
@@ -202,22 +338,22 @@ def _open(source: Store, to: str, out: Store, shards: int | None) -> SetExport |
 
 
 def _take_folder(store: Store, request: Mapping[str, Any]) -> None:
-    """Make the folder this export's, or find that it is."""
+    """Claim the directory for this export, or check that it already belongs to it."""
     if store.size(EXPORT_JSON) is None:
         strangers = store.files("")
         if strangers:
-            raise UsageError(f"{store.url}: not empty and no export ({strangers[0]} …): choose another --out")
+            raise UsageError(f"{store.url}: not empty, and not an export ({strangers[0]} …); choose another --out")
     else:
         try:
             found = json.loads(store.read(EXPORT_JSON))
             differs = found["inputs"] != request["inputs"]
             holds = f"{found['format']} of {', '.join(found['sets'])}"
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{store.location(EXPORT_JSON)}: not the receipt of an export: {error!r}") from error
+            raise DataError(f"{store.location(EXPORT_JSON)}: is not the receipt of an export: {error!r}") from error
         if differs:
             raise UsageError(
-                f"{store.url}: holds another export ({holds}, or of other shards, or cut otherwise): "
-                "choose another --out, or delete that folder"
+                f"{store.url}: contains a different export ({holds}, possibly of other shards or with other --shards); "
+                "choose another --out, or delete the directory"
             )
     store.clear_scratch()
     _write(store, request, finished=False)
@@ -229,7 +365,7 @@ def _write(store: Store, request: Mapping[str, Any], *, finished: bool, **found:
 
 
 def _receipt_entry(report: SetReport) -> dict[str, Any]:
-    """What export.json says of a set: no times, so that the same export has the same bytes."""
+    """A set's entry in export.json: without times, so that the same export has the same bytes."""
     entry = asdict(report)
     for key in ("name", "launch_samples", "launch_seconds"):
         del entry[key]
@@ -237,7 +373,7 @@ def _receipt_entry(report: SetReport) -> dict[str, Any]:
 
 
 def _export_blend(chosen: _Chosen, out: Store) -> BlendReport | None:
-    """Write the blend of the run's recipe for Energon; where there is none to write, that of an earlier recipe goes."""
+    """Write the blend of the run's recipe for Energon; if there is none to write, remove that of an earlier recipe."""
     assert chosen.run is not None
     blend = chosen.run.recipe.blend
     if blend is None:

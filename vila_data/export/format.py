@@ -1,7 +1,8 @@
-"""What a format is: the seam between the frame, which does parts and receipts, and one file a format."""
+"""The interface of an exporter (`Format`), and its samples, parts and counts. exporting.py handles parts and receipts."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,12 +11,79 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from vila_data.core.errors import UsageError
+from vila_data.core.errors import DataError, UsageError
 from vila_data.core.receipts import Outputs
+from vila_data.core.records import Role
+from vila_data.core.samples import SampleImage
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import TarWriter
-from vila_data.export.content import Content
 from vila_data.shard.config import View
+from vila_data.shard.read import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class JpegImage(SampleImage):
+    """An image of a sample, with its JPEG bytes."""
+
+    jpeg: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A sample: a pair has one text and one image; a conversation has a role for each text.
+
+    entries:  texts, and numbers of images, in reading order (core.samples.SampleContent).
+    members:  {name in the tar: bytes}, in the tar's order.
+    """
+
+    key: str
+    corpus: str
+    record_id: str
+    source_url: str | None
+    entries: tuple[str | int, ...]
+    texts: tuple[str, ...]
+    images: tuple[JpegImage, ...]
+    roles: tuple[Role, ...]
+    system: str | None
+    members: dict[str, bytes]
+
+    def reading(self) -> Iterator[str | JpegImage]:
+        """Texts and images in reading order."""
+        return (self.images[entry] if isinstance(entry, int) else entry for entry in self.entries)
+
+
+def read_content(sample: Sample, view: View) -> Content:
+    """The texts and images of a sample.
+
+    Raises:
+        DataError: its JSON does not have the view's layout, or an image does not match it.
+    """
+    found = sample.content
+    if found.view != view:
+        raise DataError(
+            f"{sample.shard}: {sample.key}.json: is a sample of view {found.view}, but the set has view {view}"
+        )
+    return Content(
+        key=sample.key,
+        corpus=found.corpus,
+        record_id=found.record_id,
+        source_url=found.source_url,
+        entries=found.entries,
+        texts=found.texts,
+        images=tuple([_image(sample, image) for image in found.images]),
+        roles=found.roles,
+        system=found.system,
+        members={f"{sample.key}.{suffix}": data for suffix, data in sample.members.items()},
+    )
+
+
+def _image(sample: Sample, image: SampleImage) -> JpegImage:
+    jpeg = sample.members.get(image.member.removeprefix(f"{sample.key}."), b"")
+    if hashlib.sha256(jpeg).hexdigest() != image.sha256:
+        raise DataError(
+            f"{sample.shard}: {image.member}: is missing or does not match its sha256; run check on the set"
+        )
+    return JpegImage(**{name: getattr(image, name) for name in SampleImage.__slots__}, jpeg=jpeg)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +97,7 @@ class Part:
     stop: int
 
     def file(self, name: str) -> str:
-        """Path of a file of the exported set, relative to the export's folder."""
+        """Path of a file of the exported set, relative to the export's directory."""
         return f"{self.set_name}/{name}"
 
     @property
@@ -39,20 +107,20 @@ class Part:
 
     @property
     def rows(self) -> str:
-        """Lines that the part leaves for the set's own files; removed when those are written."""
+        """Lines that the part leaves for the set's own files; removed once those are written."""
         return f"{RECEIPTS}/{self.set_name}/part-{self.index:05d}.rows"
 
 
 RECEIPTS = ".receipts"
-"""Folder of receipts beside the exported sets: a set's name has no dot."""
+"""Directory of receipts, next to the exported sets: a set's name has no dot."""
 
 
 @dataclass
-class Tally:
-    """What became of the samples of a part.
+class ExportCounts:
+    """Counts of a part's samples.
 
-    left_out: samples that the format cannot hold, by reason; adapted: samples, or pictures, that were
-              written in another way than they lie in the set, by what was done (docs/export.md).
+    left_out: samples that the format cannot hold, by reason; adapted: samples, or images, that were
+              written differently from the set, by the change (docs/export.md).
     """
 
     exported: int = 0
@@ -63,7 +131,7 @@ class Tally:
     def add(self, content: Content) -> None:
         """Count a sample as exported."""
         self.exported += 1
-        self.images += len(content.pictures)
+        self.images += len(content.images)
 
     def counts(self) -> dict[str, Any]:
         """JSON values, in a fixed order."""
@@ -77,10 +145,10 @@ class Tally:
 
 @dataclass(frozen=True)
 class DonePart:
-    """A part that is written, without what grows with its samples.
+    """A finished part, without what grows with its samples.
 
-    counts: a Tally's. files, bytes: all that it put out, the lines for the set's own files aside.
-    sizes:  {file: bytes} of those that lie in the set's folder itself, not in one below it.
+    counts: a ExportCounts's. files, bytes: of all its files, without the lines for the set's own files.
+    sizes:  {file: bytes} of the files directly in the set's directory.
     """
 
     part: Part
@@ -91,8 +159,8 @@ class DonePart:
 
 
 @dataclass(frozen=True)
-class Whole:
-    """A set whose parts are all written. fingerprint: of the set's manifest."""
+class ExportedSet:
+    """A set whose parts are all written; fingerprint: of its manifest."""
 
     set_name: str
     view: View
@@ -101,7 +169,7 @@ class Whole:
     store: Store
 
     def rows(self) -> Iterator[tuple[Part, bytes]]:
-        """Each line that the parts have left, without its end, in the set's order."""
+        """The lines that the parts left, without line ends, in the set's order."""
         for done in self.parts:
             with self.store.open_read(done.part.rows) as stream:
                 for line in stream:
@@ -109,9 +177,9 @@ class Whole:
 
 
 class Format(Protocol):
-    """A format: which views it takes, how a set is cut into parts, how one is written.
+    """A format: the views that it supports, how a set is cut into parts, and how a part is written.
 
-    revision: raised when the same samples give other bytes, so that an export of an earlier version is not gone on with.
+    revision: raised when the same samples give other bytes, so that an export of an earlier version is not resumed.
     """
 
     name: ClassVar[str]
@@ -121,19 +189,19 @@ class Format(Protocol):
     def cut(self, set_name: str, samples: Sequence[int], shards: int | None) -> list[Part]:
         """The set's parts, in order and without gaps.
 
-        samples: of each of the set's shards; shards: how many parts are asked for, None: the format's own choice.
+        samples: of each of the set's shards; shards: how many parts are requested; None: the format's own choice.
 
         Raises:
-            UsageError: there are too few samples for that many.
+            UsageError: there are too few samples for that many parts.
         """
         ...
 
-    def write_part(self, part: Part, contents: Iterator[Content], files: Outputs) -> Tally:
-        """Write a part's files; every sample is counted, as exported or as left out."""
+    def write_part(self, part: Part, contents: Iterator[Content], files: Outputs) -> ExportCounts:
+        """Write a part's files; every sample is counted, as exported or as omitted (left_out)."""
         ...
 
-    def finish(self, whole: Whole, files: Outputs) -> None:
-        """Write what the set has once, when all parts are there."""
+    def finish(self, exported: ExportedSet, files: Outputs) -> None:
+        """Write the files that the set has once, after all parts are finished."""
         ...
 
 
@@ -144,7 +212,7 @@ def parts_of(set_name: str, bounds: Sequence[int]) -> list[Part]:
 
 
 def cut_as_shards(set_name: str, samples: Sequence[int], shards: int | None) -> list[Part]:
-    """A part for each of the set's shards, or as many as are asked for, as even as can be.
+    """One part per shard of the set, or as many as requested, as even as possible.
 
     Raises:
         UsageError: fewer samples than parts.
@@ -155,7 +223,7 @@ def cut_as_shards(set_name: str, samples: Sequence[int], shards: int | None) -> 
 
 
 def even_bounds(set_name: str, count: int, shards: int, step: int = 1) -> list[int]:
-    """Bounds of `shards` runs of samples, each but the last a multiple of `step`, as even as can be.
+    """Bounds of `shards` runs of samples, each but the last a multiple of `step`, as even as possible.
 
     Raises:
         UsageError: a run would be empty.
@@ -171,7 +239,7 @@ def even_bounds(set_name: str, count: int, shards: int, step: int = 1) -> list[i
 
 @contextmanager
 def tar_file(path: Path) -> Iterator[TarWriter]:
-    """A tar being written; its end mark is set when the block ends."""
+    """A tar open for writing; the end of the block writes its end-of-archive marker."""
     with open(path, "wb", buffering=1 << 20) as stream:
         tar = TarWriter(stream)
         yield tar

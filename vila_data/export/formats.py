@@ -21,7 +21,7 @@ _FORMATS: Final = (VilaPickle, Wids, Energon, Llava, OpenFlamingo, Obelics, Img2
 FORMATS: Final[dict[str, tuple[Callable[[View], Format], tuple[View, ...]]]] = {
     made.name: (made, made.views) for made in _FORMATS
 }
-"""{name: (its maker for a view, the views that it takes)}."""
+"""{name: (constructor, supported views)}."""
 
 
 _MADE_OF: Final = ("name", "views", "revision", "cut", "write_part", "finish")
@@ -35,10 +35,10 @@ EXPORTERS: Final = Registry[Any](
 
 
 def views_of(name: str) -> tuple[View, ...]:
-    """The views that a format takes.
+    """The views that a format supports.
 
     Raises:
-        UsageError: there is no format of that name.
+        UsageError: the format does not exist.
     """
     found = EXPORTERS.find(name)
     if found is None:
@@ -48,15 +48,15 @@ def views_of(name: str) -> tuple[View, ...]:
 
 
 def open_format(name: str, view: View) -> Format | None:
-    """The format for sets of a view; None where it does not take that view.
+    """The format for sets of a view; None if it does not support the view.
 
     Raises:
-        UsageError: there is no format of that name.
+        UsageError: the format does not exist.
     """
     views, make = views_of(name), EXPORTERS.find(name)
     return make(view) if make is not None and view in views else None
 
 
 def formats_for(view: View) -> list[str]:
-    """Names of the formats that take a view."""
+    """Names of the formats that support a view."""
     return [name for name in EXPORTERS.names() if view in views_of(name)]

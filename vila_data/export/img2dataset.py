@@ -1,7 +1,7 @@
-"""Pairs as img2dataset writes them: NNNNN.tar beside NNNNN.parquet and NNNNN_stats.json (docs/sources.md).
+"""Pairs as img2dataset writes them: NNNNN.tar next to NNNNN.parquet and NNNNN_stats.json (docs/sources.md).
 
 Every file but the last has the same number of rows, as img2dataset cuts its input: with that number of rows a file, in this order,
-its incremental mode finds the work done. Columns are its own, and after them ours.
+its incremental mode finds the work done. Its own columns come first, ours after them.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vila_data.core.receipts import Outputs
-from vila_data.export.content import Content
-from vila_data.export.format import Part, Tally, Whole, parts_of, tar_file
+from vila_data.export.format import Content, ExportCounts, ExportedSet, Part, parts_of, tar_file
 from vila_data.shard.config import View
 
-ROWS_A_FILE: Final = 10_000
+ROWS_PER_FILE: Final = 10_000
 _ROWS_AT_ONCE: Final = 1_000
-_KEY_DIGITS: Final = 4  # of 10,000 rows, behind the five of the file's number
+_KEY_DIGITS: Final = 4  # of 10,000 rows, after the five digits of the file's number
 _COLUMNS: Final = pa.schema(
     [
         ("caption", pa.string()),
@@ -53,14 +52,14 @@ class Img2dataset:
         del view
 
     def cut(self, set_name: str, samples: Sequence[int], shards: int | None) -> list[Part]:
-        """Files of 10,000 rows, img2dataset's own number; or the size that makes as many as are asked for, or a few less."""
+        """Files of 10,000 rows, img2dataset's own number; or the size that gives the requested number of files, or a few less."""
         count = sum(samples)
-        rows = ROWS_A_FILE if shards is None else max(1, -(-count // shards))
+        rows = ROWS_PER_FILE if shards is None else max(1, -(-count // shards))
         return parts_of(set_name, [*range(0, count, rows), count])
 
-    def write_part(self, part: Part, contents: Iterator[Content], files: Outputs) -> Tally:
+    def write_part(self, part: Part, contents: Iterator[Content], files: Outputs) -> ExportCounts:
         """One tar, its table and its statistics, without times."""
-        tally = Tally()
+        counts = ExportCounts()
         stem = f"{part.index:05d}"
         rows_a_file = part.start // part.index if part.index else part.stop
         digits = max(_KEY_DIGITS, len(str(rows_a_file - 1)))
@@ -73,44 +72,44 @@ class Img2dataset:
             for number, content in enumerate(contents):
                 row = _row(f"{stem}{number:0{digits}d}", content)
                 rows.append(row)
-                tar.add(f"{row['key']}.jpg", content.pictures[0].jpeg)
+                tar.add(f"{row['key']}.jpg", content.images[0].jpeg)
                 tar.add(f"{row['key']}.json", json.dumps(row, indent=4).encode())
                 tar.add(f"{row['key']}.txt", content.texts[0].encode())
-                tally.add(content)
+                counts.add(content)
                 if len(rows) == _ROWS_AT_ONCE:
                     writer.write_table(pa.Table.from_pylist(rows, _COLUMNS))
                     rows = []
             writer.write_table(pa.Table.from_pylist(rows, _COLUMNS))
-        files.path(part.file(f"{stem}_stats.json")).write_text(json.dumps(_stats(tally.exported), indent=4))
-        return tally
+        files.path(part.file(f"{stem}_stats.json")).write_text(json.dumps(_stats(counts.exported), indent=4))
+        return counts
 
-    def finish(self, whole: Whole, files: Outputs) -> None:
-        """Nothing: img2dataset takes every .json of the folder for a file's statistics."""
+    def finish(self, exported: ExportedSet, files: Outputs) -> None:
+        """Nothing: img2dataset takes every .json of the directory for a file's statistics."""
 
 
 def _row(key: str, content: Content) -> dict[str, Any]:
-    (picture,) = content.pictures
+    (image,) = content.images
     return {
         "caption": content.texts[0],
-        "url": picture.url,
+        "url": image.url,
         "key": key,
         "status": "success",
         "error_message": None,
-        "width": picture.width,
-        "height": picture.height,
-        "original_width": picture.width,
-        "original_height": picture.height,
+        "width": image.width,
+        "height": image.height,
+        "original_width": image.width,
+        "original_height": image.height,
         "exif": "{}",
-        "sha256": picture.sha256,
+        "sha256": image.sha256,
         "sample_id": content.key,
         "corpus": content.corpus,
         "record_id": content.record_id,
-        "similarity": picture.similarity,
+        "similarity": image.similarity,
     }
 
 
 def _stats(count: int) -> dict[str, Any]:
-    """What img2dataset adds up; one second stands for the time, by which it divides."""
+    """The numbers that img2dataset sums; the duration is 1 s because it divides by it."""
     return {
         "count": count,
         "successes": count,

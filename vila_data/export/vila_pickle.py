@@ -1,9 +1,9 @@
-"""VILA's pickle folders: documents as its `mmc4`, pairs as its `coyo` (docs/sources.md).
+"""VILA's pickle directories: documents as its `mmc4`, pairs as its `coyo` (docs/sources.md).
 
-A folder holds X.pkl and X.count for each part and nothing else, since VILA counts its files. The pickles hold dicts,
+A directory holds X.pkl and X.count for each part and nothing else, since VILA counts its files. The pickles hold dicts,
 lists, texts, numbers and None alone, and are written a sample at a time: protocol 2 has no frames, so the list's
 entries may follow one another. VILA reads pairs by four: parts are multiples of four, and fewer than four pairs at
-the set's end are left out.
+the set's end are omitted.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from vila_data.core.receipts import Outputs
-from vila_data.export.content import Content
-from vila_data.export.format import Part, Tally, Whole, even_bounds, parts_of
-from vila_data.export.mmc4_line import base64_text, mmc4_document
+from vila_data.export.format import Content, ExportCounts, ExportedSet, Part, even_bounds, parts_of
+from vila_data.export.open_flamingo import base64_text, mmc4_document
 from vila_data.shard.config import View
 
 PAIRS_AT_ONCE: Final = 4
@@ -38,52 +37,52 @@ class VilaPickle:
         self._pairs = view == "pairs"
 
     def cut(self, set_name: str, samples: Sequence[int], shards: int | None) -> list[Part]:
-        """As many parts as the set has shards, or as are asked for; of pairs each a multiple of four, the last aside."""
+        """One part per shard of the set, or as many as requested; of pairs each is a multiple of four, except the last."""
         count, step = sum(samples), PAIRS_AT_ONCE if self._pairs else 1
         if 0 < count < step:
             return parts_of(set_name, [0, count])
         wanted = shards or min(len(samples), count // step)
         return parts_of(set_name, even_bounds(set_name, count, wanted, step))
 
-    def write_part(self, part: Part, contents: Iterator[Content], files: Outputs) -> Tally:
+    def write_part(self, part: Part, contents: Iterator[Content], files: Outputs) -> ExportCounts:
         """X.pkl and X.count."""
-        tally = Tally()
+        counts = ExportCounts()
         whole = (part.stop - part.start) // PAIRS_AT_ONCE * PAIRS_AT_ONCE
         stem = part.file(f"part-{part.index:05d}" if self._pairs else f"{part.set_name}-{part.index:05d}")
         with _pickled_list(files.path(f"{stem}.pkl")) as append:
             for content in contents:
-                if self._pairs and tally.exported == whole:
-                    tally.left_out["under_four_at_the_end"] += 1
+                if self._pairs and counts.exported == whole:
+                    counts.left_out["incomplete_group_of_four"] += 1
                     continue
-                value = _pair(content) if self._pairs else _document(content, tally)
+                value = _pair(content) if self._pairs else _document(content, counts)
                 if value is None:
-                    tally.left_out["no_image"] += 1
+                    counts.left_out["no_image"] += 1
                     continue
                 append(value)
-                tally.add(content)
-        files.path(f"{stem}.count").write_text(str(tally.exported))
-        return tally
+                counts.add(content)
+        files.path(f"{stem}.count").write_text(str(counts.exported))
+        return counts
 
-    def finish(self, whole: Whole, files: Outputs) -> None:
+    def finish(self, exported: ExportedSet, files: Outputs) -> None:
         """Nothing: a third file would break VILA's count."""
 
 
-def _document(content: Content, tally: Tally) -> dict[str, Any] | None:
+def _document(content: Content, counts: ExportCounts) -> dict[str, Any] | None:
     document = mmc4_document(content)
     if document is None:
         return None
-    tally.adapted.update(document.adapted)
+    counts.adapted.update(document.adapted)
     return document.value
 
 
 def _pair(content: Content) -> dict[str, Any]:
-    (picture,) = content.pictures
+    (image,) = content.images
     return {
         "id": content.key,
-        "url": picture.url,
+        "url": image.url,
         "text": content.texts[0],
-        "image": base64_text(picture.jpeg),
-        "clip_sim": picture.similarity,
+        "image": base64_text(image.jpeg),
+        "clip_sim": image.similarity,
         "record_id": content.record_id,
     }
 

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from vila_data.core.receipts import Outputs
-from vila_data.export.content import Content
-from vila_data.export.format import Part, Tally, Whole, cut_as_shards, tar_file
+from vila_data.export.format import Content, ExportCounts, ExportedSet, Part, cut_as_shards, tar_file
 from vila_data.shard.config import View
 
 
@@ -23,32 +22,32 @@ class Wids:
         del view
 
     def cut(self, set_name: str, samples: Sequence[int], shards: int | None) -> list[Part]:
-        """A tar a shard, or as many as are asked for."""
+        """One tar per shard, or as many as requested."""
         return cut_as_shards(set_name, samples, shards)
 
-    def write_part(self, part: Part, contents: Iterator[Content], files: Outputs) -> Tally:
-        """One tar: the members as they are, the picture first."""
-        tally = Tally()
+    def write_part(self, part: Part, contents: Iterator[Content], files: Outputs) -> ExportCounts:
+        """One tar: the members as they are, the image first."""
+        counts = ExportCounts()
         with tar_file(files.path(_tar(part))) as tar:
             for content in contents:
                 for suffix in ("jpg", "txt", "json"):
                     name = f"{content.key}.{suffix}"
                     tar.add(name, content.members[name])
-                tally.add(content)
-        return tally
+                counts.add(content)
+        return counts
 
-    def finish(self, whole: Whole, files: Outputs) -> None:
-        """wids-meta.json, by whose `__kind__` VILA knows the folder; its tars are named relative to it."""
+    def finish(self, exported: ExportedSet, files: Outputs) -> None:
+        """wids-meta.json, by whose `__kind__` VILA knows the directory; its tars are named relative to it."""
         shards = [
             {
                 "url": _tar(done.part).rsplit("/", 1)[1],
                 "nsamples": done.counts["exported"],
                 "filesize": done.sizes[_tar(done.part)],
             }
-            for done in whole.parts
+            for done in exported.parts
         ]
-        value = {"name": whole.set_name, "__kind__": "VILA-WebDataset", "wids_version": 1, "shardlist": shards}
-        files.path(f"{whole.set_name}/wids-meta.json").write_text(json.dumps(value, indent=1) + "\n")
+        value = {"name": exported.set_name, "__kind__": "VILA-WebDataset", "wids_version": 1, "shardlist": shards}
+        files.path(f"{exported.set_name}/wids-meta.json").write_text(json.dumps(value, indent=1) + "\n")
 
 
 def _tar(part: Part) -> str:

@@ -115,9 +115,9 @@ class Expansion:
         moved = [0, *accumulate([columns - 1 for columns in wide])]
         whole = len(sample.ids) + moved[-1]
         least = whole - wide[-1] + 1 if wide else whole
-        if len(sample.marks) != images or not least <= tokens <= whole:
+        if len(sample.placeholders) != images or not least <= tokens <= whole:
             raise DataError(
-                f"found {whole} columns and {len(sample.marks)} image placeholders, but {tokens} and {images} were planned"
+                f"found {whole} columns and {len(sample.placeholders)} image placeholders, but {tokens} and {images} were planned"
             )
         return Expansion(sample, wide, moved)
 
@@ -128,7 +128,7 @@ class Expansion:
         for first, last in self.sample.trained.tolist():
             self._write_labels(first, last, labels)
         spans, column, read = [], 0, 0
-        for placeholder, wide in zip(self.sample.marks, self.wide, strict=True):
+        for placeholder, wide in zip(self.sample.placeholders, self.wide, strict=True):
             stop = column + placeholder - read
             ids[column:stop] = own[read:placeholder]
             column = min(stop + wide, columns)
@@ -140,7 +140,7 @@ class Expansion:
 
     def _write_labels(self, first: int, last: int, labels: NDArray[np.int64]) -> None:
         """Write the labels of `ids[first:last]`; images among them have none."""
-        own, placeholders = self.sample.ids, self.sample.marks
+        own, placeholders = self.sample.ids, self.sample.placeholders
         while first < last:
             before = bisect_left(placeholders, first)
             stop = min(last, placeholders[before]) if before < len(placeholders) else last
@@ -213,7 +213,7 @@ class Assembler:
         sums = np.diff(np.concatenate([np.zeros(1, np.int64), np.cumsum(plan.samples.tokens)])[plan.ends], prepend=0)
         rows = max(1, len(plan.ends)) if layout.row_per_pack else layout.rows
         padded = rows - int(np.count_nonzero(sums == layout.length))
-        images = sum(len(one.sample.marks) for one in pending.samples if one is not None)
+        images = sum(len(one.sample.placeholders) for one in pending.samples if one is not None)
         samples = len(pending.samples)
         arrays = allocate(BatchSize(rows, layout.length, images, samples, samples + padded, self._image.size_px))
         began = time.perf_counter()
@@ -267,7 +267,7 @@ class Assembler:
         """Decode all images; a broken one becomes background, and its sample loses its labels."""
         image, began, read_before = 0, time.perf_counter(), self._clock.seconds["read"]
         for member, one in enumerate(pending.samples):
-            if one is None or not one.sample.marks:
+            if one is None or not one.sample.placeholders:
                 continue
             sample, tar = one.sample, pending.origins[member].shard
             of_images = zip(pending.spans[member], sample.images.tolist(), sample.crc32c.tolist(), strict=True)

@@ -52,7 +52,7 @@ def rows_at_most(blend: BlendConfig, pack: PackConfig, batch_size: int) -> int:
     the number of their samples."""
     if not isinstance(blend, ReleasedBlend):
         return batch_size
-    return batch_size * pack.samples_a_micro_batch * max(blend.item_samples)
+    return batch_size * pack.samples_per_micro_batch * max(blend.item_samples)
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ def _planner(
             seed=seed,
             epoch=epoch,
             capacity=capacity,
-            micro_batch=pack.samples_a_micro_batch,
+            micro_batch=pack.samples_per_micro_batch,
             ranks=ranks,
             item_samples=item_samples,
         )

@@ -28,7 +28,7 @@ from vila_data.mix.released import check_released
 from vila_data.recipe.substitute import override, substitute
 from vila_data.recipe.yaml_lines import NAME, Location, ValueWithLines, read_yaml, suggestion, validate
 from vila_data.score.kinds import ScoreSection, StageSection, scores_of
-from vila_data.score.scorer import NotThere
+from vila_data.score.scorer import MissingPath
 from vila_data.shard.config import VIEWS, ShardSet
 
 AnyBlend = TypeVar("AnyBlend", bound=InnerBlend)
@@ -269,7 +269,7 @@ def _resolve(recipe: Recipe, lines: ValueWithLines, base: Path, find_corpora: bo
     for name, scorer in recipe.score.items():
         try:
             score[name] = scorer.located(base)
-        except NotThere as error:
+        except MissingPath as error:
             if find_corpora:
                 problem = f"{error.value!r} does not exist; expected a {error.what} (looked in {base})"
                 raise lines.error(("score", name, error.key), problem) from error

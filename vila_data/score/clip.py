@@ -1,4 +1,4 @@
-"""Kind clip: an image-text model as the score stage sees it, whatever runs it.
+"""Kind clip: an image-text model as the score stage sees it, independent of its backend.
 
 Shapes: N items, D the model's dimension, C = 3 channels, H and W pixels.
 
@@ -19,18 +19,18 @@ from pydantic import Field
 
 from vila_data.core.cpus import cpu_count
 from vila_data.score.model import files_fingerprint
-from vila_data.score.scorer import Column, Needs, NotThere, Scorer
+from vila_data.score.scorer import Column, MissingPath, Needs, Scorer
 
 _COSINE: Final = (-1.0, 1.0)
 
 
 class Clip(Protocol):
-    """A loaded model. `prepare` may be called from many threads at once, the others from one.
+    """A loaded model. `prepare` may be called from many threads at once, the other methods from one.
 
     dim:         D of the embeddings.
     fingerprint: 16 hex digits, from the bytes of the model's files.
-    image_side:  pixels; `prepare` resizes a picture's shorter side to this.
-    batch_size:  items that a call takes best.
+    image_side:  pixels; `prepare` resizes an image's shorter side to this.
+    batch_size:  best number of items per call.
     """
 
     dim: int
@@ -39,7 +39,7 @@ class Clip(Protocol):
     batch_size: int
 
     def prepare(self, rgb_HWC: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """`pixels_CHW`, the model's input, of a decoded picture."""
+        """`pixels_CHW`, the model's input, of a decoded image."""
         ...
 
     def embed_images(self, pixels_CHW: list[NDArray[np.float32]]) -> NDArray[np.float32]:
@@ -47,17 +47,17 @@ class Clip(Protocol):
         ...
 
     def embed_texts(self, texts: list[str]) -> NDArray[np.float32]:
-        """[N, D] float32 of unit length; a text longer than the model reads is cut."""
+        """[N, D] float32 of unit length; a text longer than the model's limit is truncated."""
         ...
 
 
 class ClipConfig(Scorer):
-    """Similarity of images and texts by CLIP, SigLIP or a model like them.
+    """Similarity of images and texts by CLIP, SigLIP or a similar model.
 
     kind:       clip.
-    backend:    "transformers" (a hub id or a folder) or "onnx" (a folder with image.onnx,
+    backend:    "transformers" (a hub id or a directory) or "onnx" (a directory with image.onnx,
                 text.onnx, tokenizer.json and config.json).
-    model:      hub id, or path of the folder.
+    model:      hub id, or path of the directory.
     revision:   commit, tag or branch of a hub model; null is the default branch.
     batch_size: items per GPU call. On a CPU, items always run one at a time.
     embeddings: also write the vectors in clip-retrieval's layout.
@@ -67,7 +67,7 @@ class ClipConfig(Scorer):
     needs: ClassVar[Needs] = "pixels and texts"
     harmless: ClassVar[frozenset[str]] = frozenset({"batch_size", "model"})
     switches: ClassVar[frozenset[str]] = frozenset({"embeddings"})
-    on_demand: ClassVar[bool] = True  # a turn is no caption
+    on_demand: ClassVar[bool] = True  # a turn is not a caption
 
     kind: Literal["clip"] = "clip"
     backend: Literal["transformers", "onnx"] = "transformers"
@@ -96,11 +96,11 @@ class ClipConfig(Scorer):
         return load_clip(self)
 
     def located(self, folder: Path) -> ClipConfig:
-        """See Scorer; what is no folder is the id of a hub model, unless it cannot be one."""
+        """See Scorer; a value that is not a directory is a hub id, unless it cannot be one."""
         if (folder / self.model).is_dir():
             return self.model_copy(update={"model": str((folder / self.model).resolve())})
         if self.backend == "onnx" or self.model.startswith((".", "/")):
-            raise NotThere("model", self.model, "folder")
+            raise MissingPath("model", self.model, "directory")
         return self
 
 
@@ -111,8 +111,8 @@ def load_clip(config: ClipConfig, threads: int | None = None) -> Clip:
         threads: width of the thread pool on a CPU; None takes the CPUs of this process.
 
     Raises:
-        UsageError: the model is not there, lacks a file, or a package is not installed.
-        RunError: a file of the model cannot be read as what it should be.
+        UsageError: the model does not exist, lacks a file, or a package is not installed.
+        RunError: a file of the model cannot be read.
     """
     if config.backend == "onnx":
         from vila_data.score.clip_onnx import OnnxClip
@@ -127,12 +127,12 @@ def clip_fingerprint(config: ClipConfig) -> str:
     """Fingerprint of a recipe's model without loading it: equals `load_clip(config).fingerprint`.
 
     Raises:
-        UsageError: the model is not there or lacks a file.
+        UsageError: the model does not exist or lacks a file.
     """
     if config.backend == "onnx":
         from vila_data.score.clip_onnx import onnx_files
 
         return files_fingerprint("onnx", onnx_files(config.model))
-    from vila_data.score.hub import model_fingerprint
+    from vila_data.score.model import model_fingerprint
 
     return model_fingerprint(config.model, config.revision)

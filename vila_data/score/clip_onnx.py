@@ -1,6 +1,6 @@
 """CLIP from two ONNX graphs, run on the CPU by onnxruntime.
 
-The folder holds `image.onnx` (pixel_values float32 [N, 3, H, W] -> image_embeds [N, D]),
+The directory contains `image.onnx` (pixel_values float32 [N, 3, H, W] -> image_embeds [N, D]),
 `text.onnx` (input_ids and, if the graph takes it, attention_mask, int64 [N, T] ->
 text_embeds [N, D]), `tokenizer.json`, and `config.json` with the preprocessing in numbers.
 """
@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vila_data.core.errors import RunError, UsageError
-from vila_data.score.model import ITEMS_A_THREAD, ModelKeys, files_fingerprint, model_folder, spread, unit_length
-from vila_data.score.pixels import RESAMPLING, Preprocess, level_table
+from vila_data.score.model import ITEMS_PER_THREAD, ModelKeys, files_fingerprint, model_folder, spread, unit_length
+from vila_data.score.preprocess import RESAMPLING, Preprocess, level_table
 
 _FILES: Final = ("image.onnx", "text.onnx", "tokenizer.json", "config.json")
 
@@ -26,7 +26,7 @@ def onnx_files(model: str) -> list[Path]:
     """The files that make up a model, external weights included.
 
     Raises:
-        UsageError: the folder or a file is missing.
+        UsageError: the directory or a file is missing.
     """
     folder = model_folder(model, _FILES)
     beside = (path for path in folder.iterdir() if path.suffix == ".data" or ".onnx" in path.name)
@@ -34,7 +34,7 @@ def onnx_files(model: str) -> list[Path]:
 
 
 class OnnxClip:
-    """Clip (see clip.py) over onnxruntime: one item a run, `threads` runs at a time."""
+    """Clip (see clip.py) over onnxruntime: one item per run, `threads` runs at a time."""
 
     def __init__(self, config: ModelKeys, threads: int) -> None:
         files = onnx_files(config.model)
@@ -42,7 +42,7 @@ class OnnxClip:
         self.fingerprint = files_fingerprint("onnx", files)
         self._prepare, self._names = _read_config(folder / "config.json")
         self.image_side = self._prepare.side
-        self.batch_size = min(config.batch_size, ITEMS_A_THREAD * threads)
+        self.batch_size = min(config.batch_size, ITEMS_PER_THREAD * threads)
         self._tokenizer = _read_tokenizer(folder / "tokenizer.json", self._names["max_tokens"])
         self._image = onnx_session(folder / "image.onnx")
         self._text = onnx_session(folder / "text.onnx")
@@ -88,14 +88,14 @@ def _read_config(path: Path) -> tuple[Preprocess, dict[str, Any]]:
         height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         mode = image["resize_mode"]
         if mode not in ("squash", "pad_square"):
-            raise ValueError(f"image.resize_mode {mode!r}; squash and pad_square are known")
+            raise ValueError(f"image.resize_mode must be squash or pad_square, found {mode!r}")
         prepare = Preprocess(
             mode,
             height,
             width,
             RESAMPLING[image["interpolation"]],
             level_table(_three(image["mean"]), _three(image["std"])),
-            pad_colour=tuple(image.get("pad_colour", (255, 255, 255))),
+            pad_color=tuple(image.get("pad_colour", (255, 255, 255))),
         )
         names = {
             "image_input": image.get("input", "pixel_values"),
@@ -104,14 +104,16 @@ def _read_config(path: Path) -> tuple[Preprocess, dict[str, Any]]:
             "max_tokens": int(text["max_tokens"]),
         }
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise RunError(f"{path}: not a description of an ONNX CLIP: {error!r}; copy the model's own file") from error
+        raise RunError(
+            f"{path}: is not the config.json of an ONNX CLIP: {error!r}; copy the model's own file"
+        ) from error
     return prepare, names
 
 
 def _three(value: float | list[float]) -> list[float]:
     values = [float(entry) for entry in value] if isinstance(value, list) else [float(value)] * 3
     if len(values) != 3:
-        raise ValueError(f"mean and std are one number or three, not {value}")
+        raise ValueError(f"mean and std must be one number or three, found {value}")
     return values
 
 
@@ -121,7 +123,7 @@ def _read_tokenizer(path: Path, max_tokens: int) -> Any:
     try:
         tokenizer = Tokenizer.from_buffer(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise RunError(f"{path}: not a tokenizer: {error}; copy the model's own file") from error
+        raise RunError(f"{path}: is not a tokenizer: {error}; copy the model's own file") from error
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_tokens)
     return tokenizer

@@ -1,4 +1,4 @@
-"""CLIP and SigLIP from transformers: one item a run in float32 on a CPU, batches in bfloat16 on a GPU."""
+"""CLIP and SigLIP from transformers: one item per run in float32 on a CPU, batches in bfloat16 on a GPU."""
 
 from __future__ import annotations
 
@@ -9,11 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vila_data.core.errors import RunError
-from vila_data.score.hub import Source, find_model, model_fingerprint, read_preprocess
-from vila_data.score.model import ITEMS_A_THREAD, ModelKeys, spread, unit_length
+from vila_data.score.model import (
+    ITEMS_PER_THREAD,
+    ModelKeys,
+    Source,
+    find_model,
+    model_fingerprint,
+    spread,
+    unit_length,
+)
+from vila_data.score.preprocess import read_preprocess
 
 _STAGED: Final = 64
-"""Pictures copied to a GPU at a time: while it computes on some, the next are copied."""
+"""Images copied to a GPU at a time: while it computes on some, the next are copied."""
 
 
 class TransformersClip:
@@ -38,7 +46,7 @@ class TransformersClip:
         self._pool: ThreadPoolExecutor | None = None
         self.batch_size = config.batch_size
         if self._device.type == "cpu":
-            self.batch_size = min(config.batch_size, ITEMS_A_THREAD * threads)
+            self.batch_size = min(config.batch_size, ITEMS_PER_THREAD * threads)
             self._pool = ThreadPoolExecutor(threads, "clip", initializer=torch.set_num_threads, initargs=(1,))
         self.dim = self._text_features([self._tokens(["a"])])[0].shape[-1]
 
@@ -76,7 +84,7 @@ class TransformersClip:
         return tokens
 
     def _image_features(self, batches: list[list[NDArray[np.float32]]]) -> NDArray[np.float32]:
-        """[N, D] of the pictures of some batches; a GPU works on one batch while the next is copied."""
+        """[N, D] of the images of some batches; a GPU works on one batch while the next is copied."""
         import torch
 
         features = []
@@ -127,7 +135,7 @@ def _load(source: Source) -> tuple[Any, Any]:
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise RunError(
             f"score.clip.model: {source.name}: cannot be loaded: {str(error).splitlines()[0]}; "
-            "copy the whole model folder again, or name another"
+            "copy the whole model directory again, or choose another model"
         ) from error
     if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
         raise RunError(f"score.clip.model: {source.name}: {type(model).__name__} has no image and text features")

@@ -2,8 +2,8 @@
 
 `img_emb/img_emb_NNNNN.npy` and `text_emb/text_emb_NNNNN.npy` hold float16 [N, D], one row a
 scored image: its vector and its caption's; `metadata/metadata_NNNNN.parquet` has the same rows.
-The reader sorts each folder's names and joins files by their place, and it passes over an empty
-.npy without passing over its metadata: a part without a scored image therefore has none of the three.
+The reader sorts each directory's names and joins files by position, and it skips an empty
+.npy without skipping its metadata: a part without a scored image therefore has none of the three.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vila_data.core.errors import DataError
 from vila_data.core.layout import Part, record_key
 from vila_data.core.receipts import Outputs
 from vila_data.core.store import Store
-from vila_data.score.table import TableWriter
+from vila_data.score.tables import TableWriter
 
 if TYPE_CHECKING:
     from vila_data.score.reading import Job
@@ -88,7 +88,7 @@ class EmbeddingFiles:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._stack.__exit__(kind, error, tb)
         if kind is None and self._added != self._rows:
-            raise DataError(f"{self._paths[0]}: {self._added} rows, {self._rows} were announced")
+            raise DataError(f"{self._paths[0]}: expected {self._rows} rows, found {self._added}")
 
     def add(
         self,
@@ -106,7 +106,7 @@ class EmbeddingFiles:
         for number, index in enumerate(wanted):
             image = job.rows.images[index]
             caption = 0 if record.kind == "pair" else image.matched_text_index
-            if caption == len(record.texts):  # behind the last text: judged by that one
+            if caption == len(record.texts):  # after the last text: judged by that one
                 caption -= 1
             if caption is None or not 0 <= caption < len(record.texts):
                 caption = int(np.argmax(similarities_IT[number]))
@@ -139,12 +139,12 @@ class EmbeddingFiles:
         shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
         if shape[1:] != (self._dim,) or dtype != np.dtype("<f2"):
             raise DataError(
-                f"{self._store.location(path)}: not float16 of width {self._dim}; delete the part's receipt"
+                f"{self._store.location(path)}: is not float16 of width {self._dim}; delete the part's receipt"
             )
         return stream
 
     def _read_earlier(self, which: int) -> bytes:
         data = self._earlier[which].read(2 * self._dim) if self._earlier else b""
         if len(data) != 2 * self._dim:
-            raise DataError(f"{self._paths[which]}: ends early; delete the part's score receipt")
+            raise DataError(f"{self._paths[which]}: is truncated; delete the part's score receipt")
         return data

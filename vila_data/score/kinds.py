@@ -42,7 +42,7 @@ def _entries(kinds: ModelRegistry[Any], value: Any) -> Any:
     for name in value:
         if not isinstance(name, str) or not _NAME.fullmatch(name) or keyword.iskeyword(name):
             raise ValueError(
-                f"{name!r}: the name of a {_WHAT[kinds.group]} is 1 to 48 letters (A-Z, a-z), digits and _, not beginning "
+                f"{name!r}: the name of a {_WHAT[kinds.group]} must be 1 to 48 letters (A-Z, a-z), digits and _, not starting "
                 "with a digit: "
                 "rules call its columns NAME.column"
             )
@@ -92,7 +92,10 @@ def scores_of(section: Mapping[str, Scorer], stages: Mapping[str, ColumnStage] |
     scores = Scores(tuple(section[name].table(name) for name in ordered), similarity)
     for name, stage in (stages or {}).items():
         if name in section:
-            raise ValueError(name, f"{name!r} is the name of a scorer too: rules could not tell their columns apart")
+            raise ValueError(
+                name,
+                f"{name!r} is also the name of a scorer; rename one of them, because rules refer to columns by this name",
+            )
         try:
             scores = replace(scores, tables=(*scores.tables, stage.table(name, scores)))
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""Where an image is among those of its corpus by a column: `rank.percentile >= 0.2` drops the lowest fifth."""
+"""Percentile of an image in its corpus, by a column: `rank.percentile >= 0.2` drops the lowest fifth."""
 
 from __future__ import annotations
 

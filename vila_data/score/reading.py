@@ -1,12 +1,19 @@
-"""The reading side of a score task: from a part's tar to distinct pictures and texts, in the part's order."""
+"""Prefetch for the model, within bounds: from a part's tar to distinct images and texts, in the part's order.
+
+One thread reads a part's tar from front to back; a pool decodes; the consumer takes events in the part's order. At most
+`ahead` images are decoded or being decoded and not yet embedded, whatever the size of the part."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
@@ -18,8 +25,93 @@ from vila_data.core.layout import Part
 from vila_data.core.records import Record, record_from_json
 from vila_data.core.store import Store
 from vila_data.core.tarcodec import BLOCK
-from vila_data.score.feed import Feed
-from vila_data.score.rows import RecordRows
+from vila_data.score.tables import RecordRows
+
+Event = TypeVar("Event")
+Result = TypeVar("Result")
+
+
+@dataclass
+class FeedStats:
+    """Time spent by a task, in seconds; filled by `score_part`.
+
+    waiting: the model was idle because its next input was not ready.
+    model:   inside the model.
+    total:   from the first read to the last row.
+    """
+
+    waiting: float = 0.0
+    model: float = 0.0
+    total: float = 0.0
+
+    @property
+    def waiting_share(self) -> float:
+        """Share of `waiting` in the whole time; 0 before anything ran."""
+        return self.waiting / self.total if self.total else 0.0
+
+
+class Feed(Generic[Event]):
+    """Run `read` in its own thread and yield its events in order.
+
+    `read` gets this feed, yields events, and calls `submit` for work to be done by the pool.
+    """
+
+    def __init__(self, read: Callable[[Feed[Event]], Iterable[Event]], threads: int, ahead: int) -> None:
+        self._read = read
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="read")
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._work = threading.Semaphore(ahead)
+        self._spans = threading.Semaphore(max(4 * ahead, 64))
+        self._stop = threading.Event()
+
+    def __enter__(self) -> Feed[Event]:
+        self._reading = self._reader.submit(self._run)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._stop.set()
+        self._work.release()
+        self._spans.release()
+        self._reader.shutdown(wait=True)
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def submit(self, work: Callable[[], Result]) -> Future[Result]:
+        """Submit `work` to the pool; waits while `ahead` results are outstanding."""
+        self._work.acquire()
+        if self._stop.is_set():  # no one will use the result
+            return Future()
+        return self._pool.submit(work)
+
+    def release(self, count: int) -> None:
+        """Report that `count` results of `submit` have been used."""
+        self._work.release(count)
+
+    def events(self, stats: FeedStats) -> Iterator[Event]:
+        """The events, in order; time spent waiting for them is added to `stats.waiting`.
+
+        Raises: what `read` raised, after the events before it.
+        """
+        while True:
+            begun = time.perf_counter()
+            event = self._events.get()
+            stats.waiting += time.perf_counter() - begun
+            if event is None:
+                self._reading.result()
+                return
+            self._spans.release()
+            yield event
+
+    def _run(self) -> None:
+        try:
+            for event in self._read(self):
+                self._spans.acquire()
+                if self._stop.is_set():
+                    return
+                self._events.put(event)
+        finally:
+            self._events.put(None)
+
 
 Prepared = TypeVar("Prepared")
 _DIGEST: Final = 16
@@ -45,9 +137,9 @@ class Job:
 
 
 class Reader(Generic[Prepared]):
-    """Walks over a part's pictures once; see `events`. Distinct items are known by their sha256, to 128 bits.
+    """Walks over a part's images once; see `events`. Distinct items are known by their sha256, to 128 bits.
 
-    prepare: (rgb_HWC) -> what a picture becomes, in the feed's pool; side: as of a Scorer.
+    prepare: (rgb_HWC) -> what an image becomes, in the feed's pool; side: as of a Scorer.
     texts:   whether a record's texts are asked for.
     """
 
@@ -70,7 +162,7 @@ class Reader(Generic[Prepared]):
         self._next_text = 0
 
     def events(self, feed: Feed[Future[Prepared] | Job]) -> Iterator[Future[Prepared] | Job]:
-        """Distinct pictures as futures (they get slots 0, 1, … in this order), and each record after its pictures.
+        """Distinct images as futures (they get slots 0, 1, … in this order), and each record after its images.
 
         Raises:
             DataError: bytes in the tar are not what the tables say.
@@ -97,7 +189,7 @@ class Reader(Generic[Prepared]):
                 yield job
 
     def _image_slot(self, digest: bytes, embed: bool) -> tuple[int, bool]:
-        """(slot, whether the picture must be read) of a wanted picture."""
+        """(slot, whether the image must be read) of a wanted image."""
         slot = self.images.get(digest)
         if slot is not None and (slot != UNUSED or not embed):
             return slot, False
@@ -122,12 +214,14 @@ class Reader(Generic[Prepared]):
 
     def _decode(self, jpeg: bytes, sha256: str, record_id: str) -> Prepared:
         if hashlib.sha256(jpeg).hexdigest() != sha256:
-            raise DataError(f"{self._tar}: {record_id}: an image has other bytes than at download; delete the part")
+            raise DataError(
+                f"{self._tar}: {record_id}: an image's bytes differ from the download; delete the part to redo it"
+            )
         try:
             rgb_HWC = decode_rgb(jpeg, self._side)
         except ImageError as error:
             raise DataError(
-                f"{self._tar}: {record_id}: an image cannot be decoded: {error}; delete the part"
+                f"{self._tar}: {record_id}: an image cannot be decoded: {error}; delete the part to redo it"
             ) from error
         return self._prepare(rgb_HWC)
 
@@ -152,5 +246,5 @@ def _read(tar: Any, where: str, offset: int, size: int) -> bytes:
     tar.seek(offset)
     data: bytes = tar.read(size)
     if len(data) != size:
-        raise DataError(f"{where}: ends before byte {offset + size}: truncated; delete the part to redo it")
+        raise DataError(f"{where}: is truncated: ends before byte {offset + size}; delete the part to redo it")
     return data

@@ -1,7 +1,7 @@
-"""What a scorer is: an entry of `score:`, which says what it needs, what columns it gives, and how it computes them.
+"""A scorer is an entry of `score:`: it declares its input and its columns, and computes them.
 
 A kind is one class below `Scorer`, in a file of its own, and one line in kinds.py. For most, `open` returns a function of
-one picture, one record or some columns that gives a row of values; reading, decoding, resume and the table follow.
+one image, one record or some columns that gives a row of values; reading, decoding, resume and the table follow.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from vila_data.core.scores import DOWNLOADED, ScoreTable, Unit
 from vila_data.core.store import Store
 
 Needs = Literal["pixels", "text", "columns", "pixels and texts"]
-"""What a scorer is given, and so what its `open` returns:
+"""The input of a scorer, and the type that its `open` returns:
 
-pixels:           (rgb_HWC uint8) -> a row of values. Of threads, several call it at once; equal pictures are given once.
+pixels:           (rgb_HWC uint8) -> a row of values. Several threads call it at once; equal images are passed once.
 text:             (core.records.Record) -> a row of values.
 columns:          ({name: core.scores.Values of a whole part}) -> an array [n] for each of its columns; `reads` names them.
 pixels and texts: a `Clip` (clip.py), whose columns are similarities.
@@ -35,8 +35,8 @@ the item alone, not on what was scored before: a run that was resumed must equal
 Self = TypeVar("Self", bound="Scorer")
 
 
-class NotThere(Exception):
-    """A file or folder that a key names is not there."""
+class MissingPath(Exception):
+    """A file or directory named by a key does not exist."""
 
     def __init__(self, key: str, value: str, what: str) -> None:
         self.key, self.value, self.what = key, value, what
@@ -63,7 +63,7 @@ class Column:
         return pa.field(self.name, self.type)
 
     def kind(self) -> Kind | None:
-        """What a rule takes it for; None: rules cannot name it."""
+        """Its kind in rules; None: rules cannot name it."""
         types = pa.types
         if types.is_boolean(self.type):
             return "flag"
@@ -75,14 +75,14 @@ class Column:
 class Scorer(StrictModel):
     """An entry of `score:`, its keys being those of its kind.
 
-    cost:      seconds that it takes for a row, roughly, on one core; cheap scorers run first.
+    cost:      rough seconds per row on one core; cheap scorers run first.
     needs:     what it is given; rows: what a row of its table is.
     reads:     the download columns that a scorer of columns is given (core.scores.DOWNLOADED).
-    side:      pixels; a picture may be decoded smaller as long as its shorter side has that many, None: as stored.
-    harmless:  keys that change how work is done, not what comes of it; they may change in a run. Files whose
+    side:      pixels; an image may be decoded smaller as long as its shorter side has that many, None: as stored.
+    harmless:  keys that change how work is done, not its result; they may change in a run. Files whose
                bytes `fingerprint` covers are such.
     switches:  keys that may be set in a run later, from false to true: they add files and change no value.
-    paths:     keys that name files or folders, relative to the recipe.
+    paths:     keys that name files or directories, relative to the recipe.
     on_demand: whether images of conversations are given to it only where a rule asks for its columns.
     """
 
@@ -99,23 +99,23 @@ class Scorer(StrictModel):
     kind: str
 
     def columns(self) -> tuple[Column, ...]:
-        """What it measures; a settings' values may decide it."""
+        """The columns that it measures; they may depend on its settings."""
         raise NotImplementedError
 
     def fingerprint(self) -> str:
         """16 hex digits of all that decides a value: the bytes of its model, its settings, a version of its code.
 
         Raises:
-            UsageError: its model is not there or lacks a file.
+            UsageError: its model does not exist or lacks a file.
         """
         raise NotImplementedError
 
     def open(self) -> Any:
-        """What computes, ready to be called (see `Needs`); loaded once a process.
+        """Load the scorer's function or model (see `Needs`); called once per process.
 
         Raises:
-            UsageError: its model is not there, or a package is not installed.
-            RunError: a file of it cannot be read as what it should be.
+            UsageError: its model does not exist, or a package is not installed.
+            RunError: one of its files cannot be read.
         """
         raise NotImplementedError
 
@@ -123,13 +123,13 @@ class Scorer(StrictModel):
         """With its `paths` made absolute, relative to `folder`.
 
         Raises:
-            NotThere: one is not there.
+            MissingPath: one is not there.
         """
         found = {}
         for key in self.paths:
             value = getattr(self, key)
             if value is not None and not (folder / value).exists():
-                raise NotThere(key, value, "file or folder")
+                raise MissingPath(key, value, "file or directory")
             if value is not None:
                 found[key] = str((folder / value).resolve())
         return self.model_copy(update=found)
@@ -139,16 +139,16 @@ class Scorer(StrictModel):
         return {key: getattr(self, key) for key in sorted(self.switches)}
 
     def table(self, name: str) -> ScoreTable:
-        """What other rooms know of it."""
+        """What other packages see of it."""
         columns = [(column.name, kind) for column in self.columns() if (kind := column.kind()) is not None]
         joint = frozenset(column.name for column in self.columns() if column.joint)
         return ScoreTable(name, self.rows, tuple(columns), joint, self.on_demand)
 
     def check(self) -> None:
-        """Assert that a kind is written as it must be.
+        """Check that a kind is declared correctly.
 
         Raises:
-            ValueError: what it needs does not go with what its rows are, or it reads columns that there are not.
+            ValueError: its input does not match its rows, or it reads columns that do not exist.
         """
         if (self.needs in ("pixels", "pixels and texts") and self.rows != "image") or (
             self.needs == "text" and self.rows != "record"
@@ -183,5 +183,5 @@ class Task:
 
     @property
     def path(self) -> str:
-        """Of the score table."""
+        """Path of the score table."""
         return self.part.scores_table(self.name)

@@ -1,4 +1,4 @@
-"""What a stage between `score` and `filter` is: an entry of `stages:`, which makes columns from those that are there.
+"""A column stage is an entry of `stages:`, between `score` and `filter`: it makes new columns from existing ones.
 
 A kind is one class below `ColumnStage`, in a file of its own, and one line in kinds.py. A column that needs no more than
 one image or record is a scorer's; a stage sees a whole part, and all parts of a corpus first where it `gathers`. Its
@@ -30,7 +30,7 @@ from vila_data.score.scorer import Column
 
 @dataclass(frozen=True)
 class PartView:
-    """What a stage sees of a part with n images and m records.
+    """A stage's view of a part with n images and m records.
 
     row:    int64[n], the record of each image, from 0 to m - 1.
     values: the columns that it `reads`, null where something was not measured. Stages of images are given a record's
@@ -56,7 +56,7 @@ class ColumnStage(StrictModel):
     kind: str
 
     def columns(self) -> tuple[Column, ...]:
-        """What it gives; a settings' values may decide it."""
+        """The columns that it makes; they may depend on its settings."""
         raise NotImplementedError
 
     def reads(self) -> tuple[str, ...]:
@@ -71,11 +71,11 @@ class ColumnStage(StrictModel):
         raise NotImplementedError
 
     def look(self, part: PartView) -> Any:
-        """What the others need to know of a part; all of them are in memory at once."""
+        """Summarize a part for the other parts; all summaries are in memory at once."""
         raise NotImplementedError
 
     def join(self, looks: list[Any]) -> Sequence[Any]:
-        """A share for each part from what `look` gave of all, in order: numpy arrays or JSON values."""
+        """A share for each part from the summaries of all parts, in order: numpy arrays or JSON values."""
         raise NotImplementedError
 
     def fingerprint(self) -> str:
@@ -84,15 +84,15 @@ class ColumnStage(StrictModel):
         return fingerprint([self.model_dump(mode="json"), self.revision, self.rows, fields, self.reads()])
 
     def table(self, name: str, before: Scores) -> ScoreTable:
-        """What other rooms know of it. before: what is there when it runs.
+        """What other packages see of it. before: the scores that exist when it runs.
 
         Raises:
-            ValueError: it reads a column that is not there.
+            ValueError: it reads a column that does not exist.
         """
         kinds = before.kinds()
         for column in self.reads():
             if column not in kinds:
-                raise ValueError(f"reads {column!r}, which is not there before it; there are {', '.join(kinds)}")
+                raise ValueError(f"reads {column!r}, which does not exist at this point; columns: {', '.join(kinds)}")
         tables = frozenset(column.partition(".")[0] for column in self.reads() if "." in column)
         columns = tuple((column.name, kind) for column in self.columns() if (kind := column.kind()) is not None)
         joint = frozenset(column.name for column in self.columns() if column.joint)
@@ -100,15 +100,15 @@ class ColumnStage(StrictModel):
         return ScoreTable(name, self.rows, columns, joint, on_demand, tables)
 
     def check(self) -> None:
-        """Assert that its settings go together.
+        """Check that its settings are consistent.
 
         Raises:
-            ValueError: they do not.
+            ValueError: they are not.
         """
 
 
 def look_at_part(store: Store, part: Part, stage: ColumnStage, scores: Scores) -> Any:
-    """What a stage says of a part to the others of its corpus."""
+    """A stage's summary of a part, for the other parts of its corpus."""
     return stage.look(_read(store, part, stage, scores)[0])
 
 
@@ -142,7 +142,7 @@ def measure_part(
 
 
 def share_digest(share: Any) -> str:
-    """Text that differs where a share differs."""
+    """A digest of a share."""
     if isinstance(share, np.ndarray):
         return hashlib.sha256(f"{share.dtype.str}{share.shape}".encode() + share.tobytes()).hexdigest()
     return fingerprint(share)

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vila_data.score.feed import Feed, FeedStats
-from vila_data.score.vectors import Vectors
+from vila_data.score.reading import Feed, FeedStats
+from vila_data.score.similarities import Vectors
 
 
 def test_vectors_by_slot(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_stats_share() -> None:
 
 def test_importing_the_stage_loads_no_model_library() -> None:
     code = (
-        "import sys, vila_data.score.part, vila_data.score.kinds, vila_data.score.clip, vila_data.score.hub;"
+        "import sys, vila_data.score.part, vila_data.score.kinds, vila_data.score.clip, vila_data.score.model;"
         "print([m for m in ('torch', 'transformers', 'onnxruntime', 'scipy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vila_data.score.hub import preprocess_of
-from vila_data.score.pixels import Preprocess, level_table
+from vila_data.score.preprocess import Preprocess, level_table, preprocess_of
 
 OPENAI = {
     "size": {"shortest_edge": 32},
@@ -54,7 +53,7 @@ def test_old_configs_with_plain_numbers() -> None:
     "change", [{"do_resize": False}, {"size": {"longest_edge": 4}}, {"do_center_crop": False}, {"do_pad": True}]
 )
 def test_unknown_steps_are_refused(change: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="not known"):
+    with pytest.raises(ValueError, match="not supported"):
         preprocess_of({**OPENAI, **change})
 
 

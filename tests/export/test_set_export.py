@@ -22,10 +22,9 @@ from vila_data.core.errors import DataError, StorageError, UsageError
 from vila_data.core.receipts import Receipt
 from vila_data.core.store import Store
 from vila_data.explore.inspection import check, inspect
-from vila_data.export.exporting import export
+from vila_data.export.exporting import SetExport, export
 from vila_data.export.format import RECEIPTS, DonePart, Part
 from vila_data.export.formats import FORMATS
-from vila_data.export.frame import SetExport
 
 SETS_OF_FORMATS = dict(reversed(APPLIES))
 """One set for each format."""
@@ -246,7 +245,7 @@ def test_folders_that_are_not_this_exports(made: MadeRun, tmp_path: Path) -> Non
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("years of work")
-    with pytest.raises(UsageError, match=r"mine: not empty and no export \(thesis.txt …\): choose another --out"):
+    with pytest.raises(UsageError, match=r"mine: not empty, and not an export \(thesis.txt …\); choose another --out"):
         export(folder_of(made, "docs"), "vila-pickle", mine)
     out = tmp_path / "out"
     exported(folder_of(made, "docs"), "vila-pickle", out)
@@ -256,11 +255,11 @@ def test_folders_that_are_not_this_exports(made: MadeRun, tmp_path: Path) -> Non
         ("vila-pickle", "pairs", None),
         ("vila-pickle", "docs", 2),
     ]:
-        with pytest.raises(UsageError, match=r"holds another export \(vila-pickle of docs"):
+        with pytest.raises(UsageError, match=r"contains a different export \(vila-pickle of docs"):
             export(folder_of(made, name), to, out, shards=shards)
     assert tree(out) == before
     (out / "export.json").write_text("[]")
-    with pytest.raises(DataError, match=r"export\.json: not the receipt of an export"):
+    with pytest.raises(DataError, match=r"export\.json: is not the receipt of an export"):
         export(folder_of(made, "docs"), "vila-pickle", out)
 
 
@@ -298,7 +297,7 @@ def test_check_and_inspect(made: MadeRun, tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_is_no_receipt_of_an_export(tmp_path: Path, data: str) -> None:
     (tmp_path / "export.json").write_text(data)
     for look in (inspect, lambda path: list(check(path))):
-        with pytest.raises(DataError, match=r"export\.json: not the receipt of an export: "):
+        with pytest.raises(DataError, match=r"export\.json: is not the receipt of an export: "):
             look(tmp_path)
 
 
@@ -307,7 +306,7 @@ def test_a_set_that_changes_is_another_export(made: MadeRun, tmp_path: Path) -> 
     exported(tmp_path / "docs", "vila-pickle", tmp_path / "out")
     manifest = tmp_path / "docs" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"recipe": "recipe"', '"recipe": "other"'))
-    with pytest.raises(UsageError, match="holds another export"):
+    with pytest.raises(UsageError, match="contains a different export"):
         export(tmp_path / "docs", "vila-pickle", tmp_path / "out")
 
 
@@ -328,9 +327,7 @@ def test_a_set_that_changes_meanwhile(
         return found
 
     monkeypatch.setattr(SetExport, "write", write)
-    with pytest.raises(
-        DataError, match=r"docs: the set has changed while it was exported: delete \S+ and export again"
-    ):
+    with pytest.raises(DataError, match=r"docs: the set changed during the export; delete \S+ and export again"):
         export(tmp_path / "docs", "open-flamingo", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "export.json").read_text())["finished"] is False
 
@@ -344,9 +341,7 @@ def test_damaged_picture(made: MadeRun, tmp_path: Path, to: str) -> None:
     at = data.index(b"\xff\xd8\xff") + 60
     data[at] ^= 1
     tar.write_bytes(data)
-    with pytest.raises(
-        DataError, match=r"docs-000001\.tar: docs-\S+\.0\.jpg: missing, or not the picture that its JSON names"
-    ):
+    with pytest.raises(DataError, match=r"docs-000001\.tar: docs-\S+\.0\.jpg: is missing or does not match its sha256"):
         export(tmp_path / "docs", to, tmp_path / "out")
     assert len(list((tmp_path / "out" / RECEIPTS).rglob("part-*.json"))) == 1
     assert json.loads((tmp_path / "out" / "export.json").read_text())["finished"] is False
@@ -356,12 +351,12 @@ def test_a_shard_with_other_members(made: MadeRun, tmp_path: Path) -> None:
     shutil.copytree(folder_of(made, "docs"), tmp_path / "docs")
     manifest = tmp_path / "docs" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"view": "interleaved"', '"view": "conversations"'))
-    with pytest.raises(DataError, match="a sample of view interleaved in a set of view conversations"):
+    with pytest.raises(DataError, match="is a sample of view interleaved, but the set has view conversations"):
         export(tmp_path / "docs", "energon", tmp_path / "out")
 
 
 def test_an_empty_set(tmp_path: Path) -> None:
     folder = small_set(tmp_path / "run", "pairs", [])
-    with pytest.raises(UsageError, match=r"small: empty: no record of it was kept; the run's funnel says why"):
+    with pytest.raises(UsageError, match=r"small: empty: none of its records were kept; see the run's funnel"):
         export(folder, "wids", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -1,11 +1,13 @@
-"""A part's records and images as the score stage walks over them: tables streamed in step, never held whole."""
+"""A part's tables as the score stage reads and writes them: row group by row group, never whole in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
+from types import TracebackType
 from typing import Any, Final
 
 import numpy as np
@@ -16,8 +18,10 @@ from numpy.typing import NDArray
 from vila_data.core.errors import DataError
 from vila_data.core.layout import Part
 from vila_data.core.store import Store
+from vila_data.core.tables import parsing
 
 _BATCH: Final = 1024
+_ADVICE: Final = "delete it to redo it"
 _IMAGE_COLUMNS: Final = (
     "row",
     "record_id",
@@ -62,9 +66,9 @@ def count_rows(store: Store, path: str) -> int:
     """Rows of a Parquet table, from its footer.
 
     Raises:
-        DataError: it is no Parquet table.
+        DataError: it is not a Parquet table.
     """
-    with store.open_read(path) as stream, _parquet(store, path):
+    with store.open_read(path) as stream, parsing(store.location(path), advice=_ADVICE):
         return int(pq.ParquetFile(stream).metadata.num_rows)
 
 
@@ -143,24 +147,16 @@ def _known(
         return None
     score = next(scores, None)
     if score is None or any(score[key] != row[key] for key in keys):
-        raise DataError(f"{path}: the rows of its score table are others; delete that table")
+        raise DataError(f"{path}: its score table has different rows; delete that table to redo it")
     return score if score["scored"] else None
 
 
 def _table(store: Store, path: str, columns: tuple[str, ...], stack: ExitStack) -> Iterator[dict[str, Any]]:
     stream = stack.enter_context(store.open_read(path))
-    with _parquet(store, path):
+    with parsing(store.location(path), advice=_ADVICE):
         table = pq.ParquetFile(stream)
         for batch in table.iter_batches(_BATCH, columns=list(columns), use_threads=False):
             yield from _plain(batch)
-
-
-@contextmanager
-def _parquet(store: Store, path: str) -> Iterator[None]:
-    try:
-        yield
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{store.location(path)}: not a whole Parquet table: {error}; delete it to redo it") from error
 
 
 def _plain(batch: Any) -> Iterator[dict[str, Any]]:
@@ -192,3 +188,38 @@ def _image_row(
         image["matched_text_index"],
         known,
     )
+
+
+_ROW_GROUP: Final = 1024
+
+
+class TableWriter:
+    """Append rows to a zstd Parquet file; the bytes depend on rows, schema and `metadata` alone."""
+
+    def __init__(self, path: Path, schema: pa.Schema, metadata: Mapping[bytes, bytes] | None = None) -> None:
+        self._schema = schema.with_metadata(dict(metadata)) if metadata else schema
+        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
+        self._columns: list[list[Any]] = [[] for _ in schema]
+
+    def __enter__(self) -> TableWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if kind is None:
+            self._flush()
+        self._writer.close()
+
+    def add(self, *values: Any) -> None:
+        """One row, values in the schema's order."""
+        for column, value in zip(self._columns, values, strict=True):
+            column.append(value)
+        if len(self._columns[0]) >= _ROW_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._columns[0]:
+            return
+        arrays = [pa.array(column, field.type) for column, field in zip(self._columns, self._schema, strict=True)]
+        self._writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=_ROW_GROUP)
+        for column in self._columns:
+            column.clear()

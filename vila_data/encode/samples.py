@@ -1,4 +1,4 @@
-"""Tokenized samples to sequences of at most the recipe's length.
+"""Encode samples as token sequences of at most the recipe's length.
 
 The fidelity modes cut where VILA does: at the limit, before and after images are expanded
 (docs/sources.md). `improved` ends a document after a whole sentence and a conversation after a
@@ -14,34 +14,36 @@ from operator import itemgetter
 from vila_data.core.samples import SampleContent
 from vila_data.encode.chat_answers import Unwritable
 from vila_data.encode.config import PackConfig
-from vila_data.encode.conversation import Conversation, Sides
-from vila_data.encode.draft import Document, Draft, draft_conversation, draft_document
 from vila_data.encode.released_conversation import as_released, count_conversations
 from vila_data.encode.sequence import (
     IMAGE_ID,
     NO_TEXT,
     TOO_LONG,
     TOO_MANY_IMAGES,
-    Tokenized,
+    ChunkedSample,
+    Document,
+    TokenizedSample,
     TokenSequence,
+    chunk_conversation,
+    chunk_document,
     nothing,
     tokenize,
     tokenized_chunks,
 )
-from vila_data.encode.templates import IMAGE
+from vila_data.encode.templates import IMAGE, Conversation, Sides
 from vila_data.encode.tokenizer import TextTokenizer
 
 Sample = Document | Conversation
 
 
 def as_encoded(sample: SampleContent, sides: Sides | None = None) -> Sample:
-    """A sample as the encoder takes it. sides: (width, height) of each of its images in pixels, if not those of its JSON."""
+    """Convert a stored sample to what the encoder reads. sides: (width, height) of each of its images in pixels, if not those of its JSON."""
     sides = sample.sides if sides is None else sides
     return Conversation.of(sample, sides) if sample.view == "conversations" else Document.of(sample, sides)
 
 
 def encode_samples(samples: Sequence[Sample], config: PackConfig, tokenizer: TextTokenizer) -> Iterator[TokenSequence]:
-    """Sequences of samples, in order."""
+    """Yield the token sequence of each sample, in order."""
     released = config.faithful and config.template != "chat"
     given = (
         [as_released(sample, config) if isinstance(sample, Conversation) else sample for sample in samples]
@@ -49,13 +51,15 @@ def encode_samples(samples: Sequence[Sample], config: PackConfig, tokenizer: Tex
         else samples
     )
     counted = _counted(given, config, tokenizer)
-    drafts = [None if at in counted else _draft_or_fate(sample, config, tokenizer) for at, sample in enumerate(given)]
-    tokenized = tokenize([draft for draft in drafts if isinstance(draft, Draft)], tokenizer)
-    for at, (original, sample, draft) in enumerate(zip(samples, given, drafts, strict=True)):
-        if isinstance(draft, TokenSequence):
-            yield draft
+    chunked_samples = [
+        None if at in counted else _chunks_or_fate(sample, config, tokenizer) for at, sample in enumerate(given)
+    ]
+    tokenized = tokenize([chunked for chunked in chunked_samples if isinstance(chunked, ChunkedSample)], tokenizer)
+    for at, (original, sample, chunked) in enumerate(zip(samples, given, chunked_samples, strict=True)):
+        if isinstance(chunked, TokenSequence):
+            yield chunked
             continue
-        if draft is None:
+        if chunked is None:
             whole = counted[at]
         else:
             chunks = next(tokenized)
@@ -93,7 +97,7 @@ def columns_of(sample: Sample, images: Sequence[int], config: PackConfig) -> lis
 
 
 def _without_unknown(whole: TokenSequence, config: PackConfig, tokenizer: TextTokenizer) -> TokenSequence:
-    """VILA pads with the unknown token, so its model does not see one that stands in a text."""
+    """VILA pads with the unknown token, so its model does not see one that is in a text."""
     if tokenizer.unk_id is None or tokenizer.unk_id not in whole.ids or config.template == "chat":
         return whole
     before = [0, *accumulate(token != tokenizer.unk_id for token in whole.ids)]
@@ -102,24 +106,24 @@ def _without_unknown(whole: TokenSequence, config: PackConfig, tokenizer: TextTo
     return whole._replace(ids=ids, trained=trained, tokens=whole.tokens - len(whole.ids) + len(ids))
 
 
-def _draft_or_fate(sample: Sample, config: PackConfig, tokenizer: TextTokenizer) -> Draft | TokenSequence:
+def _chunks_or_fate(sample: Sample, config: PackConfig, tokenizer: TextTokenizer) -> ChunkedSample | TokenSequence:
     try:
-        return draft_of(sample, config, tokenizer)
+        return chunk_sample(sample, config, tokenizer)
     except Unwritable as error:
         images = sample.images if isinstance(sample, Conversation) else len(sample.order)
         return nothing(error.reason, images, 0, str(error))
 
 
-def draft_of(sample: Sample, config: PackConfig, tokenizer: TextTokenizer) -> Draft:
+def chunk_sample(sample: Sample, config: PackConfig, tokenizer: TextTokenizer) -> ChunkedSample:
     """A sample as chunks of text and images."""
     if isinstance(sample, Document):
-        return draft_document(sample, config, tokenizer)
-    return draft_conversation(sample, config, tokenizer)
+        return chunk_document(sample, config, tokenizer)
+    return chunk_conversation(sample, config, tokenizer)
 
 
-def assemble(tokenized: Tokenized, sample: Sample, config: PackConfig, tokenizer: TextTokenizer) -> TokenSequence:
+def assemble(tokenized: TokenizedSample, sample: Sample, config: PackConfig, tokenizer: TextTokenizer) -> TokenSequence:
     """The whole sequence, whatever its length."""
-    _, images, bos, bos_trained, eos, left_out, _ = tokenized.draft
+    _, images, bos, bos_trained, eos, left_out, _ = tokenized.chunked
     ids: list[int] = []
     trained: list[tuple[int, int]] = []
     if bos and tokenizer.bos_id is not None:
@@ -175,7 +179,7 @@ def _prefix(whole: TokenSequence, stop: int, tokens: int) -> TokenSequence:
 
 
 def _fitted(
-    sample: Sample, tokenized: Tokenized, whole: TokenSequence, config: PackConfig, tokenizer: TextTokenizer
+    sample: Sample, tokenized: TokenizedSample, whole: TokenSequence, config: PackConfig, tokenizer: TextTokenizer
 ) -> TokenSequence:
     if not _says_something(tokenized, whole):
         return nothing(NO_TEXT, whole.left_out + len(whole.images), 0)
@@ -188,8 +192,8 @@ def _fitted(
     return shorter._replace(left_out=left_out, cut=whole.tokens - shorter.tokens)
 
 
-def _says_something(tokenized: Tokenized, sequence: TokenSequence) -> bool:
-    return tokenized.draft.has_text and bool(sequence.trained) and any(map(itemgetter(0), tokenized.chunks))
+def _says_something(tokenized: TokenizedSample, sequence: TokenSequence) -> bool:
+    return tokenized.chunked.has_text and bool(sequence.trained) and any(map(itemgetter(0), tokenized.chunks))
 
 
 def _fits(sequence: TokenSequence, config: PackConfig) -> bool:
@@ -198,24 +202,23 @@ def _fits(sequence: TokenSequence, config: PackConfig) -> bool:
 
 
 def _longest(
-    sample: Sample, tokenized: Tokenized, whole: TokenSequence, config: PackConfig, tokenizer: TextTokenizer
+    sample: Sample, tokenized: TokenizedSample, whole: TokenSequence, config: PackConfig, tokenizer: TextTokenizer
 ) -> TokenSequence | None:
     """The most whole sentences or answers from the front that fit with something to train; None if not one does.
 
     The first guess is by characters; from there it steps down or up, further each time, until it can halve what
-    is left. Each try is a sample of its own, encoded as any other; chunks that were tokenised before are known.
+    is left. Each try is a sample of its own, encoded as any other; chunks that were tokenized before are known.
     """
     ends, guess = _ends(sample, whole, config)
-
-    known = dict(zip(tokenized.draft.chunks, tokenized.chunks, strict=True))
+    known = dict(zip(tokenized.chunked.chunks, tokenized.chunks, strict=True))
 
     def attempt(at: int) -> TokenSequence:
-        draft = _draft_or_fate(_first(sample, ends[at]), config, tokenizer)
-        if isinstance(draft, TokenSequence):
-            return draft
-        new = [chunk for chunk in draft.chunks if chunk not in known]
+        chunked = _chunks_or_fate(sample.first(ends[at]), config, tokenizer)
+        if isinstance(chunked, TokenSequence):
+            return chunked
+        new = [chunk for chunk in chunked.chunks if chunk not in known]
         known.update(zip(new, tokenized_chunks(new, tokenizer), strict=True))
-        head = Tokenized(draft, [known[chunk] for chunk in draft.chunks])
+        head = TokenizedSample(chunked, [known[chunk] for chunk in chunked.chunks])
         sequence = assemble(head, sample, config, tokenizer)
         return sequence if _says_something(head, sequence) else nothing(NO_TEXT, 0, 0)
 
@@ -231,10 +234,6 @@ def _longest(
         if not low < at < high:
             at = (low + high) // 2
     return best if best is not None and best.trained else None
-
-
-def _first(sample: Sample, count: int) -> Sample:
-    return sample.first(count)
 
 
 def _ends(sample: Sample, whole: TokenSequence, config: PackConfig) -> tuple[list[int], int]:
