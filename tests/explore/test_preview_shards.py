@@ -155,7 +155,7 @@ def test_a_tar_that_is_cut_short_says_so(tmp_path: Path) -> None:
     for size in (second.offset, second.offset + 700):
         path.write_bytes(whole[:size])
         report = preview(str(path), str(tmp_path / "page.html"))
-        assert report.records == 1 and "cut short" in report.notes[0]
+        assert report.records == 1 and "truncated" in report.notes[0]
 
 
 def test_the_name_of_a_page_may_be_as_long_as_a_name_can_be(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def _inspect_export(store: Store) -> dict[str, Any]:
             "blend": value.get("blend"),
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{store.location(EXPORT_JSON)}: not the receipt of an export: {error!r}") from error
+        raise DataError(f"{store.location(EXPORT_JSON)}: is not the receipt of an export: {error!r}") from error
 
 
 def _check_export(store: Store) -> Iterator[str]:
