@@ -65,7 +65,7 @@ class Options:
     recompute: Annotated[bool, "make activations again in the backward pass, to save memory"] = False
     train_tower: Annotated[bool, "train the vision tower too, as VILA never does: for one that starts random"] = False
     num_workers: Annotated[int, "the loader's processes"] = 2
-    fit: Annotated[Literal["pad", "resize", "crop"], "how pictures become squares"] = "pad"
+    fit: Annotated[Literal["pad", "resize", "crop"], "how images become squares"] = "pad"
     seed: Annotated[int, "of random weights"] = 17
     checkpoints: Annotated[Path | None, "folder of checkpoints; none are written without it"] = None
     save_every: Annotated[int, "steps between two checkpoints"] = 500

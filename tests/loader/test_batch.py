@@ -185,3 +185,5 @@ def test_old_names_of_fields_are_accepted(old: str, new: str) -> None:
     batch = made_batch(1)
     with pytest.warns(DeprecationWarning, match=f"{old} is now {new}"):
         assert getattr(batch, old) is getattr(batch, new)
+    with pytest.warns(DeprecationWarning, match="image_places is now image_spans"):
+        assert len(batch.varlen(dtype=torch.uint8).image_places) == len(batch.image_spans)

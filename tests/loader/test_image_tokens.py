@@ -163,7 +163,7 @@ def test_views_take_each_image_with_its_own_tokens(epoch: list[PackedBatch]) -> 
     for given in (wrong, columns[0], max(columns)):
         with pytest.raises(UsageError, match=r"an image takes .* pack\.image_tokens to the model's policy"):
             batch.hugging_face(32_000, tokens_per_image=given)
-    with pytest.raises(UsageError, match=f"tokens_per_image has 1 numbers, the batch {len(columns)} images"):
+    with pytest.raises(UsageError, match=f"tokens_per_image has 1 numbers, but the batch has {len(columns)} images"):
         batch.vila(tokens_per_image=[5])
 
 

@@ -181,7 +181,7 @@ def test_a_state_of_something_else_is_refused_with_what_differs(made_folder: Pat
             loader.load_state_dict(state)
     loader = opened(made_folder)
     for broken, said in (
-        ({}, "version must be 1, found None"),
+        ({}, "version must be 2, found None"),
         (None, "expected the mapping returned by state_dict\\(\\), found NoneType"),
         ({**state, "plan": "{"}, "damaged"),
         ({**state, "plan": "5"}, "damaged"),

@@ -183,7 +183,7 @@ def test_workers_that_die_again_and_again_end_the_run(made_folder: Path, monkeyp
 def test_a_worker_that_hangs_is_reported_and_ends_the_run(made_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     loader = opened(made_folder)
     pool = WorkerPool(loader._spec, loader._lengths, 1, Timeout(warn_s=0.05, fail_s=0.2))
-    (worker,) = workers_of()
+    worker = psutil.Process(pool.workers[0].process.pid)  # its command line is not there in the first moment
     worker.suspend()
     with pytest.raises(RunError, match=r"waited \d+ s for step 0: .*; this exceeds timeout.fail_s"):
         pool.get()

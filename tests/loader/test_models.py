@@ -19,7 +19,7 @@ from tests.loader.tiny_models import FAMILIES, IMAGE_TOKEN, alone, has_images, p
 from vila_data.core.errors import UsageError
 from vila_data.core.tables import IGNORED, IMAGE_ID
 from vila_data.loader.batch import PackedBatch
-from vila_data.loader.formats import MASKS, MASKS_HOLD_FOR
+from vila_data.loader.formats import ATTENTION_OF_MASK, MASKS
 
 ATTENTIONS = ("eager", "sdpa", "flex_attention", "varlen_reference")
 WINDOWS = ("llava_mistral_window", "gemma3_text")
@@ -81,7 +81,7 @@ def test_a_dense_mask_holds_where_it_says(mask: Any, attention: str, family: str
     batch = packed_batch(family)
     inputs = batch.hugging_face(IMAGE_TOKEN, mask=mask).as_dict()
     assert inputs["attention_mask"].shape == (6, 1, 48, 48) and "cu_seq_lens_q" not in inputs
-    known = attention in MASKS_HOLD_FOR[mask]
+    known = attention in ATTENTION_OF_MASK[mask]
     if known or mask == "bool4d":  # an additive mask under flex attention holds here, but a compiled one may crash
         assert agrees(family, attention, batch, inputs) == (known and family not in WINDOWS)
 
@@ -90,7 +90,7 @@ def test_a_mask_that_does_not_hold_is_refused() -> None:
     batch = made_batch(0)
     for mask in MASKS:
         for attention in ("eager", "sdpa", "flex_attention", "flash_attention_2"):
-            if mask == "none" or attention in MASKS_HOLD_FOR[mask]:
+            if mask == "none" or attention in ATTENTION_OF_MASK[mask]:
                 batch.hugging_face(IMAGE_TOKEN, mask=mask, attn_implementation=attention)  # type: ignore[arg-type]
                 continue
             with pytest.raises(UsageError, match=f"mask '{mask}' keeps samples apart .* only, found '{attention}'"):

@@ -52,7 +52,7 @@ def test_bench_of_a_run_alone_and_of_a_recipe_over_it(made_folder: Path) -> None
     for wrong, said in (
         ((recipe,), r"recipe.yaml is a recipe; add --run RUN, or give the directory of its finished run alone"),
         ((run, "--run", run), r"--run applies to a recipe"),
-        ((run, "--on", recipe), r"--on applies to a recipe"),
+        ((run, "--corpora", recipe), r"--corpora applies to a recipe"),
         ((made_folder / "none",), r"none does not exist; create a run"),
         ((run, "--set", "seeed=3"), r"recipe.lock.yaml.*did you mean seed"),
     ):

@@ -32,7 +32,7 @@ def opened(
             )
         return load_recipe(path, on, settings, find_corpora=False), open_run(run)
     if run is not None or on is not None:
-        extra = "--on" if run is None else "--run"
+        extra = "--corpora" if run is None else "--run"
         raise UsageError(f"bench: {extra} applies to a recipe (.yaml) only, found {path}; remove {extra}")
     found = open_run(path)
     return found.recipe_with(settings), found

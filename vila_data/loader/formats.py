@@ -1,18 +1,19 @@
-"""What trainers take, made of a packed batch: VILA's placeholders, Hugging Face's inputs, rows without padding.
+"""Batch formats: a packed batch as the inputs of VILA, of transformers models, and of varlen attention; attention masks.
 
 The first token of a sample has no label: a model that shifts labels by one would predict it from the previous sample.
 Under semantics `released_code` it keeps its label (`PackedBatch.trains_first_label`), because VILA v1.0 trains it so.
 
 Under the semantics `paper` and `released_code`, which truncate after image expansion, an image may be cut. Nothing of its
 sample comes after a cut image, and images have no labels, so it has no effect on any loss. A model that makes all tokens
-of an image cannot make a part of them, so the views for such models leave it out, or have the model truncate; each view
-says what it does.
+of an image cannot make a part of them, so the formats for such models omit it, or leave the truncation to the model; each
+format says what it does.
 
 Shapes: B rows of L columns, N images, S samples, T tokens that are not padding.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
@@ -26,13 +27,13 @@ from vila_data.core.errors import UsageError
 from vila_data.core.tables import IGNORED, IMAGE_ID
 
 MASKS: Final = ("none", "bool4d", "additive")
-MASKS_HOLD_FOR: Final = {"bool4d": ("sdpa",), "additive": ("eager", "sdpa")}
+ATTENTION_OF_MASK: Final = {"bool4d": ("sdpa",), "additive": ("eager", "sdpa")}
 """The attention implementations of transformers that keep samples apart with a 4-D mask. "none" holds for all of them."""
 ROWS: Final = ("packs", "samples")
 
 
 class Packed(Protocol):
-    """What a view reads of a stream.PackedBatch."""
+    """What a format reads of a loader.batch.PackedBatch, which imports this module."""
 
     @property
     def ids(self) -> Tensor: ...  # noqa: D102
@@ -80,7 +81,7 @@ class VilaInputs:
     seqlens: Tensor
 
     def as_dict(self) -> dict[str, Tensor]:
-        """For `model(**view.as_dict())`."""
+        """For `model(**inputs.as_dict())`."""
         return {
             "input_ids": self.input_ids,
             "attention_mask": self.attention_mask,
@@ -95,7 +96,7 @@ class HuggingFaceInputs:
 
     input_ids: int64 [B, L] with the model's image token at every column of an image, so that there are as many image
     tokens as features; position_ids, labels: int64 [B, L], positions from 0 in each sample; pixel_values: [N, 3, H, W]
-    normalized, None where the view has no image.
+    normalized, None if there is no image.
     attention_mask: None by default. Eager, SDPA and flex attention then keep samples apart because transformers makes
     its mask from positions that restart, but only without a key-value cache: so `use_cache` is False, and must be
     passed to the model. FlashAttention takes `cu_seq_lens_q` (and `_k`), int32 [C + 1], the bounds of samples and
@@ -116,7 +117,7 @@ class HuggingFaceInputs:
     use_cache: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """For `model(**view.as_dict())`: without what is None."""
+        """For `model(**inputs.as_dict())`: without what is None."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
@@ -125,9 +126,9 @@ class VarlenInputs:
     """All samples one after another, without padding, for attention that takes their bounds.
 
     ids, labels, positions: int64 [T]; cu_seqlens: int32 [S + 1]; max_seqlen: int; image_spans: int64 [N, 3], first
-    place in T, tokens, sample; pixels: [N, 3, H, W] normalized, None where the view has no image.
+    place in T, tokens, sample; pixels: [N, 3, H, W] normalized, None if there is no image.
     A cut image is among them with the tokens that it has, for a model that takes the first tokens of an image. With an
-    `image_token_id` it is left out as in HuggingFaceInputs: its places stay, with a text token and no label.
+    `image_token_id` it is omitted as in HuggingFaceInputs: its columns stay, with a text token and no label.
     """
 
     ids: Tensor
@@ -139,7 +140,7 @@ class VarlenInputs:
     pixels: Tensor | None
 
     def as_dict(self) -> dict[str, Any]:
-        """For `model(**view.as_dict())` of a transformers model, 4.57 or later: one row of T tokens.
+        """For `model(**inputs.as_dict())` of a transformers model, 4.57 or later: one row of T tokens.
 
         FlashAttention takes the bounds. Eager, SDPA and flex attention make a mask of T x T from the positions, but
         only without a key-value cache: so `use_cache` is False, and must be passed to the model.
@@ -155,6 +156,12 @@ class VarlenInputs:
             "use_cache": False,
         }
         return named if self.pixels is None else named | {"pixel_values": self.pixels}
+
+    @property
+    def image_places(self) -> Tensor:
+        """The old name of `image_spans`, kept for one release."""
+        warnings.warn("image_places is now image_spans", DeprecationWarning, stacklevel=2)
+        return self.image_spans
 
 
 def vila(
@@ -172,11 +179,11 @@ def vila(
             by itself, as VILA does.
         tokens_per_image: the number of tokens that the model makes of an image, or of each image of the batch, to check
             it; None: no check.
-        dtype: of the pixels; torch.uint8: as they are, for a model that normalizes by itself.
+        dtype: of the pixels; torch.uint8: not normalized, for a model that normalizes by itself.
 
     Raises:
         UsageError: the pack was planned with another number of tokens per image; rows is not one of these; the batch
-            has images and the stream was not told the normalization.
+            has images and their normalization is not known.
     """
     if rows not in ROWS:
         raise UsageError(f"rows must be one of {', '.join(ROWS)}, found {rows!r}")
@@ -224,28 +231,28 @@ def hugging_face(
         mask: what keeps samples apart.
             "none": restarting positions, bounds and no cache, see HuggingFaceInputs. For eager, SDPA, flex and
             FlashAttention, and for sliding windows.
-            "bool4d": a boolean mask. For SDPA only: eager and flex attention add it to the scores, so samples leak.
+            "bool4d": a boolean mask. For SDPA only: eager and flex attention add it to the scores, so samples leak into each other.
             "additive": a mask of scores. For eager and SDPA.
             A 4-D mask takes B * L * L values, is used as it is in layers with a sliding window, which then see
             their whole sample, and is not for FlashAttention.
-        attn_implementation: the model's (`model.config._attn_implementation`), to refuse a mask that does not hold for
+        attn_implementation: the model's (`model.config._attn_implementation`), to refuse a mask that does not work with
             it; None: no check.
         tokens_per_image: the number of tokens that the model makes of an image, or of each image of the batch, to check
             it; None: no check.
-        dtype: of the pixels and of an additive mask; torch.uint8: pixels as they are, for a model that normalizes by
+        dtype: of the pixels and of an additive mask; torch.uint8: pixels not normalized, for a model that normalizes by
             itself, and a mask of float32.
 
     Raises:
         UsageError: the pack was planned with another number of tokens per image; the text has `image_token_id`; mask is
-            not one of these or does not hold for `attn_implementation`; the batch has images and the stream was not told
-            the normalization.
+            not one of these or does not work with `attn_implementation`; the batch has images and their
+            normalization is not known.
     """
     if mask not in MASKS:
-        raise UsageError(f"mask must be one of {', '.join(MASKS)}, found {mask!r}")
-    holds_for = MASKS_HOLD_FOR.get(mask)
-    if attn_implementation is not None and holds_for is not None and attn_implementation not in holds_for:
+        raise UsageError(f"unknown mask {mask!r}; choose one of {', '.join(MASKS)}")
+    allowed = ATTENTION_OF_MASK.get(mask)
+    if attn_implementation is not None and allowed is not None and attn_implementation not in allowed:
         raise UsageError(
-            f"mask {mask!r} keeps samples apart with {' and '.join(holds_for)} attention only, found "
+            f"mask {mask!r} keeps samples apart with {' and '.join(allowed)} attention only, found "
             f"{attn_implementation!r}; use mask='none'"
         )
     cut = _cut_images(batch, tokens_per_image)
@@ -274,10 +281,10 @@ def varlen(batch: Packed, *, image_token_id: int | None = None, dtype: torch.dty
     Args:
         image_token_id: the model's token at every place of an image, for a model that takes whole images only; None:
             IMAGE_ID stays.
-        dtype: of the pixels; torch.uint8: as they are, for a model that normalizes by itself.
+        dtype: of the pixels; torch.uint8: not normalized, for a model that normalizes by itself.
 
     Raises:
-        UsageError: the text has `image_token_id`; the batch has images and the stream was not told the normalization.
+        UsageError: the text has `image_token_id`; the batch has images and their normalization is not known.
     """
     cut = None if image_token_id is None else _cut_images(batch, None)
     row, first, length = batch.sample_spans.T
@@ -368,7 +375,7 @@ def _cut_images(batch: Packed, tokens_per_image: int | Sequence[int] | None) -> 
         return None
     whole = torch.as_tensor(int(columns.max()) if given is None else given, device=columns.device)
     if whole.dim() and len(whole) != len(columns):
-        raise UsageError(f"tokens_per_image has {len(whole)} numbers, the batch {len(columns)} images")
+        raise UsageError(f"tokens_per_image has {len(whole)} numbers, but the batch has {len(columns)} images")
     whole = whole.expand(len(columns))
     images = columns != whole
     if not bool(images.any()):
@@ -384,14 +391,14 @@ def _cut_images(batch: Packed, tokens_per_image: int | Sequence[int] | None) -> 
 
 def _wrong_tokens(where: str, found: int, expected: int) -> str:
     return (
-        f"{where}: an image takes {found} columns, the model makes {expected} tokens of it: set pack.tokens_per_image to "
+        f"{where}: an image takes {found} columns, but the model makes {expected} tokens of it; set pack.tokens_per_image to "
         f"{expected}, or pack.image_tokens to the model's policy, in the recipe and run it again, or use a model that "
         f"makes {found}"
     )
 
 
 def _labels(batch: Packed, cut: _Cut | None) -> Tensor:
-    """Labels, [B, L]. A sample's first token has none unless the batch trains it, and none behind a cut image."""
+    """Labels, [B, L]. A sample's first token has none unless the batch trains it, nor has one after a cut image."""
     labels = batch.labels if batch.trains_first_label else batch.labels.masked_fill(batch.positions == 0, IGNORED)
     if cut is None:
         return labels
@@ -419,8 +426,8 @@ def _with_image_token(batch: Packed, image_token_id: int, cut: _Cut | None) -> T
     named = batch.ids == image_token_id
     if bool((named & (batch.segments > 0)).any()):
         raise UsageError(
-            f"the text contains token {image_token_id}, which is the image token: the model would expect an image "
-            "there; give the id of a token that no text has"
+            f"token {image_token_id} already occurs in the text, so it cannot mark images; choose an image_token_id that "
+            "never occurs in text"
         )
     text = int(image_token_id == 0)  # any other token: nothing attends to these columns
     ids = batch.ids.masked_fill(named, text).masked_fill(batch.ids == IMAGE_ID, image_token_id)

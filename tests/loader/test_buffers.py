@@ -123,7 +123,7 @@ def test_what_a_worker_raises_arrives_as_it_was_raised(made_folder: Path, tmp_pa
     loader = opened(made_folder, num_workers=1)
     loader._spec = pickle.loads(pickle.dumps(loader._spec))
     object.__setattr__(loader._spec.pack, "max_images_per_pack", 1)
-    with pytest.raises(DataError, match=r"has a sample of 5 images, pack\.max_images_per_pack is 1"):
+    with pytest.raises(DataError, match=r"has a sample with 5 images, but pack\.max_images_per_pack is 1"):
         next(iter(loader))
     object.__setattr__(loader._spec.pack, "max_images_per_pack", 12)
     object.__setattr__(loader._spec, "layout", None)
