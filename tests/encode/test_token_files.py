@@ -208,12 +208,12 @@ def test_other_settings_have_files_of_their_own(done: Encoded, made: Made) -> No
     for change in [*others, {"semantics": "paper"}, {"max_images_per_document": None}, {"max_images_per_pack": 2}]:
         other = CONFIG.model_copy(update=change)
         assert encoding_fingerprint(other, tokenizer) != known
-        with pytest.raises(UsageError, match=f"there: tokenizer {tokenizer.fingerprint}, encoding {known}"):
+        with pytest.raises(UsageError, match=f"found: tokenizer {tokenizer.fingerprint}, encoding {known}"):
             open_tokens(store, "docs", other, tokenizer)
     assert encoding_fingerprint(CONFIG.model_copy(update={"tokenizer": "elsewhere"}), tokenizer) == known
     stranger = made("byte_level")
     with pytest.raises(
-        UsageError, match=rf"{stranger.fingerprint}.*there: tokenizer {tokenizer.fingerprint}.*--only encode"
+        UsageError, match=rf"{stranger.fingerprint}.*found: tokenizer {tokenizer.fingerprint}.*--only encode"
     ):
         open_tokens(store, "docs", CONFIG, stranger)
     with pytest.raises(UsageError, match="there: none"):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from weakref import WeakSet
 
 import numpy as np
@@ -56,8 +56,7 @@ def read_token_manifest(store: Store, folder: str) -> TokenManifest | None:
         raise DataError(f"{store.location(path)}: is not a manifest of token files: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class TokenSample:
+class TokenSample(NamedTuple):
     """Everything needed to read one sample; the arrays are read-only views of its token file.
 
     ids int32[n]: one IMAGE_ID per image; trained int32[m, 2]: (start, stop) spans of `ids` that are
@@ -180,6 +179,9 @@ class _TokenFile:
         self._rows: int = batch.num_rows
         self._key, self._record_id = (_Strings(batch.column(name)) for name in ("key", "record_id"))
         self._lists = [_list_column(batch.column(name), kind) for name, kind in _LISTS.items()]
+        ends = [np.asarray(found) for found, _, _ in self._lists[2:]]
+        self._same_images = all(np.array_equal(ends[0], other) for other in ends[1:])
+        self._no_images = [values[:0] for _, values, _ in self._lists[2:]]
         self._tokens = _integers(batch.column("tokens").buffers()[1])
         self._row_crc32c = _integers(batch.column("row_crc32c").buffers()[1], np.uint32)
 
@@ -188,17 +190,17 @@ class _TokenFile:
         if not 0 <= row < self._rows:
             raise IndexError(f"there are {self._rows} rows")
         key, record_id, tokens = self._key.row(row), self._record_id.row(row), self._tokens[row]
-        lists = []
-        for ends, values, count in self._lists:
-            first, last = ends[row], ends[row + 1]
-            if not 0 <= first <= last <= count:
-                raise ValueError(f"a list from {first} to {last} of {count} values")
-            lists.append(values[first:last])
-        if row_crc32c(key, record_id, tokens, *lists) != self._row_crc32c[row]:
+        ids, trained = (_list(column, row) for column in self._lists[:2])
+        ends = self._lists[2][0]
+        if self._same_images and ends[row] == ends[row + 1]:
+            of_images = self._no_images
+        else:
+            of_images = [_list(column, row) for column in self._lists[2:]]
+        if row_crc32c(key, record_id, tokens, ids, trained, *of_images) != self._row_crc32c[row]:
             raise ValueError("its checksum does not match: the bytes have changed")
-        ids, trained, images, offsets, sizes, checksums, widths, heights = lists
+        images, offsets, sizes, checksums, widths, heights = of_images
         placeholders: list[int] = (ids == IMAGE_ID).nonzero()[0].tolist()
-        if {*map(len, lists[2:])} != {len(placeholders)}:
+        if {*map(len, of_images)} != {len(placeholders)}:
             raise ValueError("the image columns and the placeholders in ids differ in number")
         places = trained.tolist()
         if places and (places[0] < 0 or places[-1] > len(ids) or places != sorted(places)):
@@ -232,7 +234,19 @@ def _integers(buffer: pa.Buffer | None, kind: type[np.integer] = np.int32) -> me
     return np.frombuffer(buffer, kind).data
 
 
-def _list_column(column: pa.ListArray, kind: type[np.integer]) -> tuple[memoryview, NDArray[Any], int]:
+_Lists = tuple[memoryview, NDArray[Any], int]
+
+
+def _list(column: _Lists, row: int) -> NDArray[Any]:
+    """The list of one row."""
+    ends, values, count = column
+    first, last = ends[row], ends[row + 1]
+    if not 0 <= first <= last <= count:
+        raise ValueError(f"a list from {first} to {last} of {count} values")
+    return values[first:last]
+
+
+def _list_column(column: pa.ListArray, kind: type[np.integer]) -> _Lists:
     """A column of lists of integers: where each row ends, the values, and how many there are."""
     _, ends, _, buffer = column.buffers()
     values = np.frombuffer(buffer, kind) if buffer is not None else np.zeros(0, kind)
