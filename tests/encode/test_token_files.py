@@ -216,7 +216,7 @@ def test_other_settings_have_files_of_their_own(done: Encoded, made: Made) -> No
         UsageError, match=rf"{stranger.fingerprint}.*found: tokenizer {tokenizer.fingerprint}.*--only encode"
     ):
         open_tokens(store, "docs", CONFIG, stranger)
-    with pytest.raises(UsageError, match="there: none"):
+    with pytest.raises(UsageError, match="found: none"):
         open_tokens(store, "nothing", CONFIG, tokenizer)
 
 

@@ -64,7 +64,7 @@ def test_token_files_of_another_encoding_or_tokenizer_are_not_taken(
     there = load_tokenizer(str(SAMPLE / "tokenizer")).fingerprint
     for setting in ("pack.sequence_length=2048", f"pack.tokenizer={other}"):
         changed = recipe(sample_stand_ins, setting)
-        with pytest.raises(vd.UsageError, match=rf"set 'chat' has no token files of .*there: tokenizer {there}, enc"):
+        with pytest.raises(vd.UsageError, match=rf"set 'chat' has no token files of .*found: tokenizer {there}, enc"):
             vd.run(changed, finished, runner="local", only="blend")
 
 
