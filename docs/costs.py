@@ -67,30 +67,30 @@ class Assumptions:
 SOURCES: dict[str, tuple[str, str]] = {
     "document_images": ("images of MMC4 kept", "arXiv 2312.07533: 25M, of 30M"),
     "pair_images": ("images of COYO kept", "arXiv 2312.07533: 25M"),
-    "images_a_document": ("images a document", "arXiv 2312.07533"),
+    "images_a_document": ("images per document", "arXiv 2312.07533"),
     "document_links_live": ("share of MMC4's links that answer", "arXiv 2312.07533: 25M of 30M; fewer today"),
-    "pair_links_live": ("share of COYO's links that answer", "docs/sources.md: 50 to 75%; the middle is taken"),
-    "served_bytes": ("bytes of an image as served", "measured: benchmarks/results/lay_down.json, Flickr8k"),
-    "stored_bytes": ("bytes of an image as stored", "measured: the same, 336 px, quality 90"),
-    "shard_bytes": ("bytes of an image in a shard", "measured: the same, with JSON, caption, tar headers"),
+    "pair_links_live": ("share of COYO's links that answer", "docs/sources.md: 50 to 75%; the middle is used"),
+    "served_bytes": ("bytes per image, as served", "measured: benchmarks/results/lay_down.json, Flickr8k"),
+    "stored_bytes": ("bytes per image, as stored", "measured: the same, 336 px, quality 90"),
+    "shard_bytes": ("bytes per image, in a shard", "measured: the same, with JSON, caption, tar headers"),
     "requests_s_a_core": (
-        "requests/s a core on the open web",
+        "requests/s per core on the open web",
         "img2dataset's README: 1,345 images/s on 16 cores, over 36M",
     ),
-    "cpu_images_s_a_core": ("images/s a core, no network", "measured: benchmarks/results/download.json"),
+    "cpu_images_s_a_core": ("images/s per core, no network", "measured: benchmarks/results/download.json"),
     "clip_224_samples_s": (
-        "CLIP ViT-L/14 at 224 px, samples/s a GPU",
+        "CLIP ViT-L/14 at 224 px, samples/s per GPU",
         "clip-retrieval's distributed_clip_inference.md: 312/s on an A100",
     ),
-    "texts_a_document_image": ("sentences an image of a document", "MMC4: 24.3 sentences, 5.7 images"),
-    "filter_core_s": ("core seconds of filter an image", "measured: benchmarks/results/lay_down.json"),
-    "shard_core_s": ("core seconds of shard an image", "measured: the same"),
-    "text_tokens_a_document_image": ("text tokens an image of MMC4", "arXiv 2312.07533"),
-    "text_tokens_a_pair": ("text tokens a pair", "arXiv 2312.07533"),
-    "document_tokens_s": ("text tokens/s a core, documents", "measured: benchmarks/results/encode.json"),
-    "pair_tokens_s": ("text tokens/s a core, pairs", "measured: the same"),
+    "texts_a_document_image": ("sentences per image of a document", "MMC4: 24.3 sentences, 5.7 images"),
+    "filter_core_s": ("core seconds of filter per image", "measured: benchmarks/results/lay_down.json"),
+    "shard_core_s": ("core seconds of shard per image", "measured: the same"),
+    "text_tokens_a_document_image": ("text tokens per image of MMC4", "arXiv 2312.07533"),
+    "text_tokens_a_pair": ("text tokens per pair", "arXiv 2312.07533"),
+    "document_tokens_s": ("text tokens/s per core, documents", "measured: benchmarks/results/encode.json"),
+    "pair_tokens_s": ("text tokens/s per core, pairs", "measured: the same"),
     "planned_samples_s": ("samples/s planned into packs", "measured: benchmarks/results/blend.json, the slowest"),
-    "part_records": ("records of a part", "the recipe's default"),
+    "part_records": ("records per part", "the recipe's default"),
 }
 
 
@@ -156,7 +156,7 @@ def bytes_table(a: Assumptions) -> list[str]:
     kept = (a.document_images, a.pair_images)
     asked = (a.document_images / a.document_links_live, a.pair_images / a.pair_links_live)
     rows: list[tuple[str, tuple[float, float], float, str]] = [
-        ("addresses asked for, millions", asked, 1e6, ".1f"),
+        ("URLs requested, millions", asked, 1e6, ".1f"),
         ("images kept, millions", kept, 1e6, ".1f"),
         ("network in, TB", (kept[0] * a.served_bytes, kept[1] * a.served_bytes), 1e12, ".2f"),
         ("stored by download, TB", (kept[0] * a.stored_bytes, kept[1] * a.stored_bytes), 1e12, ".2f"),
@@ -197,7 +197,7 @@ def what_dominates(a: Assumptions) -> list[str]:
     base = total_hours(a, 1)
     ends: list[tuple[str, str, Assumptions, str, Assumptions]] = [
         (
-            "requests/s a core",
+            "requests/s per core",
             "62.5 (LAION-5B with img2dataset: 1,000/s on 16 cores)",
             replace(a, requests_s_a_core=1000 / 16),
             f"{a.cpu_images_s_a_core:.0f} (our client, network without limit)",
@@ -206,13 +206,13 @@ def what_dominates(a: Assumptions) -> list[str]:
         ("COYO's links that answer", "50%", replace(a, pair_links_live=0.5), "75%", replace(a, pair_links_live=0.75)),
         (
             "MMC4's links that answer",
-            "50% (a guess at today)",
+            "50% (our guess for today)",
             replace(a, document_links_live=0.5),
             "83% (the paper)",
             a,
         ),
         (
-            "bytes of an image",
+            "bytes per image",
             "as measured",
             a,
             "half of it",
@@ -235,7 +235,7 @@ def patience_table() -> list[str]:
     """Requests a second of one machine by the share of silent hosts: slots over seconds a request."""
     slots, attempts, idle_timeout_s, answer_s = CORES * 256, 3, 5.0, 0.5
     lines = [
-        f"| hosts that are silent | mean seconds a request | requests/s of a machine ({slots:,} in flight) |",
+        f"| hosts that do not answer | mean seconds per request | requests/s per machine ({slots:,} in flight) |",
         "| --- | --- | --- |",
     ]
     for share in (0.0, 0.05, 0.10, 0.20, 0.30):

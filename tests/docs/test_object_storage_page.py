@@ -58,7 +58,7 @@ def test_requests(sandbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with served_s3(monkeypatch):
             boto3.client("s3").create_bucket(Bucket="corpora")
             for name, *counts in table:
-                only = None if name.startswith("a launch") else name.split(",")[0]
+                only = None if name.startswith("a rerun") else name.split(",")[0]
                 if only is None:
                     vd.run(sandbox / "recipes" / "sample.yaml", "s3://corpora/run", runner="local")
                 handler.seen.clear()

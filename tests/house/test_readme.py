@@ -81,17 +81,17 @@ def test_figures_are_those_of_the_benchmarks() -> None:
 def test_the_share_of_waiting_is_that_of_the_benchmark() -> None:
     score = json.loads((RESULTS / "score.json").read_text())
     share = score["random-vit-b-32 on cpu"]["model_waits_for_input_share"]
-    assert f"waits for its input {share:.1%} of the time" in SPEED
+    assert f"waits for its input {share:.1%} of the time" in " ".join(SPEED.split())
     assert share < 0.05
 
 
 def test_packing_is_that_of_the_benchmark() -> None:
     streams = json.loads((RESULTS / "packing.json").read_text())["streams"]
-    rows = [line for line in SPEED.splitlines() if line.startswith("| ") and "tokens an image" in line]
+    rows = [line for line in SPEED.splitlines() if line.startswith("| ") and "tokens per image" in line]
     assert len(rows) == 4
     for row in rows:
         name, *shown = (cell.strip() for cell in row.strip("|").split("|"))
-        packers = streams[name]["packers"]
+        packers = streams[name.replace("tokens per image", "tokens an image")]["packers"]
         ours = packers.pop("vila_data")
         packers.pop("LLaMA-Factory's rule, our blocks")
         whole = {peer: found["fill"] for peer, found in packers.items() if not found["dropped"] + found["split"]}
@@ -105,19 +105,20 @@ def test_packing_is_that_of_the_benchmark() -> None:
 def test_encoding_and_shares_are_those_of_the_benchmarks() -> None:
     (encode,) = json.loads((RESULTS / "encode.json").read_text()).values()
     least = min(found["stage_share_of_alone"] for name, found in encode.items() if name != "conditions")
-    assert f"encoding runs at {least:.0%} or more" in SPEED and least >= 0.4
+    said = " ".join(SPEED.split())
+    assert f"encoding runs at {least:.0%} or more" in said and least >= 0.4
     blend = json.loads((RESULTS / "blend.json").read_text())
     worst = max(found["worst_window_percent"] for name, found in blend.items() if name != "conditions")
-    assert f"{worst:.2f} points of those asked for" in SPEED and worst <= 0.5
+    assert f"{worst:.2f} percentage points of the target shares" in said and worst <= 0.5
 
 
 STREAM = {
     "documents as bytes, samples/s": ("raw, 1 core", "docs", "samples_per_s"),
     "pairs as bytes, samples/s": ("raw, 1 core", "pairs", "samples_per_s"),
     "texts as bytes, samples/s": ("raw, 1 core", "text", "samples_per_s"),
-    "pictures decoded to 336 px, images/s": ("decoded, 1 core", "336", "images_per_s"),
-    "pictures decoded to 224 px, images/s": ("decoded, 1 core", "224", "images_per_s"),
-    "packed with pictures, tokens/s": ("packed mixed, 1 core", "mixed", "tokens_per_s"),
+    "images decoded to 336 px, images/s": ("decoded, 1 core", "336", "images_per_s"),
+    "images decoded to 224 px, images/s": ("decoded, 1 core", "224", "images_per_s"),
+    "packed with images, tokens/s": ("packed mixed, 1 core", "mixed", "tokens_per_s"),
     "packed texts, tokens/s": ("packed text, 1 core", "text", "tokens_per_s"),
 }
 PEERS = ("vila_data", "webdataset", "Megatron-Energon", "SPDL", "HF datasets")
@@ -147,7 +148,7 @@ def test_streaming_is_that_of_the_benchmark() -> None:
     turns = json.loads((RESULTS / "limit.json").read_text())
     assert f"reaches {turns['336']['ratio']:.0%} (336 px) and {turns['224']['ratio']:.0%} (224 px) of that" in said
     apart = goals["decoded over the bare loop"]["per_s"]
-    assert f"as the peers are, {apart['336']['ratio']:.0%} and {apart['224']['ratio']:.0%}," in said
+    assert f"as the other tools are, it reaches {apart['336']['ratio']:.0%} and {apart['224']['ratio']:.0%}," in said
     assert all(turns[size]["ratio"] >= 0.85 for size in ("336", "224"))
     assert f"is {by_hand['336']['ratio']:.2f} and {by_hand['224']['ratio']:.2f} times as fast" in said
     assert f"{packed:.2f} times on packed tokens" in said
@@ -164,9 +165,9 @@ def test_memory_and_opening_are_those_of_the_benchmarks() -> None:
     said = " ".join(SPEED.split())
     memory = json.loads((RESULTS / "stream_memory.json").read_text())["memory"]
     assert abs(memory["rss"]["change"]) <= 0.03 and abs(memory["pss"]["change"]) <= 0.03
-    assert f"{memory['rss']['last_quarter_mb']:.0f} MB, {memory['rss']['change']:+.1%} beside the first" in said
+    assert f"{memory['rss']['last_quarter_mb']:.0f} MB, {memory['rss']['change']:+.1%} compared with the first" in said
     opening = json.loads((RESULTS / "opening.json").read_text())["opening"]["total_s"]["median"]
-    assert f"10 million samples in 10,000 shards are open in {opening:.1f} s" in said and opening < 2
+    assert f"Opening 10 million samples in 10,000 shards takes {opening:.1f} s" in said and opening < 2
     rows = json.loads((RESULTS / "workers.json").read_text())["rows"]
     ratios = sorted(row["processes_over_threads"] for row in rows)
     assert f"{ratios[0]:.2f} to {ratios[-1]:.2f} times as fast as threads" in said
