@@ -211,3 +211,9 @@ def test_an_opened_run_serves_every_verb(run_folder: Path, tmp_path: Path) -> No
 def test_errors_of_the_package_are_its_own(run_folder: Path) -> None:
     with pytest.raises(VilaDataError, match="found two runs"):
         vd.stream(vd.open_run(run_folder), run_folder)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"runs/demo", ["runs/demo"]])
+def test_what_is_not_a_path(path: Any) -> None:
+    with pytest.raises(UsageError, match=r"^open_run: expected the path or URL of a run directory, found "):
+        vd.open_run(path)

@@ -270,7 +270,11 @@ def open_run(path: str | os.PathLike[str] | Run) -> Run:
         UsageError: there is no run at the path; says what was found and what to do.
         DataError: the run's recipe.lock.yaml is damaged, or was written by another version.
     """
-    return path if isinstance(path, Run) else Run(Store(os.fspath(path)))
+    if isinstance(path, Run):
+        return path
+    if not isinstance(path, str | os.PathLike):
+        raise UsageError(f"open_run: expected the path or URL of a run directory, found {path!r}")
+    return Run(Store(os.fspath(path)))
 
 
 def run_above(store: Store) -> Run | None:
