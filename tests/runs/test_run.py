@@ -217,3 +217,18 @@ def test_errors_of_the_package_are_its_own(run_folder: Path) -> None:
 def test_what_is_not_a_path(path: Any) -> None:
     with pytest.raises(UsageError, match=r"^open_run: expected the path or URL of a run directory, found "):
         vd.open_run(path)
+
+
+@pytest.mark.parametrize("damaged", [b"", b"[]", b'{"inputs": "x", "rows": 1}', b'{"parts": [{"n": 1}]}', b"\xff"])
+def test_a_damaged_list_of_parts(damaged: bytes, run_folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run_folder, copy)
+    opened = vd.open_run(copy)
+    (corpus, *_) = opened.recipe.corpora
+    path = copy / "download" / corpus / "parts.json"
+    assert path.is_file() and opened.parts(corpus)
+    path.write_bytes(damaged)
+    with pytest.raises(
+        DataError, match=r"parts\.json: is not the list of a corpus's parts: .*; delete it and run the recipe"
+    ):
+        vd.open_run(copy).parts(corpus)

@@ -109,11 +109,16 @@ def _committed(store: Store, name: str, identity: str | None) -> CorpusPlan | No
     path = parts_list(name)
     if store.size(path) is None:
         return None
-    value: dict[str, Any] = json.loads(store.read(path))
-    if identity is not None and value["inputs"] != identity:
-        return None
-    parts = tuple(Part(**{**part, "cut": tuple(part["cut"]) if part["cut"] else None}) for part in value["parts"])
-    return CorpusPlan(name, value["rows"], value["expected"], parts)
+    try:
+        value: dict[str, Any] = json.loads(store.read(path))
+        if identity is not None and value["inputs"] != identity:
+            return None
+        parts = tuple(Part(**{**part, "cut": tuple(part["cut"]) if part["cut"] else None}) for part in value["parts"])
+        return CorpusPlan(name, value["rows"], value["expected"], parts)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise DataError(
+            f"{store.location(path)}: is not the list of a corpus's parts: {error!r}; delete it and run the recipe again"
+        ) from error
 
 
 def _scan(name: str, config: CorpusFiles, limit: int | None, scan: Scan) -> list[FileScan]:
